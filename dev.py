@@ -12,12 +12,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
@@ -31,8 +28,11 @@ def main(arguments: list[str]) -> int:
     """Run one command of ``COMMANDS`` and return its exit code."""
     if sys.version_info < OLDEST:
         found = ".".join(str(part) for part in sys.version_info[:3])
-        print(f"dev.py needs Python 3.11 or newer, and {sys.executable} is {found}.", file=sys.stderr)
-        print("Start it with a newer one, for example: python3.12 dev.py", file=sys.stderr)
+        print(
+            f"dev.py: {sys.executable} is Python {found}, and 3.11 is the oldest that works.\n"
+            "Start it with a newer one, for example: python3.12 dev.py setup",
+            file=sys.stderr,
+        )
         return 2
     if not arguments or arguments[0] not in COMMANDS:
         print(usage())
@@ -119,7 +119,8 @@ def prepare() -> None:
                 install()
                 STAMP.write_text(stamp)
     except PermissionError as error:
-        raise SetupError(f"cannot write {error.filename}; make this checkout writable for you, or clone it anew") from None
+        advice = "make this checkout writable for you, or clone it anew"
+        raise SetupError(f"cannot write {error.filename}; {advice}") from None
 
 
 def fresh_stamp() -> str:
@@ -142,7 +143,7 @@ def python_version() -> str:
 
 
 @contextmanager
-def locked() -> Iterator[None]:
+def locked() -> Generator[None]:
     """Hold the set-up lock; the kernel lets go of it however this process ends."""
     try:
         import fcntl
@@ -179,12 +180,14 @@ def install() -> None:
     """Install this checkout, editable, with embedded Postgres and the tools of the dev group."""
     import tomllib
 
-    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    wanted = ["--editable", f"{ROOT}[local]", *groups["dependency-groups"]["dev"]]
-    with_uv = [uv() or "", "pip", "install", "--quiet", "--compile-bytecode", "--python", tool("python")]
-    with_pip = [tool("python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    if run("installing, about half a minute", *(with_uv if uv() else with_pip), *wanted) != 0:
-        raise SetupError("the installation failed; the reason is above, and the next call tries again")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted = ["--editable", f"{ROOT}[local]", *project["dependency-groups"]["dev"]]
+    if found := uv():
+        installer = [found, "pip", "install", "--compile-bytecode", "--python", tool("python")]
+    else:
+        installer = [tool("python"), "-m", "pip", "install", "--disable-pip-version-check"]
+    if run("installing, about half a minute", *installer, "--quiet", *wanted) != 0:
+        raise SetupError("the installation failed; the reason is above. The next call tries again")
 
 
 def uv() -> str | None:

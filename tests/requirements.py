@@ -1,0 +1,52 @@
+"""What this product promises, one sentence each, under an id that tests name.
+
+A test that proves a promise carries ``@pytest.mark.requirement("id", ...)``; ``test_requirements.py`` refuses an id
+without a test and a mark without an id. So a promise is added here in the same commit as its first test, next to those of
+its area. Not every test needs a requirement: this is the list of what users and operators rely on.
+
+Sources are ``design N`` (a decision), ``mcp <section>`` (the protocol's specification), ``security``, ``operations`` or
+``development`` (a promise of our own about that).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Requirement(NamedTuple):
+    """One promise: where it comes from, and what it says."""
+
+    source: str
+    sentence: str
+
+
+REQUIREMENTS: dict[str, Requirement] = {
+    # --- development: packaging, dev.py, the rules that keep the rest true
+    "dev.explains-itself": Requirement(
+        "development", "dev.py without a command lists its commands and touches nothing."
+    ),
+    "dev.old-python": Requirement(
+        "development", "On a Python older than 3.11, dev.py says so in one sentence."
+    ),
+    "dev.no-ensurepip": Requirement(
+        "development", "Where Python comes without ensurepip, dev.py names the package to install."
+    ),
+    "dev.one-set-up-at-a-time": Requirement(
+        "development", "A second dev.py waits for the one that makes the environment."
+    ),
+    "dev.refresh": Requirement(
+        "development", "The environment is refreshed when pyproject.toml changes, and only then."
+    ),
+    "dev.requirements": Requirement(
+        "development", "Every requirement has a test, and every mark names a requirement."
+    ),
+    "package.light-start": Requirement(
+        "design 18", "What the stdio bridge imports is standard library only."
+    ),
+    "package.public-names": Requirement(
+        "development", "Every name the package root exports can be imported from it."
+    ),
+    "package.resources": Requirement(
+        "development", "Wheel and checkout find the same SQL and the same job definitions."
+    ),
+}
