@@ -1,0 +1,341 @@
+"""Read the settings of an installation, once, into one frozen object.
+
+Sources, strongest first: what a command was told on its command line, the environment (``JOBFORGE_*`` and
+``DATABASE_URL``), ``jobforge.toml`` in the working directory, the defaults below. Nothing else in the package reads the
+environment, except the keeper and the bridge, which start before pydantic could be loaded and know
+``JOBFORGE_STATE_DIR``, ``JOBFORGE_NODE`` and the like by themselves.
+
+Secrets are ``SecretStr``: they print as asterisks, and an error about them never quotes them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+from pydantic_settings import (
+    SettingsError as UnreadableSettingError,
+)
+
+from jobforge_mcp.errors import SettingsError
+
+SETTINGS_FILE = "jobforge.toml"
+"""File in the working directory that may hold any setting under its field name."""
+
+_MEBIBYTE = 1024 * 1024
+
+
+def _split(value: object) -> object:
+    """Let a list be written as ``a, b`` in the environment."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+_Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+_Ports = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=65535)], ...], NoDecode, BeforeValidator(_split)
+]
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+def default_state_dir() -> Path:
+    """Return where the local node keeps its data unless it is told otherwise.
+
+    The system's state directory for root, whose home is often unreadable for the account that Postgres runs as; the
+    user's data directory for everybody else. The bridge and the keeper follow the same rule without this module.
+    """
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA")
+        return (Path(base) if base else Path.home() / "AppData" / "Local") / "jobforge"
+    if os.geteuid() == 0:
+        return Path("/var/lib/jobforge")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "jobforge"
+    base = os.environ.get("XDG_DATA_HOME", "")
+    # The specification: a relative path in it is invalid and to be ignored.
+    return (Path(base) if base.startswith("/") else Path.home() / ".local" / "share") / "jobforge"
+
+
+class Settings(BaseSettings):
+    """Every setting of a server, worker, node or command. Frozen: a process keeps what it started with."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="JOBFORGE_",
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        populate_by_name=True,
+        toml_file=SETTINGS_FILE,
+        use_attribute_docstrings=True,
+    )
+
+    database_url: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("JOBFORGE_DATABASE_URL", "DATABASE_URL")
+    )
+    """Postgres for callers: a connection that is, or may become, role ``jobforge_api``. Unset: the embedded Postgres."""
+
+    worker_database_url: SecretStr | None = None
+    """Postgres for workers, as role ``jobforge_worker``. Unset: the same as ``database_url``."""
+
+    admin_database_url: SecretStr | None = None
+    """Postgres for ``migrate`` alone, as the owner of the database. Unset: the same as ``database_url``."""
+
+    database_pool_size: int = Field(default=8, ge=1, le=500)
+    """Most connections a process opens for each of its roles."""
+
+    token: SecretStr | None = None
+    """Policy token that stdio and the command line present. Unset on embedded Postgres: the local tenant."""
+
+    token_keys: str | None = None
+    """Public keys that policy tokens are checked with: a JWKS file, a folder of keys, or JWKS text itself. Unset on
+    embedded Postgres: the folder ``keys`` in the state directory, made on first use."""
+
+    token_audience: str = Field(default="jobforge", min_length=1, max_length=512)
+    """What a token's ``aud`` must name; on a public server its own canonical URL."""
+
+    token_issuer: str = Field(default="jobforge", min_length=1, max_length=512)
+    """What a token's ``iss`` must be, and what ``token issue`` writes there."""
+
+    state_dir: Annotated[Path, AfterValidator(_absolute)] = Field(default_factory=default_state_dir)
+    """Folder of the local node: embedded Postgres, keys, locks, logs."""
+
+    node: Literal["auto", "off"] = "auto"
+    """``auto``: stdio talks to the one local node, which is started when none runs. ``off``: each process works alone."""
+
+    node_linger_seconds: float = Field(default=60, ge=0, le=86_400)
+    """Seconds the local node outlives its last client when nothing runs or is due within ten minutes."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, max_length=255)
+    """Address that HTTP binds. Without token keys only loopback is accepted."""
+
+    port: int = Field(default=8377, ge=0, le=65535)
+    """Port that HTTP binds; 0 takes a free one."""
+
+    allowed_hosts: _Words = ()
+    """``Host`` headers that HTTP answers besides loopback's, comma separated, ``name`` or ``name:port``."""
+
+    allowed_origins: _Words = ()
+    """``Origin`` headers that HTTP accepts from browsers besides loopback's, comma separated."""
+
+    workers: bool = True
+    """Whether a server also runs jobs. Off: separate ``jobforge worker`` processes do."""
+
+    worker_concurrency: int = Field(default=10, ge=1, le=1_000)
+    """Jobs that one process runs at the same time."""
+
+    process_children: int = Field(default=2, ge=0, le=64)
+    """Warm child processes kept ready for jobs with ``isolation: process``."""
+
+    child_memory_mb: int = Field(default=0, ge=0, le=1_048_576)
+    """Mebibytes of address space a child process may take; 0 sets no limit."""
+
+    wait_seconds_default: float = Field(default=20, ge=0, le=600)
+    """Seconds ``execute-job`` waits for the result when the caller does not say."""
+
+    wait_seconds_cap: float = Field(default=45, ge=0, le=600)
+    """Seconds a call waits at most, whatever the caller says: many hosts give up after 60."""
+
+    beat_seconds: float = Field(default=10, gt=0, le=60)
+    """Seconds after which a waiting call sends progress even when nothing changed."""
+
+    lease_ms: int = Field(default=30_000, ge=500, le=3_600_000)
+    """Milliseconds a worker holds a job without a heartbeat before anyone may claim it again."""
+
+    heartbeat_ms: int | None = Field(default=None, ge=100, le=1_800_000)
+    """Milliseconds between heartbeats, at most half the lease. Unset: a third of the lease."""
+
+    poll_ms: int = Field(default=1_000, ge=10, le=60_000)
+    """Milliseconds after which an idle worker looks for jobs although no wake-up came."""
+
+    drain_grace_seconds: float = Field(default=30, ge=0, le=3_600)
+    """Seconds that running jobs get to finish after SIGTERM before they are released."""
+
+    kill_grace_seconds: float = Field(default=5, ge=0, le=600)
+    """Seconds between asking a child process to stop and killing it."""
+
+    max_payload_bytes: int = Field(default=_MEBIBYTE, ge=1_024, le=_MEBIBYTE)
+    """Bytes of JSON text that an input or a result may have; the database's own limit is 1 MiB."""
+
+    jobs: _Words = ()
+    """Further job definitions to load, comma separated: files, folders, or importable modules."""
+
+    http_allow_hosts: _Words = ()
+    """Hosts ``connector.http.request`` may call, comma separated, ``*.example.com`` for all below. Empty: every public one."""
+
+    http_allow_ports: _Ports = (80, 443)
+    """Ports ``connector.http.request`` may call, comma separated."""
+
+    http_allow_private: bool = False
+    """Whether ``connector.http.request`` may reach loopback and private addresses. Only for closed test networks."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severity that is logged to stderr."""
+
+    log_format: Literal["auto", "json", "console"] = "auto"
+    """``json`` lines or ``console`` text; ``auto`` is console on a terminal."""
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Settings:
+        if self.heartbeat_ms is not None and self.heartbeat_ms * 2 > self.lease_ms:
+            raise PydanticCustomError(
+                "contradiction",
+                "JOBFORGE_HEARTBEAT_MS is more than half of JOBFORGE_LEASE_MS, so one late heartbeat would lose the lease",
+            )
+        if self.wait_seconds_default > self.wait_seconds_cap:
+            raise PydanticCustomError(
+                "contradiction", "JOBFORGE_WAIT_SECONDS_DEFAULT is above JOBFORGE_WAIT_SECONDS_CAP"
+            )
+        return self
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the embedded Postgres is to be used, because no other was named."""
+        return self.database_url is None
+
+    @property
+    def heartbeat_interval_ms(self) -> int:
+        """Milliseconds between heartbeats, as set or derived from the lease."""
+        return self.heartbeat_ms if self.heartbeat_ms is not None else self.lease_ms // 3
+
+    @property
+    def keys_dir(self) -> Path:
+        """Folder of the keys that the embedded default makes on first use."""
+        return self.state_dir / "keys"
+
+    def url_for(self, role: Literal["api", "worker", "admin"]) -> str | None:
+        """Return the plain connection URL for a role, to be given to the pool and shown to nobody.
+
+        ``None`` means that the embedded Postgres serves this installation.
+        """
+        special = {
+            "api": None,
+            "worker": self.worker_database_url,
+            "admin": self.admin_database_url,
+        }
+        url = special[role] or self.database_url
+        return url.get_secret_value() if url is not None else None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources; ``.env`` files are left out, because they belong to whoever started us."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read all sources; ``overrides`` win, and an override that is ``None`` was not given.
+
+    Raises:
+        SettingsError: A value is malformed, out of range or contradicts another; the message names the setting.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)  # pyright: ignore[reportArgumentType]  # validated by the call itself
+    except ValidationError as error:
+        # Not chained: pydantic's own text would show in a traceback beside ours.
+        raise _explain(error.errors(include_url=False, include_input=False)[0]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(
+            f"{SETTINGS_FILE} is not valid TOML: {error}",
+            hint=f"mend or remove {Path(SETTINGS_FILE).absolute()}",
+        ) from None
+    except UnreadableSettingError as error:
+        raise SettingsError(f"a setting cannot be read: {error}") from None
+
+
+def clear_token_from_environment() -> None:
+    """Forget ``JOBFORGE_TOKEN``, so that no handler, child process or crash report inherits it."""
+    os.environ.pop("JOBFORGE_TOKEN", None)
+
+
+def variable_name(field: str) -> str:
+    """Return the environment variable that sets a field, as messages and docs call it."""
+    return "DATABASE_URL" if field == "database_url" else f"JOBFORGE_{field.upper()}"
+
+
+def _explain(detail: ErrorDetails) -> SettingsError:
+    if detail["type"] == "contradiction":
+        return SettingsError(detail["msg"], hint="change one of the two")
+    field = _field_of(str(detail["loc"][0]))
+    if detail["type"] == "extra_forbidden":
+        close = get_close_matches(field, Settings.model_fields, n=1)
+        return SettingsError(
+            f"there is no setting {field!r}",
+            hint=f"did you mean {close[0]!r}?"
+            if close
+            else "docs/operations.md lists all settings",
+        )
+    info = Settings.model_fields.get(field)
+    return SettingsError(
+        f"{variable_name(field)} {_complaint(detail)}",
+        hint=" ".join((info.description if info and info.description else "").split()) or None,
+    )
+
+
+def _field_of(location: str) -> str:
+    """Undo the alias that pydantic reports for a field that has one."""
+    is_alias = location in {"DATABASE_URL", "JOBFORGE_DATABASE_URL"}
+    return "database_url" if is_alias else location
+
+
+def _complaint(detail: ErrorDetails) -> str:
+    context = cast("Mapping[str, object]", detail.get("ctx", {}))
+    match detail["type"]:
+        case "int_parsing" | "int_type" | "int_from_float":
+            return "must be a whole number"
+        case "float_parsing" | "float_type" | "finite_number":
+            return "must be a number"
+        case "bool_parsing" | "bool_type":
+            return "must be true or false"
+        case "greater_than_equal":
+            return f"must be at least {_plain(context['ge'])}"
+        case "greater_than":
+            return f"must be more than {_plain(context['gt'])}"
+        case "less_than_equal":
+            return f"must be at most {_plain(context['le'])}"
+        case "literal_error":
+            return f"must be {context['expected']}"
+        case "string_too_short":
+            return "must not be empty"
+        case "string_too_long":
+            return f"must be at most {context['max_length']} characters long"
+        case _:
+            return "has a value of the wrong kind"
+
+
+def _plain(limit: object) -> str:
+    """Write 600.0 as people do."""
+    return str(int(limit)) if isinstance(limit, float) and limit.is_integer() else str(limit)
