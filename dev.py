@@ -117,29 +117,29 @@ def prepare() -> None:
             if stamp_on_disk() != stamp:
                 make_venv()
                 install()
-                STAMP.write_text(stamp)
+                STAMP.write_text(stamp, encoding="utf-8")
     except PermissionError as error:
         advice = "make this checkout writable for you, or clone it anew"
         raise SetupError(f"cannot write {error.filename}; {advice}") from None
 
 
 def fresh_stamp() -> str:
-    """Name what ``.venv`` must have been made from: this pyproject.toml, for this Python, at this path."""
-    made_from = f"{python_version()} {VENV}\n".encode() + (ROOT / "pyproject.toml").read_bytes()
-    return f"{python_version()} {hashlib.sha256(made_from).hexdigest()}"
+    """Say what ``.venv`` must have been made from: a Python and a place, then this project file."""
+    project = (ROOT / "pyproject.toml").read_bytes()
+    return f"{made_from()}\n{hashlib.sha256(project).hexdigest()}\n"
+
+
+def made_from() -> str:
+    """Name what no refresh can change: installed programs carry the interpreter's path in them."""
+    return f"{sys.implementation.name} {sys.version_info[0]}.{sys.version_info[1]} {VENV}"
 
 
 def stamp_on_disk() -> str:
-    """Read the stamp that the last complete set-up left, if its interpreter still runs."""
+    """Read the stamp that the last complete set-up left, if its interpreter is still there."""
     try:
-        return STAMP.read_text() if Path(tool("python")).exists() else ""
+        return STAMP.read_text(encoding="utf-8") if Path(tool("python")).exists() else ""
     except FileNotFoundError:
         return ""
-
-
-def python_version() -> str:
-    """Name the interpreter as far as installed wheels depend on it."""
-    return f"{sys.implementation.name}-{sys.version_info[0]}.{sys.version_info[1]}"
 
 
 @contextmanager
@@ -160,10 +160,9 @@ def locked() -> Generator[None]:
 
 
 def make_venv() -> None:
-    """Make an empty environment, unless there is one of this Python that a refresh can use."""
-    config = VENV / "pyvenv.cfg"
-    own = f"version = {sys.version_info[0]}.{sys.version_info[1]}."
-    if config.exists() and own in config.read_text() and Path(tool("python")).exists():
+    """Make an empty environment, unless a complete one is there that a refresh can use."""
+    can_install = uv() or Path(tool("pip")).exists()
+    if can_install and stamp_on_disk().split("\n")[0] == made_from():
         return
     options = ["--clear", "--without-pip"] if uv() else ["--clear"]
     if not uv() and importlib.util.find_spec("ensurepip") is None:

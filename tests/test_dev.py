@@ -82,12 +82,8 @@ def test_an_older_python_can_at_least_read_it() -> None:
 
 
 @pytest.mark.requirement("dev.no-ensurepip")
-def test_a_python_without_ensurepip_names_the_package_to_install(
-    checkout: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    no_uv = str(tmp_path_factory.mktemp("empty_path"))
-
-    result = dev(checkout, "setup", before="sys.modules['ensurepip'] = None", search_path=no_uv)
+def test_a_python_without_ensurepip_names_the_package_to_install(checkout: Path) -> None:
+    result = dev(checkout, "setup", before="sys.modules['ensurepip'] = None", search_path="")
 
     assert result.returncode == 2
     assert "apt-get install python3-venv" in result.stderr
@@ -126,3 +122,13 @@ def test_a_changed_project_file_asks_for_a_refresh(checkout: Path) -> None:
 
     assert unchanged.stdout.startswith("ready")
     assert fresh_stamp(checkout) != stamp
+
+
+@pytest.mark.requirement("dev.refresh")
+def test_a_moved_checkout_makes_its_environment_anew(checkout: Path) -> None:
+    finish_set_up(checkout)
+
+    moved = checkout.rename(checkout.with_name("moved"))
+    result = dev(moved, "setup", before="sys.modules['ensurepip'] = None", search_path="")
+
+    assert "cannot make a virtual environment" in result.stderr
