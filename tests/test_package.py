@@ -6,10 +6,13 @@ import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import jobforge_mcp
+
+KEEPER = Path(__file__).parents[1] / "src" / "jobforge_mcp" / "embedded"
 
 
 @pytest.mark.requirement("package.public-names")
@@ -34,7 +37,7 @@ def test_the_root_lists_its_names_before_they_are_imported() -> None:
     "module",
     [
         "jobforge_mcp",
-        "jobforge_mcp.embedded",
+        *(f"jobforge_mcp.embedded.{file.stem}" for file in sorted(KEEPER.glob("[!_]*.py"))),
         "jobforge_mcp.entry",
         "jobforge_mcp.errors",
         "jobforge_mcp.local.bridge",
