@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ DEFAULT_LINGER_SECONDS = 10.0
 _POLL_SECONDS = 0.005
 _PATIENCE_SECONDS = 5.0
 _STOP_SECONDS = 60.0
-# Twice, because the one that was waited for may have been killed; more often would hide a fault.
+# Again, because a keeper may be killed while it is waited for; more often would hide a fault.
 _STARTS = 3
 _LOG_LIMIT_BYTES = 256 * 1024
 _PASSED_ON = ("XDG_RUNTIME_DIR", "TMPDIR")
@@ -181,7 +181,7 @@ def stop(state_dir: Path, *, timeout_seconds: float = _STOP_SECONDS) -> bool:
     Raises:
         OperatorError: it did not stop in time.
     """
-    if not state_dir.is_dir():
+    if not (state_dir / locks.KEEPER_LOCK).exists():
         return False
     state_dir = state_dir.resolve()
     deadline = time.monotonic() + timeout_seconds
@@ -248,13 +248,40 @@ class _Wishes:
 
     def _start_keeper(self, lock: int) -> None:
         locks.refuse_unlockable(self.state_dir)
+        options = self._options()
+        log = self.state_dir / "keeper.log"
+        if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
+            log.rename(log.with_name("keeper.log.1"))
+        script = Path(__file__).with_name("__main__.py")
+        with log.open("ab") as output:
+            log.chmod(0o600)
+            # It is born with the lock: at no moment could two be started, and a death on the way leaves none held.
+            ended = subprocess.run(
+                [sys.executable, "-I", "-S", str(script), options.to_json()],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd="/",
+                # Nothing else of ours: tokens and passwords of the environment are no business of the server.
+                env={"PATH": os.defpath, "LC_ALL": "C.UTF-8", **options.environment},
+                pass_fds=(lock,),
+                start_new_session=True,
+                check=False,
+            )
+        if ended.returncode != 0:
+            raise OperatorError(
+                f"the keeper of the embedded PostgreSQL could not be started with {sys.executable}",
+                hint=f"see {log}",
+            )
+
+    def _options(self) -> KeeperOptions:
         folder = self.binaries or _binaries_for(self.state_dir)
         version = version_of(folder)
         if (self.state_dir / f"pg{major_of(version)}").exists():
             self.on_progress(f"Starting the embedded PostgreSQL {version}")
         else:
             self.on_progress(f"Creating the embedded PostgreSQL {version} in {self.state_dir}")
-        options = KeeperOptions(
+        return KeeperOptions(
             state_dir=str(self.state_dir),
             binaries=str(folder),
             version=version,
@@ -263,33 +290,10 @@ class _Wishes:
             token=secrets.token_hex(8),
             environment={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
         )
-        log = self.state_dir / "keeper.log"
-        if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
-            log.rename(log.with_name("keeper.log.1"))
-        # The keeper is born with the lock: no moment in which two could be started, and none in which nobody has it.
-        with log.open("ab") as output:
-            log.chmod(0o600)
-            subprocess.run(
-                [
-                    sys.executable,
-                    "-I",
-                    "-S",
-                    str(Path(__file__).with_name("__main__.py")),
-                    options.to_json(),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd="/",
-                env={"PATH": os.defpath, "LC_ALL": "C.UTF-8", **options.environment},
-                pass_fds=(lock,),
-                start_new_session=True,
-                check=True,
-            )
 
 
 @contextmanager
-def _keeper_lock(state_dir: Path) -> Iterator[int | None]:
+def _keeper_lock(state_dir: Path) -> Generator[int | None]:
     """Try to take the keeper's lock for a while; yields its descriptor, or nothing while there is a keeper."""
     descriptor = locks.open_lock(state_dir / locks.KEEPER_LOCK)
     try:
@@ -330,7 +334,10 @@ def _end_orphans_of(state_dir: Path) -> bool:
 
 
 def _is_free(path: Path) -> bool:
-    descriptor = locks.open_lock(path)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
     try:
         return locks.try_lock(descriptor, exclusive=True)
     finally:

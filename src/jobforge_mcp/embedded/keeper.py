@@ -78,6 +78,7 @@ def main(arguments: list[str]) -> int:
     # Leave the starter's family, so that it need not wait for us, and a signal to it is not one to us.
     if os.fork():
         return 0
+    os.umask(0o077)
     state_dir = Path(options.state_dir)
     try:
         Keeper(options).run()

@@ -15,9 +15,6 @@ from pathlib import Path
 
 from jobforge_mcp.errors import OperatorError
 
-if sys.platform != "win32":
-    import fcntl
-
 USERS_LOCK = "users.lock"
 """Held shared by every user of the server for life; exclusively by a keeper that is stopping it."""
 
@@ -73,6 +70,8 @@ def try_lock(fd: int, *, exclusive: bool) -> bool:
             "the embedded PostgreSQL needs kernel file locks, which are not used on Windows yet",
             hint="set DATABASE_URL to a PostgreSQL of your own, or run inside WSL",
         )
+    import fcntl
+
     try:
         fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -90,6 +89,8 @@ def try_lock(fd: int, *, exclusive: bool) -> bool:
 def unlock(fd: int) -> None:
     """Give the lock up and keep the file open."""
     if sys.platform != "win32":
+        import fcntl
+
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 

@@ -13,9 +13,6 @@ from pathlib import Path
 
 from jobforge_mcp.errors import OperatorError, SettingsError
 
-if sys.platform != "win32":
-    import pwd
-
 SOCKET_NAME = ".s.PGSQL.5432"
 
 # The kernel's sun_path holds 108 bytes on Linux and 104 elsewhere, the closing NUL included.
@@ -38,6 +35,8 @@ def state_directory(environ: Mapping[str, str] = os.environ) -> Path:
     """
     if named := environ.get("JOBFORGE_STATE_DIR"):
         return Path(named).expanduser().absolute()
+    if sys.platform == "win32":
+        return Path(environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "jobforge"
     if os.geteuid() == 0:
         return Path("/var/lib/jobforge")
     if sys.platform == "darwin":
@@ -124,6 +123,8 @@ def find_account(wanted: str | None) -> Account | None:
     """
     if sys.platform == "win32" or os.geteuid() != 0:
         return None
+    import pwd
+
     for name in (wanted,) if wanted else ("postgres", "nobody"):
         try:
             entry = pwd.getpwnam(name)

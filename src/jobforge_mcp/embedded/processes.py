@@ -14,12 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from jobforge_mcp.errors import OperatorError
 
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.01
+_PID_FILE_LIMIT = 16_384
 _FAST_STOP_SECONDS = 30.0
 _HARD_STOP_SECONDS = 5.0
 
@@ -35,15 +37,8 @@ class PidFile:
 
 
 def read_pid_file(data_dir: Path) -> PidFile | None:
-    """Read ``postmaster.pid``; nothing when it is absent or cut short."""
-    try:
-        lines = (
-            (data_dir / "postmaster.pid").read_text(encoding="utf-8", errors="replace").splitlines()
-        )
-        # A standalone backend writes its number as a negative one.
-        return PidFile(abs(int(lines[0])), lines[1], lines[7].strip() if len(lines) > 7 else "")
-    except (OSError, ValueError, IndexError):
-        return None
+    """Read ``postmaster.pid``; nothing when it is absent, cut short or not for this user to read."""
+    return _parsed(_pid_file_text(data_dir) or "")
 
 
 def is_postmaster_of(pid: int, data_dir: Path) -> bool:
@@ -51,10 +46,7 @@ def is_postmaster_of(pid: int, data_dir: Path) -> bool:
     arguments = _arguments(pid)
     if not arguments or Path(arguments[0]).name not in {"postgres", "postmaster"}:
         return False
-    return any(
-        flag == "-D" and value == str(data_dir)
-        for flag, value in zip(arguments, arguments[1:], strict=False)
-    )
+    return any(flag == "-D" and value == str(data_dir) for flag, value in pairwise(arguments))
 
 
 def end_orphans(data_dir: Path) -> None:
@@ -158,15 +150,41 @@ def _disarm_pid_file(data_dir: Path) -> None:
     memory named further down is still in use.
     """
     path = data_dir / "postmaster.pid"
-    if read_pid_file(data_dir) is None:
-        path.unlink(missing_ok=True)
+    text = _pid_file_text(data_dir)
+    if text is None:
         return
-    with path.open("r+", encoding="utf-8", errors="surrogateescape") as file:
-        lines = file.read().splitlines()
-        lines[0] = str(os.getpid())
-        file.seek(0)
-        file.write("\n".join(lines) + "\n")
-        file.truncate()
+    # The folder is the account's, and this may be root: whatever lies there under this name is replaced, not written to.
+    path.unlink()
+    if _parsed(text) is None:
+        return
+    owner = data_dir.stat()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        file.write("\n".join([str(os.getpid()), *text.splitlines()[1:]]) + "\n")
+
+
+def _parsed(text: str) -> PidFile | None:
+    lines = text.splitlines()
+    try:
+        # A standalone backend writes its number as a negative one.
+        return PidFile(abs(int(lines[0])), lines[1], lines[7].strip() if len(lines) > 7 else "")
+    except (ValueError, IndexError):
+        return None
+
+
+def _pid_file_text(data_dir: Path) -> str | None:
+    """Read the file as it is, never through a symbolic link; nothing when there is none."""
+    try:
+        descriptor = os.open(
+            data_dir / "postmaster.pid", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        )
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return ""
+    with os.fdopen(descriptor, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read(_PID_FILE_LIMIT)
 
 
 def _inside(data_dir: Path) -> Iterator[int]:
