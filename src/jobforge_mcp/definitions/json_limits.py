@@ -1,0 +1,206 @@
+"""JSON text and values within limits that Postgres, JavaScript clients and validators all survive.
+
+Checked before anything else reads a value: a document nested thousands deep crashes schema validators, ``1e131071`` is
+thirteen bytes that Postgres stores as 131,072 digits, and an integer above 2^53 changes silently in JavaScript. Messages
+name the place and the limit, never the content.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Literal, NoReturn, cast
+
+from jobforge_mcp.errors import CallerError, InvalidInputError, LimitError
+from jobforge_mcp.types import JsonValue
+
+MAX_BYTES = 1024 * 1024
+"""Bytes of JSON text an input or a result may have."""
+
+MAX_DEPTH = 64
+"""Arrays and objects inside each other, the outermost counted as one."""
+
+MAX_INTEGER = 2**53
+"""Largest whole number, either sign, that every JSON reader keeps as it is."""
+
+MAX_KEY_BYTES = 255
+"""Bytes of UTF-8 an idempotency or ordering key may have: longer ones do not fit an index row."""
+
+What = Literal["input", "result"]
+"""Which document is meant: it begins the messages and the codes."""
+
+
+def load_limited(
+    text: str | bytes, *, what: What = "input", max_bytes: int = MAX_BYTES
+) -> JsonValue:
+    """Parse JSON text and return its value.
+
+    Raises:
+        LimitError: ``INPUT_TOO_LARGE``, ``INPUT_TOO_DEEP``, or the same of the result.
+        InvalidInputError: ``INPUT_NOT_JSON``, ``INPUT_NOT_TEXT`` or ``INPUT_NUMBER_RANGE``.
+    """
+    _check_size(len(text) if isinstance(text, bytes) else _size(text, what), what, max_bytes)
+    try:
+        value = json.loads(
+            text,
+            parse_constant=lambda _: _refuse_constant(what),
+            parse_int=lambda digits: _parse_int(digits, what),
+        )
+    except RecursionError:
+        raise _too_deep(what) from None
+    except UnicodeDecodeError:
+        raise _not_json(what, "it is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        where = f"{error.msg.lower()} at line {error.lineno}, column {error.colno}"
+        raise _not_json(what, where) from None
+    checked = cast("JsonValue", value)
+    check_value(checked, what=what)
+    return checked
+
+
+def dump_limited(value: object, *, what: What = "input", max_bytes: int = MAX_BYTES) -> str:
+    """Write a value as compact JSON text, after the same checks."""
+    check_value(value, what=what)
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    _check_size(_size(text, what), what, max_bytes)
+    return text
+
+
+def check_value(value: object, *, what: What = "input") -> None:
+    """Refuse a value that is not JSON, is nested too deeply, or holds a number or text that would not survive."""
+    pending: list[tuple[object, int]] = [(value, 0)]
+    while pending:
+        item, depth = pending.pop()
+        match item:
+            case None | bool():
+                pass
+            case str():
+                _check_text(item, what)
+            case int():
+                _check_integer(item, what)
+            case float():
+                if not math.isfinite(item):
+                    _refuse_constant(what)
+            case dict():
+                members = cast("dict[object, object]", item)
+                _check_names(members, what)
+                pending.extend(_deeper(members.values(), depth, what))
+            case list():
+                pending.extend(_deeper(cast("list[object]", item), depth, what))
+            case _:
+                raise _not_json(what, f"it holds a value of type {type(item).__name__}")
+
+
+def check_key(key: str, argument: str) -> str:
+    """Return an idempotency or ordering key that fits an index row.
+
+    Raises:
+        InvalidInputError: ``INVALID_KEY``: empty, or with characters that Postgres cannot store.
+        LimitError: ``KEY_TOO_LONG``.
+    """
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        size = 0
+    if size == 0 or "\0" in key:
+        raise InvalidInputError(
+            f"{argument} must be 1 to {MAX_KEY_BYTES} bytes of text without NUL",
+            code="INVALID_KEY",
+            hint="use the id of whatever asked for this job, or a UUID",
+        )
+    if size > MAX_KEY_BYTES:
+        raise LimitError(
+            f"{argument} has {size} bytes and the limit is {MAX_KEY_BYTES}",
+            code="KEY_TOO_LONG",
+            hint="use a hash of the long key",
+        )
+    return key
+
+
+def _deeper(items: Iterable[object], depth: int, what: What) -> Iterable[tuple[object, int]]:
+    if depth >= MAX_DEPTH:
+        raise _too_deep(what)
+    return [(item, depth + 1) for item in items]
+
+
+def _check_names(members: dict[object, object], what: What) -> None:
+    for name in members:
+        if not isinstance(name, str):
+            raise _not_json(what, "it holds an object with a name that is not a string")
+        _check_text(name, what)
+
+
+def _check_text(text: str, what: What) -> None:
+    if "\0" in text:
+        raise InvalidInputError(
+            f"the {what} has a string with the character NUL (U+0000), which the database cannot store",
+            code=f"{what.upper()}_NOT_TEXT",
+            hint="leave the character out, or encode binary data as base64",
+        )
+    if not text.isascii():
+        _size(text, what)
+
+
+def _size(text: str, what: What) -> int:
+    try:
+        return len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidInputError(
+            f"the {what} has a string with half a surrogate pair, which is not text",
+            code=f"{what.upper()}_NOT_TEXT",
+            hint="send valid Unicode, or encode binary data as base64",
+        ) from None
+
+
+def _check_size(size: int, what: What, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise LimitError(
+            f"the {what} has {size} bytes of JSON and the limit is {max_bytes}",
+            code=f"{what.upper()}_TOO_LARGE",
+            hint="store the data elsewhere and pass a reference to it",
+        )
+
+
+def _parse_int(digits: str, what: What) -> int:
+    # The length first: Python takes quadratic time for digits, and refuses more than 4,300 in words of its own.
+    if len(digits) > 17:
+        raise _number_range(what)
+    return int(digits)
+
+
+def _check_integer(number: int, what: What) -> None:
+    if not -MAX_INTEGER <= number <= MAX_INTEGER:
+        raise _number_range(what)
+
+
+def _refuse_constant(what: What) -> NoReturn:
+    raise InvalidInputError(
+        f"the {what} holds NaN, Infinity or a number too large for a double, and JSON has no such value",
+        code=f"{what.upper()}_NUMBER_RANGE",
+        hint="send null or a string instead",
+    )
+
+
+def _number_range(what: What) -> CallerError:
+    return InvalidInputError(
+        f"the {what} has an integer outside -2^53 to 2^53, which other readers would change",
+        code=f"{what.upper()}_NUMBER_RANGE",
+        hint="send it as a string",
+    )
+
+
+def _not_json(what: What, why: str) -> CallerError:
+    return InvalidInputError(
+        f"the {what} is not JSON: {why}",
+        code=f"{what.upper()}_NOT_JSON",
+        hint="send one JSON value",
+    )
+
+
+def _too_deep(what: What) -> CallerError:
+    return LimitError(
+        f"the {what} is nested more than {MAX_DEPTH} deep",
+        code=f"{what.upper()}_TOO_DEEP",
+        hint="flatten it, or pass the inner part as a string",
+    )

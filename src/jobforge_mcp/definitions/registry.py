@@ -1,0 +1,234 @@
+"""The jobs of this process by name: what callers are shown, and what stands before and after every handler.
+
+Input is checked twice, when it is enqueued and when it is claimed, because a definition may change in between and a row
+may come from ``psql``. A result is checked before the run may be ``succeeded``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import cast
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError
+
+from jobforge_mcp.definitions.json_limits import check_value, dump_limited, load_limited
+from jobforge_mcp.definitions.model import BoundJob, JobDefinition, complaint, is_job_name
+from jobforge_mcp.definitions.schema import input_defaults
+from jobforge_mcp.errors import (
+    CallerError,
+    DefinitionError,
+    InvalidInputError,
+    NotFoundError,
+    PermanentError,
+)
+from jobforge_mcp.types import JsonObject, JsonValue
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An input that may be enqueued."""
+
+    definition: JobDefinition
+    payload: str
+    """JSON text with the definition's defaults filled in."""
+    received: str
+    """JSON text of the input as it came, which the idempotency hash covers."""
+
+
+class Registry:
+    """Every job this process knows. Built once, at start."""
+
+    def __init__(self, jobs: Iterable[BoundJob]) -> None:
+        """Take the jobs.
+
+        Raises:
+            DefinitionError: Two have the same name.
+        """
+        self._jobs: dict[str, BoundJob] = {}
+        for bound in jobs:
+            if bound.name in self._jobs:
+                raise DefinitionError(f"the job name {bound.name!r} is taken twice")
+            self._jobs[bound.name] = bound
+
+    def names(self) -> list[str]:
+        """Return all names, hidden ones too, in order."""
+        return sorted(self._jobs)
+
+    def get(self, name: str) -> BoundJob:
+        """Return one job.
+
+        Raises:
+            NotFoundError: ``JOB_NOT_FOUND``, with what the caller may have meant.
+        """
+        bound = self._jobs.get(name)
+        if bound is None:
+            raise NotFoundError(
+                f"there is no job named {name!r}"
+                if is_job_name(name)
+                else "there is no job of this name",
+                code="JOB_NOT_FOUND",
+                hint=self._meant(name),
+            )
+        return bound
+
+    def list(
+        self,
+        query: str | None = None,
+        tags: Iterable[str] | None = None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        scopes: frozenset[str] | None = None,
+    ) -> list[BoundJob]:
+        """Return the jobs that are not hidden, by name.
+
+        Args:
+            query: Words that must all occur in name, title, description or tags.
+            tags: Tags that a job must all have.
+            labels: Labels that a job must all have.
+            scopes: The caller's scopes: jobs that need others are left out. ``None`` shows all.
+        """
+        words = (query or "").casefold().split()
+        wanted_tags, wanted_labels = set(tags or ()), dict(labels or {}).items()
+        return [
+            bound
+            for _, bound in sorted(self._jobs.items())
+            if not bound.definition.hidden
+            and (scopes is None or bound.definition.required_scopes("execute") <= scopes)
+            and wanted_tags <= set(bound.definition.tags)
+            and wanted_labels <= bound.definition.labels.items()
+            and all(word in _searchable(bound.definition) for word in words)
+        ]
+
+    def prepare(self, name: str, input: JsonValue = None) -> Prepared:
+        """Check an input as a caller sent it and fill in the defaults; nothing given means ``{}``.
+
+        Raises:
+            NotFoundError: There is no such job.
+            CallerError: The input breaks a limit, the schema or a rule of its type.
+        """
+        bound = self.get(name)
+        given = {} if input is None else input
+        received = dump_limited(given)
+        checked = _check_schema(bound, given)
+        model = _to_model(bound, checked)
+        payload = {**_defaults(bound, model, checked), **checked}
+        text = received if len(payload) == len(checked) else dump_limited(payload)
+        return Prepared(bound.definition, text, received)
+
+    def check_input(self, bound: BoundJob, payload: str) -> object:
+        """Return what the handler gets for a claimed payload.
+
+        Raises:
+            CallerError: The payload does not fit the definition, which may have changed since it was enqueued.
+        """
+        return _to_model(bound, _check_schema(bound, load_limited(payload)))
+
+    def handler_input(self, bound: BoundJob, payload: str) -> str:
+        """Check a claimed payload, and return the JSON text that the handler of ``bound.ref`` is to be given."""
+        checked = _check_schema(bound, load_limited(payload))
+        _to_model(bound, checked)
+        return dump_limited({**bound.definition.input, **checked})
+
+    def check_output(self, bound: BoundJob, value: object) -> str:
+        """Return the JSON text of what a handler returned."""
+        return check_output(bound, value)
+
+    def _meant(self, name: str) -> str:
+        shown = [bound.name for bound in self.list()]
+        close = get_close_matches(name[:200].casefold(), shown, n=3, cutoff=0.6)
+        listed = "list-jobs shows every job that you may run"
+        return f"did you mean {' or '.join(close)}? {listed}" if close else listed
+
+
+def check_output(bound: BoundJob, value: object) -> str:
+    """Return the JSON text of what a handler returned, once it is known to fit the definition.
+
+    Raises:
+        PermanentError: ``OUTPUT_INVALID`` or a limit of results: running the same code again would not mend it.
+    """
+    try:
+        checked = bound.output_type.validate_python(value)
+        result = cast(
+            "JsonValue", bound.output_type.dump_python(checked, mode="json", by_alias=True)
+        )
+        text = dump_limited(result, what="result")
+    except ValidationError as error:
+        raise _bad_output(complaint(error)) from None
+    except PydanticSerializationError as error:
+        raise _bad_output(str(error)[:200]) from None
+    except CallerError as error:
+        raise PermanentError(error.message, code=error.code, hint=error.hint) from None
+    problems = bound.output_schema.problems(result) if bound.output_schema is not None else []
+    if problems:
+        raise _bad_output("; ".join(problems))
+    return text
+
+
+def _check_schema(bound: BoundJob, value: JsonValue) -> JsonObject:
+    """Fill in a declarative schema's defaults and validate."""
+    if not isinstance(value, dict):
+        raise InvalidInputError("the input must be an object", hint=_expected(bound.definition))
+    checked: JsonObject = value
+    if bound.definition.handler is not None:
+        checked = {**input_defaults(bound.definition.input_schema), **value}
+    problems = bound.input_schema.problems(checked)
+    if problems:
+        raise InvalidInputError(
+            f"the input of {bound.name} does not fit: {'; '.join(problems)}",
+            hint=_expected(bound.definition),
+        )
+    return checked
+
+
+def _to_model(bound: BoundJob, checked: JsonObject) -> BaseModel:
+    """Make the handler's input, with the fixed part of a declarative definition underneath."""
+    try:
+        return cast(
+            "BaseModel", bound.input_type.validate_python({**bound.definition.input, **checked})
+        )
+    except ValidationError as error:
+        raise InvalidInputError(
+            f"the input of {bound.name} does not fit: {complaint(error)}",
+            hint=_expected(bound.definition),
+        ) from None
+
+
+def _defaults(bound: BoundJob, model: BaseModel, checked: JsonObject) -> JsonObject:
+    """Return what the handler's type fills in. What the caller wrote stays as it was written."""
+    unset = set(type(model).model_fields) - model.model_fields_set
+    if bound.definition.handler is not None or not unset:
+        return {}
+    filled = cast("JsonObject", model.model_dump(mode="json", by_alias=True, include=unset))
+    check_value(filled)
+    return filled
+
+
+def _expected(definition: JobDefinition) -> str:
+    """Name the properties, so that the next call can be right without another look-up."""
+    properties = definition.input_schema.get("properties")
+    required = definition.input_schema.get("required")
+    if not isinstance(properties, dict) or not properties:
+        return (
+            "the input is an object without properties"
+            if "$ref" not in definition.input_schema
+            else "list-jobs with detail shows the schema"
+        )
+    needed = set(required) if isinstance(required, list) else set[object]()
+    names = [name if name in needed else f"{name} (optional)" for name in list(properties)[:20]]
+    return f"properties: {', '.join(names)}; list-jobs with detail shows the schema"
+
+
+def _searchable(definition: JobDefinition) -> str:
+    texts = (definition.name, definition.title, definition.description, *definition.tags)
+    return " ".join(text for text in texts if text).casefold()
+
+
+def _bad_output(why: str) -> PermanentError:
+    return PermanentError(
+        f"the handler returned what its definition does not allow: {why}",
+        code="OUTPUT_INVALID",
+        hint="the handler or its declared result has to be corrected",
+    )
