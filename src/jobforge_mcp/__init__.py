@@ -7,15 +7,16 @@ a chat, loads nothing but this file. Everything else is reached through its own 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+# Not from typing: that is 5 ms for every chat.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from jobforge_mcp.client import Client
     from jobforge_mcp.definitions.model import Retry, job
-    from jobforge_mcp.errors import PermanentError, RetryLater
+    from jobforge_mcp.errors import PermanentError, RetryableError, RetryLater
     from jobforge_mcp.worker.context import JobContext
 
-__all__ = ["Client", "JobContext", "PermanentError", "Retry", "RetryLater", "job"]
+__all__ = ["Client", "JobContext", "PermanentError", "Retry", "RetryLater", "RetryableError", "job"]
 
 _HOMES = {
     "Client": "jobforge_mcp.client",
@@ -23,6 +24,7 @@ _HOMES = {
     "PermanentError": "jobforge_mcp.errors",
     "Retry": "jobforge_mcp.definitions.model",
     "RetryLater": "jobforge_mcp.errors",
+    "RetryableError": "jobforge_mcp.errors",
     "job": "jobforge_mcp.definitions.model",
 }
 
