@@ -49,4 +49,18 @@ REQUIREMENTS: dict[str, Requirement] = {
     "package.resources": Requirement(
         "development", "Wheel and checkout find the same SQL and the same job definitions."
     ),
+    # --- policy: tokens, scopes, the gate
+    "policy.gate": Requirement(
+        "security", "A verified token and its scopes decide who acts; every refusal reads the same."
+    ),
+    "policy.hostile-tokens": Requirement(
+        "security", "A token that is not exactly of our form is refused, whatever signed it."
+    ),
+    "policy.local-tenant": Requirement(
+        "design 6", "On embedded Postgres a local door needs no token; HTTP always does."
+    ),
+    "policy.tokens": Requirement(
+        "design 11",
+        "Policy tokens are JWTs signed with Ed25519 that carry tenant, projects, scopes.",
+    ),
 }

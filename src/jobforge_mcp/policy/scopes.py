@@ -1,0 +1,93 @@
+"""The scopes a policy token may carry, and which of them carry others.
+
+======================  ==========================================  ======================
+Scope                   Allows                                      Carries
+======================  ==========================================  ======================
+``jobs:list``           see job definitions
+``jobs:read``           see runs, their results and logs            ``jobs:list``
+``jobs:execute``        enqueue jobs                                ``jobs:read``
+``jobs:cancel``         cancel runs
+``jobs:retry``          retry final runs
+``definitions:register``  register and remove job definitions
+``events:read``         see events and triggers
+``events:submit``       submit events
+``triggers:write``      register and remove triggers
+``ops:read``            scan and inspect the installation itself
+======================  ==========================================  ======================
+
+What the last column does not name is not implied: no scope is a wildcard, and nobody cancels or retries because they may
+execute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+
+_LONGEST_SCOPE_CLAIM = 2_048
+
+
+class Scope(StrEnum):
+    """One permission, ``noun:verb``."""
+
+    JOBS_LIST = "jobs:list"
+    """See which jobs may be run, with their schemas."""
+    JOBS_READ = "jobs:read"
+    """See runs: status, progress, result, logs."""
+    JOBS_EXECUTE = "jobs:execute"
+    """Enqueue jobs and wait for them."""
+    JOBS_CANCEL = "jobs:cancel"
+    """Cancel runs that are not final."""
+    JOBS_RETRY = "jobs:retry"
+    """Retry runs that are final."""
+    DEFINITIONS_REGISTER = "definitions:register"
+    """Register and remove declarative job definitions."""
+    EVENTS_READ = "events:read"
+    """See events and triggers."""
+    EVENTS_SUBMIT = "events:submit"
+    """Submit events, which may fire triggers."""
+    TRIGGERS_WRITE = "triggers:write"
+    """Register and remove triggers."""
+    OPS_READ = "ops:read"
+    """Scan the installation: settings, health and cost of its Postgres, across tenants."""
+
+
+ALL_SCOPES = frozenset(Scope)
+"""What the local tenant holds, and ``token issue --all-scopes`` writes."""
+
+CARRIES = {
+    Scope.JOBS_EXECUTE: frozenset({Scope.JOBS_READ}),
+    Scope.JOBS_READ: frozenset({Scope.JOBS_LIST}),
+}
+"""The hierarchy, one step at a time. A scope that is not a key carries nothing but itself."""
+
+
+def expand_scopes(granted: Iterable[Scope]) -> frozenset[Scope]:
+    """Add every scope that the granted ones carry."""
+    known: set[Scope] = set()
+    pending = list(granted)
+    while pending:
+        scope = pending.pop()
+        if scope not in known:
+            known.add(scope)
+            pending.extend(CARRIES.get(scope, ()))
+    return frozenset(known)
+
+
+def parse_scopes(claim: str) -> frozenset[Scope] | None:
+    """Read the ``scope`` claim of a token: words with one space between them; ``None`` if it is not of that form.
+
+    A word that is no scope of ours grants nothing and is left out: an OAuth server adds words of its own.
+    """
+    words = claim.split(" ") if claim else []
+    if len(claim) > _LONGEST_SCOPE_CLAIM or not all(_is_scope_word(word) for word in words):
+        return None
+    return frozenset(Scope(word) for word in words if word in _BY_VALUE)
+
+
+_BY_VALUE = frozenset(scope.value for scope in Scope)
+
+
+def _is_scope_word(word: str) -> bool:
+    """RFC 6749 §3.3: printable ASCII without space, quote and backslash."""
+    return bool(word) and all("!" <= char <= "~" and char not in '"\\' for char in word)
