@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -83,8 +82,7 @@ def copy_privately(folder: Path, into: Path) -> Path:
             hint="install it where every account may read it, or set JOBFORGE_PGBIN to such a folder",
         )
     original = (folder / "postgres").stat()
-    stamp = f"{home}\0{original.st_size}\0{original.st_mtime_ns}"
-    copy = into / hashlib.sha256(stamp.encode()).hexdigest()[:16]
+    copy = into / f"{original.st_size:x}-{original.st_mtime_ns:x}"
     if copy.is_dir():
         return copy / "bin"
     shutil.rmtree(into, ignore_errors=True)

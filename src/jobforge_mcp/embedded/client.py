@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -287,7 +286,7 @@ class _Wishes:
             version=version,
             account=self.account,
             linger_seconds=self.linger_seconds,
-            token=secrets.token_hex(8),
+            token=os.urandom(8).hex(),
             environment={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
         )
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -124,6 +125,8 @@ class Keeper:
         finally:
             self._unpublish()
             server.stop()
+            if not sockets.is_relative_to(self._state_dir):
+                _remove_if_empty(sockets)
             _log("stopped PostgreSQL")
 
     def _take_signals(self) -> int:
@@ -305,12 +308,15 @@ def _rotated(log: Path) -> Path:
     return log
 
 
+def _remove_if_empty(directory: Path) -> None:
+    with suppress(OSError):
+        directory.rmdir()
+
+
 def _drain(reader: int) -> None:
-    try:
+    with suppress(BlockingIOError):
         while os.read(reader, 4096):
             pass
-    except BlockingIOError:
-        pass
 
 
 def _log(text: str) -> None:

