@@ -1,0 +1,214 @@
+-- Clock, ids, the caller's scope, audit and wake-ups: what every other function stands on.
+-- Called by all of them; takes row locks only on `lanes`, `tenants` and `listeners`, and never waits for one there.
+
+set local role jobforge_owner;
+grant create on schema jobforge to jobforge_rpc, jobforge_sys;
+reset role;
+
+set local role jobforge_rpc;
+
+-- The one clock. Statements of one call should agree, so each function reads it once.
+create or replace function jobforge.now() returns timestamptz
+language sql stable
+as $$ select pg_catalog.clock_timestamp() $$;
+comment on function jobforge.now() is 'The clock that every time in this schema comes from.';
+
+-- UUIDv7 (RFC 9562): sorts by time, so a key that leads with the tenant grows at its right edge. Before Postgres 18 it
+-- is built from a random uuid: 48 bits of milliseconds, 12 bits of the fraction below, the rest random.
+do $do$
+begin
+  if pg_catalog.current_setting('server_version_num')::integer >= 180000 then
+    create or replace function jobforge.new_id() returns uuid
+    language sql volatile
+    as $$ select pg_catalog.uuidv7() $$;
+  else
+    create or replace function jobforge.new_id() returns uuid
+    language sql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+      select encode(
+        overlay(
+          overlay(uuid_send(gen_random_uuid()) placing substring(int8send(t.micros / 1000) from 3) from 1 for 6)
+          placing substring(int8send(28672 + (t.micros % 1000) * 4096 / 1000) from 7) from 7 for 2),
+        'hex')::uuid
+      from (select floor(extract(epoch from clock_timestamp()) * 1000000)::bigint as micros) t
+    $$;
+  end if;
+end $do$;
+comment on function jobforge.new_id() is 'A new id: UUIDv7, sorted by time of making.';
+
+create or replace function jobforge.current_tenant() returns text
+language sql stable parallel safe
+as $$ select nullif(pg_catalog.current_setting('jobforge.tenant_id', true), '') $$;
+comment on function jobforge.current_tenant() is 'Tenant of the current transaction''s scope, or null: what the row policies compare with.';
+
+-- Everything set here ends with the transaction. The tenant comes back so that a caller can feed it to the next function
+-- of the same statement (`from enter_scope(…) s, lateral get_run(s, …)`), which fixes the order of the two.
+create or replace function jobforge.enter_scope(
+  p_tenant_id text, p_actor text default null, p_token_id text default null, p_tool text default null,
+  p_trace_id text default null)
+returns text
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+as $$
+begin
+  if p_tenant_id is null or p_tenant_id !~ '^[A-Za-z0-9][A-Za-z0-9._:-]{0,62}$' then
+    raise exception 'the tenant is missing or malformed' using errcode = 'JF403',
+      hint = 'A tenant id has 1 to 63 letters, digits, dots, colons, hyphens or underscores.';
+  end if;
+  perform pg_catalog.set_config('jobforge.tenant_id', p_tenant_id, true),
+    pg_catalog.set_config('jobforge.actor', coalesce(p_actor, ''), true),
+    pg_catalog.set_config('jobforge.token_id', coalesce(p_token_id, ''), true),
+    pg_catalog.set_config('jobforge.tool', coalesce(p_tool, ''), true),
+    pg_catalog.set_config('jobforge.trace_id', coalesce(p_trace_id, ''), true);
+  return p_tenant_id;
+end $$;
+comment on function jobforge.enter_scope(text, text, text, text, text) is
+  'Set tenant and author of the calls that follow in this transaction.';
+
+create or replace function jobforge.require_tenant(p_tenant_id text) returns void
+language plpgsql stable
+set search_path = jobforge, pg_temp
+as $$
+begin
+  if p_tenant_id is null or p_tenant_id is distinct from jobforge.current_tenant() then
+    raise exception 'the tenant asked for is not the tenant of this scope' using errcode = 'JF403',
+      hint = 'Call jobforge.enter_scope with the tenant first, in the same transaction.';
+  end if;
+end $$;
+comment on function jobforge.require_tenant(text) is 'Refuse a tenant that is not the scope''s.';
+
+create or replace function jobforge.record_audit(
+  p_tenant_id text, p_action text, p_outcome text, p_job_id uuid default null, p_job_type text default null,
+  p_detail jsonb default null)
+returns void
+language sql volatile
+set search_path = jobforge, pg_temp
+as $$
+  insert into jobforge.audit_log
+    (tenant_id, id, occurred_at, action, outcome, actor, token_id, tool, trace_id, job_id, job_type, detail)
+  values (p_tenant_id, jobforge.new_id(), jobforge.now(), p_action, p_outcome,
+    nullif(pg_catalog.current_setting('jobforge.actor', true), ''),
+    nullif(pg_catalog.current_setting('jobforge.token_id', true), ''),
+    nullif(pg_catalog.current_setting('jobforge.tool', true), ''),
+    nullif(pg_catalog.current_setting('jobforge.trace_id', true), ''), p_job_id, p_job_type, p_detail)
+$$;
+comment on function jobforge.record_audit(text, text, text, uuid, text, jsonb) is 'Write the audit row of one call.';
+
+reset role;
+set local role jobforge_sys;
+
+-- Tell claims that a lane has work. Skipped while the lane was seen within ten seconds, so it is rare; and it never waits
+-- for another transaction: an application may hold one open after enqueueing, and its neighbours must not queue behind
+-- it. Whoever does not get the lock leaves the lane to tend_lanes.
+create or replace function jobforge.touch_lanes(p_tenant_ids text[], p_job_types text[]) returns void
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+declare
+  v_now timestamptz := jobforge.now();
+  v_lane record;
+begin
+  for v_lane in
+    select distinct u.tenant_id, u.job_type
+    from unnest(p_tenant_ids, p_job_types) u(tenant_id, job_type)
+    where not exists (
+      select from jobforge.lanes l
+      where l.tenant_id = u.tenant_id and l.job_type = u.job_type and l.seen_at > v_now - interval '10 seconds')
+    order by 1, 2
+  loop
+    if pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(v_lane.tenant_id || ' ' || v_lane.job_type, 5746)) then
+      insert into jobforge.lanes as l (tenant_id, job_type, seen_at)
+      values (v_lane.tenant_id, v_lane.job_type, v_now)
+      on conflict (tenant_id, job_type) do update set seen_at = greatest(l.seen_at, excluded.seen_at);
+      if not exists (select from jobforge.tenants t where t.tenant_id = v_lane.tenant_id)
+        and pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(v_lane.tenant_id, 5747))
+      then
+        insert into jobforge.tenants (tenant_id, created_at) values (v_lane.tenant_id, v_now) on conflict do nothing;
+      end if;
+    end if;
+  end loop;
+end $$;
+comment on function jobforge.touch_lanes(text[], text[]) is 'Tell claims that these lanes have work.';
+
+-- NOTIFY is a hint: it is sent only while somebody sleeps, and everybody polls as well.
+create or replace function jobforge.wake(p_topic text) returns void
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+begin
+  if exists (select from jobforge.listeners l where l.topic = p_topic and l.expires_at > jobforge.now()) then
+    perform pg_catalog.pg_notify('jobforge_' || p_topic, '');
+  end if;
+end $$;
+comment on function jobforge.wake(text) is 'Notify those who listen for a topic, if anybody does.';
+
+create or replace function jobforge.await_wakeup(p_listener_id text, p_topic text, p_for_ms integer) returns void
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+declare
+  v_now timestamptz := jobforge.now();
+begin
+  if p_listener_id is null or char_length(p_listener_id) not between 1 and 200 or p_for_ms not between 1 and 3600000 then
+    raise exception 'a listener needs a name of at most 200 characters and a time of 1 ms to 1 h' using errcode = 'JF400';
+  end if;
+  -- only a hint: no need to wait for the disk
+  perform pg_catalog.set_config('synchronous_commit', 'off', true)
+    where pg_catalog.pg_current_xact_id_if_assigned() is null;
+  insert into jobforge.listeners (listener_id, topic, expires_at)
+  values (p_listener_id, p_topic, v_now + p_for_ms * interval '1 millisecond')
+  on conflict (listener_id, topic) do update set expires_at = excluded.expires_at;
+  delete from jobforge.listeners l
+  where (l.listener_id, l.topic) in (
+    select x.listener_id, x.topic from jobforge.listeners x
+    where x.expires_at < v_now - interval '1 minute' limit 10 for update skip locked);
+end $$;
+comment on function jobforge.await_wakeup(text, text, integer) is
+  'Ask to be notified on channel jobforge_<topic> (ready or runs) for so many milliseconds.';
+
+-- Forget lanes that had no ready row for a minute, and find those whose waking was rolled back, skipped or overtaken by
+-- the forgetting. A loose walk over the distinct lanes of `ready`: its cost follows the number of lanes, not of rows.
+create or replace function jobforge.tend_lanes() returns void
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+declare
+  v_now timestamptz := jobforge.now();
+begin
+  perform pg_catalog.set_config('synchronous_commit', 'off', true)
+    where pg_catalog.pg_current_xact_id_if_assigned() is null;
+  delete from jobforge.lanes l
+  where (l.tenant_id, l.job_type) in (
+    select x.tenant_id, x.job_type from jobforge.lanes x
+    where x.seen_at < v_now - interval '1 minute'
+      and not exists (select from jobforge.ready r where r.tenant_id = x.tenant_id and r.job_type = x.job_type)
+    for update skip locked);
+  insert into jobforge.lanes (tenant_id, job_type, seen_at)
+  with recursive lane (tenant_id, job_type) as (
+    (select r.tenant_id, r.job_type from jobforge.ready r order by r.tenant_id, r.job_type limit 1)
+    union all
+    select n.tenant_id, n.job_type
+    from lane cross join lateral (
+      select r.tenant_id, r.job_type from jobforge.ready r
+      where (r.tenant_id, r.job_type) > (lane.tenant_id, lane.job_type)
+      order by r.tenant_id, r.job_type limit 1) n
+  )
+  select lane.tenant_id, lane.job_type, v_now from lane
+  where not exists (select from jobforge.lanes l where l.tenant_id = lane.tenant_id and l.job_type = lane.job_type)
+    and pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(lane.tenant_id || ' ' || lane.job_type, 5746))
+  on conflict do nothing;
+end $$;
+comment on function jobforge.tend_lanes() is 'Forget lanes without work and find forgotten ones; any worker calls it every few seconds.';
+
+create or replace function jobforge.has_worker(p_job_type text) returns boolean
+language sql stable
+security definer set search_path = jobforge, pg_temp
+as $$
+  select exists (
+    select from jobforge.workers w
+    where p_job_type = any (w.job_types) and w.seen_at > jobforge.now() - interval '1 minute')
+$$;
+comment on function jobforge.has_worker(text) is 'Whether a living worker can run this type.';
+
+reset role;

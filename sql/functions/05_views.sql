@@ -1,0 +1,50 @@
+-- Every job with its true status, and accepted results.
+--
+-- Both views belong to jobforge_rpc, whose row policy admits the scope's tenant alone; a login that may select from them
+-- and has not entered a scope sees nothing. One branch for each place a job can be in, so that the status is a fact of
+-- where the row came from and a search by id is four look-ups by key.
+
+set local role jobforge_rpc;
+
+create or replace view jobforge.runs as
+select
+  j.tenant_id, j.id as job_id, j.project_id, j.job_type, j.job_version, s.status, s.waiting_for, s.attempt_no,
+  j.max_attempts, s.epoch,
+  -- Grows with every visible change and is written by none of them: a claim raises the epoch, within one epoch a job
+  -- runs, then waits or is queued again, then ends, and `changes` counts what these do not show.
+  4 * s.epoch::bigint + s.step + coalesce(p.changes, 0) as version,
+  j.priority, j.run_at, j.ordering_key, j.labels, j.trace_id, j.parent_id, j.timeout_ms, j.is_dry_run, j.created_at,
+  j.created_by, s.started_at, j.finished_at, s.worker_id, s.lease_until,
+  case when p.epoch = s.epoch then p.done end as progress_done,
+  case when p.epoch = s.epoch then p.total end as progress_total,
+  case when p.epoch = s.epoch then p.message end as progress_message,
+  p.cancel_requested_at, p.cancel_reason, j.error, j.result
+from (
+  select r.tenant_id, r.job_id, 'queued'::text as status, null::text as waiting_for, r.attempt_no, r.epoch, 2 as step,
+    null::timestamptz as started_at, null::text as worker_id, null::timestamptz as lease_until
+  from jobforge.ready r
+  union all
+  select w.tenant_id, w.job_id, 'waiting', w.waiting_for, w.attempt_no, w.epoch, 1, null, null, null
+  from jobforge.waiting w
+  union all
+  -- An expired lease is nobody's: its jobs go back to ready by whoever sees it first, and until then are as good as there.
+  select l.tenant_id, h.job_id, case when l.lease_until > jobforge.now() then 'running' else 'queued' end, null,
+    h.attempt_no, h.epoch, case when l.lease_until > jobforge.now() then 0 else 2 end, l.claimed_at, l.worker_id, l.lease_until
+  from jobforge.leases l
+  cross join lateral unnest(l.job_ids, l.epochs, l.attempt_nos) h(job_id, epoch, attempt_no)
+  union all
+  select f.tenant_id, f.id, f.final_status, null, f.attempt_no, f.epoch, 3, f.started_at, f.worker_id, null
+  from jobforge.jobs f
+  where f.final_status is not null
+) s
+join jobforge.jobs j on j.tenant_id = s.tenant_id and j.id = s.job_id
+left join jobforge.run_progress p on p.tenant_id = s.tenant_id and p.job_id = s.job_id;
+comment on view jobforge.runs is 'Every job of the scope''s tenant with its true status, progress and version.';
+
+create or replace view jobforge.job_results as
+select j.tenant_id, j.id as job_id, j.job_type, j.epoch, j.attempt_no, j.finished_at, j.result
+from jobforge.jobs j
+where j.final_status = 'succeeded';
+comment on view jobforge.job_results is 'Accepted results of the scope''s tenant; one for each succeeded run, never changed once written.';
+
+reset role;

@@ -1,0 +1,620 @@
+-- Claim, keep, report, settle and lose leases: what workers may do.
+--
+-- Every function belongs to jobforge_sys, which sees all tenants, and is granted to jobforge_worker alone. A worker names
+-- the claim it speaks for by tenant, lease id, job and epoch; what is not in that living lease row is refused. Locks:
+-- leases in the order of (tenant_id, lease_id), then ready, jobs, ordering_keys. Arrays are parallel: one element a job.
+
+set local role jobforge_sys;
+
+create or replace function jobforge.register_worker(
+  p_worker_id text, p_host text, p_pid integer, p_version text, p_job_types text[], p_concurrency integer)
+returns void
+language sql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+  insert into jobforge.workers (worker_id, host, pid, version, job_types, concurrency, started_at, seen_at)
+  values (p_worker_id, p_host, p_pid, p_version, p_job_types, p_concurrency, jobforge.now(), jobforge.now())
+  on conflict (worker_id) do update
+    set job_types = excluded.job_types, concurrency = excluded.concurrency, seen_at = excluded.seen_at;
+  delete from jobforge.workers w where w.seen_at < jobforge.now() - interval '1 day';
+$$;
+comment on function jobforge.register_worker(text, text, integer, text, text[], integer) is 'Say that a worker lives and what it can run.';
+
+create or replace function jobforge.forget_worker(p_worker_id text) returns void
+language sql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+  delete from jobforge.workers w where w.worker_id = p_worker_id;
+  delete from jobforge.listeners l where l.listener_id = p_worker_id;
+$$;
+comment on function jobforge.forget_worker(text) is 'Say that a worker has ended.';
+
+-- Turn jobs just taken out of ready into lease rows, one for each tenant.
+create or replace function jobforge.lease_jobs(
+  p_worker_id text, p_tenant_ids text[], p_job_ids uuid[], p_epochs integer[], p_attempt_nos smallint[], p_lease_ms integer,
+  p_is_suspect boolean)
+returns table (tenant_id text, lease_id uuid, job_id uuid, epoch integer, attempt_no integer, max_attempts integer,
+  job_type text, job_version text, payload text, project_id text, trace_id text, timeout_ms integer, is_dry_run boolean,
+  is_suspect boolean, created_at timestamptz, claimed_at timestamptz, lease_until timestamptz)
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+set enable_hashjoin = off
+set enable_mergejoin = off
+set enable_seqscan = off
+as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := jobforge.now();
+  v_lease_until timestamptz := v_now + p_lease_ms * interval '1 millisecond';
+  v_lease_id uuid := pg_catalog.gen_random_uuid();
+begin
+  return query
+  with held as materialized (
+    select k.ord, k.epoch, k.attempt_no, jobforge.deadline_of(v_now, j.timeout_ms) as deadline, j.tenant_id, j.id, j.job_type,
+      j.job_version, j.payload, j.project_id, j.trace_id, j.timeout_ms, j.is_dry_run, j.max_attempts, j.created_at
+    from unnest(p_tenant_ids, p_job_ids, p_epochs, p_attempt_nos) with ordinality k(tenant_id, job_id, epoch, attempt_no, ord)
+    join jobforge.jobs j on j.tenant_id = k.tenant_id and j.id = k.job_id
+  ), new_leases as (
+    insert into jobforge.leases (tenant_id, lease_id, worker_id, is_suspect, claimed_at, lease_until, overdue_at, job_ids,
+      epochs, attempt_nos, deadlines)
+    select h.tenant_id, v_lease_id, p_worker_id, p_is_suspect, v_now, v_lease_until, min(h.deadline), array_agg(h.id order by h.ord),
+      array_agg(h.epoch order by h.ord), array_agg(h.attempt_no order by h.ord), array_agg(h.deadline order by h.ord)
+    from held h group by h.tenant_id order by h.tenant_id
+  )
+  select h.tenant_id::text, v_lease_id, h.id, h.epoch, h.attempt_no::integer, h.max_attempts::integer, h.job_type::text,
+    h.job_version, h.payload::text, h.project_id::text, h.trace_id, h.timeout_ms, h.is_dry_run, p_is_suspect, h.created_at,
+    v_now, v_lease_until
+  from held h order by h.ord;
+end $$;
+comment on function jobforge.lease_jobs(text, text[], uuid[], integer[], smallint[], integer, boolean) is 'Write the lease rows of one claim and return its jobs.';
+
+-- A batch, fair between tenants: each tenant with work gets an equal share, in turn after p_after_tenant, and what is left
+-- over goes to those with more. Inside a tenant the lowest priority number comes first, then the oldest run_at.
+--
+-- First look, then lock: the look reads a tenant's lanes in order without locks and settles how many each lane and priority
+-- give; the lock takes exactly so many with skip locked. Two workers that looked at the same rows lock different ones, and
+-- no row is locked that is not taken. A priority is one probe of its own, because rows of the future sort between those of
+-- two priorities. The settings keep the plan on the indexes whatever the statistics say: these tables fill and empty in
+-- seconds.
+create or replace function jobforge.claim_jobs(
+  p_worker_id text, p_job_types text[], p_limit integer, p_after_tenant text default '', p_tenant_ids text[] default null,
+  p_lease_ms integer default 30000, p_reap boolean default false)
+returns table (tenant_id text, lease_id uuid, job_id uuid, epoch integer, attempt_no integer, max_attempts integer,
+  job_type text, job_version text, payload text, project_id text, trace_id text, timeout_ms integer, is_dry_run boolean,
+  is_suspect boolean, created_at timestamptz, claimed_at timestamptz, lease_until timestamptz)
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+set enable_mergejoin = off
+set enable_hashjoin = off
+set enable_seqscan = off
+as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz;
+  v_tenants text[];
+  v_left integer := p_limit;
+  v_share integer;
+  v_more text[];
+  v_taken_tenants text[] := '{}'; v_taken_ids uuid[] := '{}'; v_taken_epochs integer[] := '{}'; v_taken_attempts smallint[] := '{}';
+  v_batch record;
+  v_suspect record;
+begin
+  if p_limit not between 1 and 1000 or p_lease_ms not between 100 and 3600000 then
+    raise exception 'a claim takes 1 to 1,000 jobs for 100 ms to 1 h' using errcode = 'JF400';
+  end if;
+  if p_reap then
+    perform jobforge.reap_expired(100);
+  end if;
+  -- Alone in its transaction a claim need not wait for the disk: one lost in a crash took its lease id with it.
+  perform pg_catalog.set_config('synchronous_commit', 'off', true)
+    where pg_catalog.pg_current_xact_id_if_assigned() is null;
+  v_now := jobforge.now();
+
+  select * into v_suspect from jobforge.take_suspect(p_worker_id, p_job_types, p_tenant_ids, v_now);
+  if v_suspect.job_id is not null then
+    v_left := v_left - 1;
+    return query select * from jobforge.lease_jobs(p_worker_id, array[v_suspect.tenant_id], array[v_suspect.job_id],
+      array[v_suspect.epoch], array[v_suspect.attempt_no], p_lease_ms, true);
+  end if;
+
+  select array_agg(t.tenant_id order by t.tenant_id <= p_after_tenant collate "C", t.tenant_id) into v_tenants
+  from (
+    select distinct l.tenant_id from jobforge.lanes l
+    where l.job_type = any (p_job_types) and (p_tenant_ids is null or l.tenant_id = any (p_tenant_ids))) t;
+
+  while v_left > 0 and v_tenants is not null loop
+    v_share := ceil(v_left::numeric / cardinality(v_tenants));
+    with turns as materialized (
+      select u.tenant_id collate "C" as tenant_id, u.turn from unnest(v_tenants) with ordinality u(tenant_id, turn)
+    ), seen as materialized (
+      select t.tenant_id, t.turn, x.job_type, x.priority, x.place
+      from turns t
+      cross join lateral (
+        select h.job_type, h.priority, row_number() over (order by h.priority, h.run_at, h.job_id) as place
+        from jobforge.lanes l
+        cross join (values (0::smallint), (1::smallint), (2::smallint), (3::smallint)) p(priority)
+        cross join lateral (
+          select r.job_type, r.priority, r.run_at, r.job_id
+          from jobforge.ready r
+          where r.tenant_id = l.tenant_id and r.job_type = l.job_type and r.priority = p.priority and r.run_at <= v_now
+            and not r.is_suspect
+          order by r.run_at, r.job_id limit v_share) h
+        where l.tenant_id = t.tenant_id and l.job_type = any (p_job_types)
+        order by 3 limit v_share) x
+    ), chosen as (
+      select s.* from seen s order by s.place, s.turn limit v_left
+    ), quotas as materialized (
+      select c.tenant_id, c.turn, c.job_type, c.priority, count(*) as quota from chosen c group by 1, 2, 3, 4
+    ), locked as materialized (
+      select k.row_id
+      from quotas q
+      cross join lateral (
+        select r.ctid as row_id
+        from jobforge.ready r
+        where r.tenant_id = q.tenant_id and r.job_type = q.job_type and r.priority = q.priority and r.run_at <= v_now
+          and not r.is_suspect
+        order by r.run_at, r.job_id limit q.quota for update skip locked) k
+    ), taken as (
+      delete from jobforge.ready r where r.ctid = any (array(select k.row_id from locked k))
+      returning r.tenant_id, r.job_id, r.epoch, r.attempt_no, r.priority, r.run_at
+    )
+    select array_agg(t.tenant_id order by t.priority, t.run_at, t.job_id) as tenant_ids,
+      array_agg(t.job_id order by t.priority, t.run_at, t.job_id) as job_ids,
+      array_agg(t.epoch + 1 order by t.priority, t.run_at, t.job_id) as epochs,
+      array_agg((t.attempt_no + 1)::smallint order by t.priority, t.run_at, t.job_id) as attempt_nos,
+      (select array_agg(m.tenant_id order by m.turn) from (
+        select s.tenant_id, s.turn from seen s group by 1, 2 having count(*) >= v_share) m) as more
+    into v_batch
+    from taken t;
+    exit when v_batch.job_ids is null;
+    v_taken_tenants := v_taken_tenants || v_batch.tenant_ids;
+    v_taken_ids := v_taken_ids || v_batch.job_ids;
+    v_taken_epochs := v_taken_epochs || v_batch.epochs;
+    v_taken_attempts := v_taken_attempts || v_batch.attempt_nos;
+    v_left := p_limit - cardinality(v_taken_ids) - (v_suspect.job_id is not null)::integer;
+    v_tenants := v_batch.more;
+  end loop;
+
+  if cardinality(v_taken_ids) > 0 then
+    return query select * from jobforge.lease_jobs(p_worker_id, v_taken_tenants, v_taken_ids, v_taken_epochs, v_taken_attempts,
+      p_lease_ms, false);
+  end if;
+end $$;
+comment on function jobforge.claim_jobs(text, text[], integer, text, text[], integer, boolean) is
+  'Take a batch of due jobs for a worker, fairly between tenants, under leases.';
+
+-- One suspect at a time for each worker, in a lease of its own: if the worker dies again, this job was the only suspect.
+create or replace function jobforge.take_suspect(p_worker_id text, p_job_types text[], p_tenant_ids text[], p_now timestamptz)
+returns table (tenant_id text, job_id uuid, epoch integer, attempt_no smallint)
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  if exists (select from jobforge.ready r where r.is_suspect and r.run_at <= p_now and r.job_type = any (p_job_types))
+    and not exists (select from jobforge.leases l where l.worker_id = p_worker_id and l.is_suspect)
+  then
+    return query
+    delete from jobforge.ready d
+    where d.ctid = (
+      select r.ctid from jobforge.ready r
+      where r.is_suspect and r.run_at <= p_now and r.job_type = any (p_job_types)
+        and (p_tenant_ids is null or r.tenant_id = any (p_tenant_ids))
+      order by r.run_at limit 1 for update skip locked)
+    returning d.tenant_id::text, d.job_id, d.epoch + 1, (d.attempt_no + 1)::smallint;
+  end if;
+end $$;
+comment on function jobforge.take_suspect(text, text[], text[], timestamptz) is 'Take one job out of ready that was lost before together with others.';
+
+create or replace function jobforge.heartbeat(p_worker_id text, p_tenant_ids text[], p_lease_ids uuid[], p_lease_ms integer default 30000)
+returns table (tenant_id text, lease_id uuid, lease_until timestamptz, cancel_ids uuid[])
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := jobforge.now();
+begin
+  perform pg_catalog.set_config('synchronous_commit', 'off', true)
+    where pg_catalog.pg_current_xact_id_if_assigned() is null;
+  update jobforge.workers w set seen_at = v_now where w.worker_id = p_worker_id;
+  return query
+  with held as materialized (
+    select l.tenant_id, l.lease_id from jobforge.leases l
+    where (l.tenant_id, l.lease_id) in (select u.t, u.l from unnest(p_tenant_ids, p_lease_ids) u(t, l))
+      and l.worker_id = p_worker_id and l.lease_until > v_now
+    order by 1, 2 for update)
+  update jobforge.leases l
+  -- never past the deadline of the last job in it; jobs that pass their own are taken out by reap_expired
+  set lease_until = least(v_now + p_lease_ms * interval '1 millisecond', (select max(d) from unnest(l.deadlines) d))
+  from held h
+  where l.tenant_id = h.tenant_id and l.lease_id = h.lease_id
+  returning l.tenant_id::text, l.lease_id, l.lease_until, l.cancel_ids;
+end $$;
+comment on function jobforge.heartbeat(text, text[], uuid[], integer) is
+  'Extend a worker''s leases; a lease that is not in the answer is gone. Tells which of their jobs are to be canceled.';
+
+create or replace function jobforge.report_progress(
+  p_tenant_ids text[], p_lease_ids uuid[], p_job_ids uuid[], p_epochs integer[], p_dones float8[], p_totals float8[],
+  p_messages text[], p_logs text[])
+returns table (job_id uuid, is_accepted boolean, is_cancel_requested boolean)
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := jobforge.now();
+  v_held integer[];
+  v_canceled integer[];
+begin
+  perform pg_catalog.set_config('synchronous_commit', 'off', true)
+    where pg_catalog.pg_current_xact_id_if_assigned() is null;
+  -- the share lock keeps the lease while we write: a reaper waits, and then finds what we wrote
+  with held_leases as materialized (
+    select l.tenant_id, l.lease_id, l.job_ids, l.epochs, l.attempt_nos, l.cancel_ids from jobforge.leases l
+    where (l.tenant_id, l.lease_id) in (select u.t, u.l from unnest(p_tenant_ids, p_lease_ids) u(t, l)) and l.lease_until > v_now
+    order by 1, 2 for share
+  ), held as materialized (
+    select g.*, h.attempt_no, g.job_id = any (l.cancel_ids) as is_cancel_requested
+    from unnest(p_tenant_ids, p_lease_ids, p_job_ids, p_epochs, p_dones, p_totals, p_messages, p_logs) with ordinality
+      g(tenant_id, lease_id, job_id, epoch, done, total, message, logs, ord)
+    join held_leases l on l.tenant_id = g.tenant_id and l.lease_id = g.lease_id
+    cross join lateral unnest(l.job_ids, l.epochs, l.attempt_nos) h(job_id, epoch, attempt_no)
+    where h.job_id = g.job_id and h.epoch = g.epoch
+  ), progressed as (
+    insert into jobforge.run_progress as p (tenant_id, job_id, changes, epoch, done, total, message)
+    select h.tenant_id, h.job_id, 1, h.epoch, h.done, h.total, left(h.message, 1000)
+    from held h
+    where h.done is not null or h.total is not null or h.message is not null
+    order by h.tenant_id, h.job_id
+    on conflict (tenant_id, job_id) do update
+      set changes = p.changes + 1, epoch = excluded.epoch,
+        done = case when p.epoch = excluded.epoch then greatest(p.done, excluded.done) else excluded.done end,
+        total = case when p.epoch = excluded.epoch then coalesce(excluded.total, p.total) else excluded.total end,
+        message = case when p.epoch = excluded.epoch then coalesce(excluded.message, p.message) else excluded.message end
+  ), logged as (
+    insert into jobforge.run_logs (tenant_id, job_id, line_no, attempt_no, level, message, logged_at)
+    select h.tenant_id, h.job_id, n.last_no + e.line_no, h.attempt_no, e.line ->> 0, e.line ->> 1, v_now
+    from held h
+    cross join lateral (
+      select coalesce(max(g.line_no), 0) as last_no from jobforge.run_logs g
+      where g.tenant_id = h.tenant_id and g.job_id = h.job_id) n
+    cross join lateral jsonb_array_elements(h.logs::jsonb) with ordinality e(line, line_no)
+    where h.logs is not null and n.last_no + e.line_no <= 10000
+  )
+  select array_agg(h.ord::integer), array_agg(h.ord::integer) filter (where h.is_cancel_requested) into v_held, v_canceled
+  from held h;
+  if v_held is not null then
+    perform jobforge.wake('runs');
+  end if;
+  return query
+  select u.job_id, coalesce(u.ord = any (v_held), false), coalesce(u.ord = any (v_canceled), false)
+  from unnest(p_job_ids) with ordinality u(job_id, ord)
+  order by u.ord;
+end $$;
+comment on function jobforge.report_progress(text[], uuid[], uuid[], integer[], float8[], float8[], text[], text[]) is
+  'Store progress and log lines of running jobs; refused for a claim that is not the living one.';
+
+-- The one way out of a lease. Jobs that are not in the lease they name, with the epoch they name, are not in the answer.
+create or replace function jobforge.leave_leases(p_tenant_ids text[], p_lease_ids uuid[], p_job_ids uuid[], p_epochs integer[])
+returns table (ord integer, tenant_id text, job_id uuid, epoch integer, attempt_no smallint, worker_id text,
+  claimed_at timestamptz, is_cancel_requested boolean)
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+set enable_mergejoin = off
+as $$
+#variable_conflict use_column
+begin
+  return query
+  with held_leases as materialized (
+    select l.* from jobforge.leases l
+    where (l.tenant_id, l.lease_id) in (select distinct u.t, u.l from unnest(p_tenant_ids, p_lease_ids) u(t, l))
+    order by l.tenant_id, l.lease_id for update
+  ), held as materialized (
+    select l.tenant_id, l.lease_id, l.worker_id, l.claimed_at, h.job_id, h.epoch, h.attempt_no, h.deadline, g.ord,
+      h.job_id = any (l.cancel_ids) as is_cancel_requested
+    from held_leases l
+    cross join lateral unnest(l.job_ids, l.epochs, l.attempt_nos, l.deadlines) h(job_id, epoch, attempt_no, deadline)
+    left join unnest(p_tenant_ids, p_lease_ids, p_job_ids, p_epochs) with ordinality g(tenant_id, lease_id, job_id, epoch, ord)
+      on g.tenant_id = l.tenant_id and g.lease_id = l.lease_id and g.job_id = h.job_id and g.epoch = h.epoch
+  ), remaining as materialized (
+    select h.tenant_id, h.lease_id, array_agg(h.job_id) filter (where h.ord is null) as job_ids,
+      array_agg(h.epoch) filter (where h.ord is null) as epochs, array_agg(h.attempt_no) filter (where h.ord is null) as attempt_nos,
+      array_agg(h.deadline) filter (where h.ord is null) as deadlines, min(h.deadline) filter (where h.ord is null) as overdue_at
+    from held h group by 1, 2
+  ), emptied as (
+    delete from jobforge.leases l using remaining r
+    where r.job_ids is null and l.tenant_id = r.tenant_id and l.lease_id = r.lease_id
+  ), kept as (
+    update jobforge.leases l
+    set job_ids = r.job_ids, epochs = r.epochs, attempt_nos = r.attempt_nos, deadlines = r.deadlines, overdue_at = r.overdue_at
+    from remaining r
+    where r.job_ids is not null and l.tenant_id = r.tenant_id and l.lease_id = r.lease_id
+  )
+  select h.ord::integer, h.tenant_id::text, h.job_id, h.epoch, h.attempt_no, h.worker_id, h.claimed_at, h.is_cancel_requested
+  from held h where h.ord is not null;
+end $$;
+comment on function jobforge.leave_leases(text[], uuid[], uuid[], integer[]) is 'Take jobs out of the leases that hold them and say which were held.';
+
+create or replace function jobforge.complete_jobs(
+  p_tenant_ids text[], p_lease_ids uuid[], p_job_ids uuid[], p_epochs integer[], p_results text[])
+returns table (job_id uuid, epoch integer, outcome text, status text)
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+set enable_mergejoin = off
+as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := jobforge.now();
+  v_accepted integer[];
+  v_key_tenants text[]; v_keys text[]; v_key_ids uuid[];
+begin
+  if exists (select from unnest(p_results) u(result) where octet_length(u.result) > 1048576) then
+    raise exception 'a result is larger than 1 MiB' using errcode = 'JF413', hint = 'Return a reference to what was produced.';
+  end if;
+  with gone as materialized (
+    select * from jobforge.leave_leases(p_tenant_ids, p_lease_ids, p_job_ids, p_epochs)
+  ), ended as (
+    update jobforge.jobs j
+    set final_status = 'succeeded', attempt_no = g.attempt_no, epoch = g.epoch, worker_id = g.worker_id,
+      started_at = g.claimed_at, finished_at = v_now, result = coalesce(r.result, 'null')::jsonb
+    from gone g
+    join unnest(p_results) with ordinality r(result, ord) on r.ord = g.ord
+    where j.tenant_id = g.tenant_id and j.id = g.job_id and j.final_status is null
+    returning g.ord, j.tenant_id, j.ordering_key, j.id
+  )
+  select array_agg(e.ord), array_agg(e.tenant_id::text) filter (where e.ordering_key is not null),
+    array_agg(e.ordering_key::text) filter (where e.ordering_key is not null), array_agg(e.id) filter (where e.ordering_key is not null)
+  into v_accepted, v_key_tenants, v_keys, v_key_ids
+  from ended e;
+  if v_keys is not null then
+    perform jobforge.promote_next(v_key_tenants, v_keys, v_key_ids);
+  end if;
+  if v_accepted is not null then
+    perform jobforge.wake('runs');
+  end if;
+  if cardinality(v_accepted) = cardinality(p_job_ids) then
+    return query select u.job_id, u.epoch, 'accepted'::text, 'succeeded'::text from unnest(p_job_ids, p_epochs) u(job_id, epoch);
+    return;
+  end if;
+  return query  -- a repeated call finds its own work done; a stale one finds another's, or none
+  select u.job_id, u.epoch,
+    case when u.ord = any (v_accepted) then 'accepted'
+      when j.final_status = 'succeeded' and j.epoch = u.epoch then 'repeated' else 'stale' end,
+    coalesce(j.final_status::text, 'queued')
+  from unnest(p_tenant_ids, p_job_ids, p_epochs) with ordinality u(tenant_id, job_id, epoch, ord)
+  left join jobforge.jobs j on j.tenant_id = u.tenant_id and j.id = u.job_id
+  order by u.ord;
+end $$;
+comment on function jobforge.complete_jobs(text[], uuid[], uuid[], integer[], text[]) is
+  'Settle a batch of attempts that succeeded; each is accepted, repeated or stale.';
+
+-- How long to wait before the next attempt: backoff times multiplier per attempt, capped. Jitter only adds, and a delay
+-- the receiver asked for is never undercut.
+create or replace function jobforge.retry_delay(
+  p_attempt_no integer, p_backoff_ms integer, p_multiplier real, p_max_backoff_ms integer, p_delay_ms integer)
+returns interval
+language sql volatile
+as $$
+  select greatest(
+    least(p_max_backoff_ms, p_backoff_ms * power(p_multiplier::float8, least(greatest(p_attempt_no, 1) - 1, 40)))
+      * (1 + pg_catalog.random() * 0.25),
+    coalesce(p_delay_ms, 0)) * interval '1 millisecond'
+$$;
+comment on function jobforge.retry_delay(integer, integer, real, integer, integer) is 'Time until the attempt after this one may start.';
+
+-- Settle attempts that did not succeed. p_kinds says what happened; what follows is decided here. An attempt is charged
+-- unless the handler asked for later, the worker gave the job back, or it was lost together with others.
+create or replace function jobforge.close_jobs(
+  p_tenant_ids text[], p_lease_ids uuid[], p_job_ids uuid[], p_epochs integer[], p_kinds text[], p_charged boolean[],
+  p_errors text[], p_tracebacks text[], p_delays_ms integer[])
+returns table (job_id uuid, epoch integer, outcome text, status text)
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+set enable_mergejoin = off
+as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := jobforge.now();
+  v_closed record;
+begin
+  with gone as materialized (
+    select * from jobforge.leave_leases(p_tenant_ids, p_lease_ids, p_job_ids, p_epochs)
+  ), decided as materialized (
+    select g.*, d.kind, d.error::jsonb as error, d.traceback, g.attempt_no - (not d.is_charged)::integer as charged_no,
+      case
+        when d.kind = 'permanent' then 'failed'
+        when g.is_cancel_requested then 'canceled'
+        when d.is_charged and g.attempt_no >= j.max_attempts then 'dead'
+      end as final_status,
+      case d.kind
+        when 'deferred' then v_now + coalesce(d.delay_ms, 0) * interval '1 millisecond'
+        when 'released' then v_now
+        when 'lost' then v_now
+        else v_now + jobforge.retry_delay(g.attempt_no, j.backoff_ms, j.backoff_multiplier, j.max_backoff_ms, d.delay_ms)
+      end as next_run_at
+    from gone g
+    join unnest(p_kinds, p_charged, p_errors, p_tracebacks, p_delays_ms) with ordinality
+      d(kind, is_charged, error, traceback, delay_ms, ord) on d.ord = g.ord
+    join jobforge.jobs j on j.tenant_id = g.tenant_id and j.id = g.job_id
+  ), ended as (
+    update jobforge.jobs j
+    set final_status = d.final_status, attempt_no = d.charged_no, epoch = d.epoch,
+      worker_id = case when d.final_status is not null then d.worker_id end,
+      started_at = case when d.final_status is not null then d.claimed_at end,
+      finished_at = case when d.final_status is not null then v_now end,
+      error = case when d.final_status is not null then coalesce(d.error, '{}') end,
+      run_at = case when d.final_status is null then d.next_run_at else j.run_at end
+    from decided d
+    where j.tenant_id = d.tenant_id and j.id = d.job_id and j.final_status is null
+    returning d.ord, j.tenant_id, j.id, j.job_type, j.priority, j.run_at, j.ordering_key, d.final_status, d.epoch, d.charged_no,
+      d.kind
+  ), requeued as (
+    insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, is_suspect)
+    select e.tenant_id, e.job_type, e.priority, e.run_at, e.id, e.epoch, e.charged_no, e.kind = 'lost'
+    from ended e where e.final_status is null
+  ), tried as (
+    insert into jobforge.job_attempts (tenant_id, job_id, epoch, attempt_no, outcome, worker_id, started_at, finished_at, error, traceback)
+    select d.tenant_id, d.job_id, d.epoch, d.attempt_no, d.kind, d.worker_id, d.claimed_at, v_now, d.error, left(d.traceback, 65536)
+    from decided d join ended e on e.ord = d.ord
+  )
+  select array_agg(e.ord) as accepted,
+    array_agg(e.tenant_id::text) filter (where e.final_status is null) as lane_tenants,
+    array_agg(e.job_type::text) filter (where e.final_status is null) as lane_types,
+    bool_or(e.final_status is null and e.run_at <= v_now) as is_due,
+    array_agg(e.tenant_id::text) filter (where e.final_status is not null and e.ordering_key is not null) as key_tenants,
+    array_agg(e.ordering_key::text) filter (where e.final_status is not null and e.ordering_key is not null) as keys,
+    array_agg(e.id) filter (where e.final_status is not null and e.ordering_key is not null) as key_ids
+  into v_closed
+  from ended e;
+
+  if v_closed.keys is not null then
+    perform jobforge.promote_next(v_closed.key_tenants, v_closed.keys, v_closed.key_ids);
+  end if;
+  if v_closed.lane_tenants is not null then
+    perform jobforge.touch_lanes(v_closed.lane_tenants, v_closed.lane_types);
+  end if;
+  if v_closed.is_due then
+    perform jobforge.wake('ready');
+  end if;
+  if v_closed.accepted is not null then
+    perform jobforge.wake('runs');
+  end if;
+  return query
+  select u.job_id, u.epoch,
+    case when u.ord = any (v_closed.accepted) then 'accepted'
+      when exists (
+        select from jobforge.job_attempts a
+        where a.tenant_id = u.tenant_id and a.job_id = u.job_id and a.epoch = u.epoch and a.outcome <> 'lost') then 'repeated'
+      else 'stale' end,
+    coalesce(j.final_status::text, 'queued')
+  from unnest(p_tenant_ids, p_job_ids, p_epochs) with ordinality u(tenant_id, job_id, epoch, ord)
+  left join jobforge.jobs j on j.tenant_id = u.tenant_id and j.id = u.job_id
+  order by u.ord;
+end $$;
+comment on function jobforge.close_jobs(text[], uuid[], uuid[], integer[], text[], boolean[], text[], text[], integer[]) is
+  'Settle attempts that did not succeed: retry, failed, dead or canceled.';
+
+create or replace function jobforge.fail_jobs(
+  p_tenant_ids text[], p_lease_ids uuid[], p_job_ids uuid[], p_epochs integer[], p_kinds text[], p_errors text[],
+  p_tracebacks text[], p_delays_ms integer[])
+returns table (job_id uuid, epoch integer, outcome text, status text)
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+begin
+  if exists (select from unnest(p_kinds) u(kind)
+    where coalesce(u.kind, '') not in ('failed', 'permanent', 'timed_out', 'canceled', 'deferred'))
+  then
+    raise exception 'an attempt fails as failed, permanent, timed_out, canceled or deferred' using errcode = 'JF400';
+  end if;
+  return query
+  select c.* from jobforge.close_jobs(p_tenant_ids, p_lease_ids, p_job_ids, p_epochs, p_kinds,
+    array(select u.kind <> 'deferred' from unnest(p_kinds) with ordinality u(kind, ord) order by u.ord),
+    p_errors, p_tracebacks, p_delays_ms) c;
+end $$;
+comment on function jobforge.fail_jobs(text[], uuid[], uuid[], integer[], text[], text[], text[], integer[]) is
+  'Settle a batch of attempts that failed; each is accepted, repeated or stale.';
+
+create or replace function jobforge.release_jobs(p_tenant_ids text[], p_lease_ids uuid[], p_job_ids uuid[], p_epochs integer[])
+returns table (job_id uuid, epoch integer, outcome text, status text)
+language sql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+  select c.* from jobforge.close_jobs(p_tenant_ids, p_lease_ids, p_job_ids, p_epochs,
+    array_fill('released'::text, array[cardinality(p_job_ids)]), array_fill(false, array[cardinality(p_job_ids)]),
+    array_fill('{"code": "RELEASED", "message": "the worker gave the job back", "retryable": true}'::text, array[cardinality(p_job_ids)]),
+    null, null) c
+$$;
+comment on function jobforge.release_jobs(text[], uuid[], uuid[], integer[]) is 'Give running jobs back at once, without using an attempt.';
+
+-- Jobs of expired leases, and jobs past their own deadline in living ones. A job lost alone, or claimed alone as a suspect,
+-- pays with its attempt; jobs lost together are requeued uncharged and marked suspect, since one of them may have killed
+-- the worker and the others must not pay for it. "Together" is all that the worker held, in whatever leases.
+create or replace function jobforge.reap_leases(p_limit integer, p_tenant_id text) returns integer
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+as $$
+declare
+  v_now timestamptz := jobforge.now();
+  v_lost record;
+begin
+  with expired as materialized (
+    select l.tenant_id, l.lease_id, l.worker_id, l.is_suspect, l.lease_until, l.job_ids, l.epochs, l.deadlines
+    from jobforge.leases l
+    where (l.lease_until <= v_now or l.overdue_at <= v_now) and (p_tenant_id is null or l.tenant_id = p_tenant_id)
+    order by l.tenant_id, l.lease_id limit p_limit for update skip locked
+  ), lost as (
+    select e.tenant_id, e.lease_id, h.job_id, h.epoch, e.lease_until <= v_now as is_lost,
+      e.is_suspect or (
+        select sum(cardinality(w.job_ids)) from jobforge.leases w where w.worker_id = e.worker_id) = 1 as is_alone
+    from expired e
+    cross join lateral unnest(e.job_ids, e.epochs, e.deadlines) h(job_id, epoch, deadline)
+    where e.lease_until <= v_now or h.deadline <= v_now
+  )
+  select count(*)::integer as total, array_agg(o.tenant_id::text) as tenant_ids, array_agg(o.lease_id) as lease_ids,
+    array_agg(o.job_id) as job_ids, array_agg(o.epoch) as epochs,
+    array_agg(case when o.is_lost then 'lost' else 'timed_out' end) as kinds,
+    array_agg(not o.is_lost or o.is_alone) as charged,
+    array_agg(case when o.is_lost
+      then '{"code": "WORKER_LOST", "message": "the worker was lost while it ran the job", "retryable": true}'
+      else '{"code": "TIMED_OUT", "message": "the job passed its timeout and its worker did not stop it", "retryable": true}'
+      end) as errors
+  into v_lost
+  from lost o;
+  if v_lost.total > 0 then
+    perform jobforge.close_jobs(v_lost.tenant_ids, v_lost.lease_ids, v_lost.job_ids, v_lost.epochs, v_lost.kinds,
+      v_lost.charged, v_lost.errors, null, null);
+  end if;
+  return v_lost.total;
+end $$;
+comment on function jobforge.reap_leases(integer, text) is 'Take jobs out of expired leases, of one tenant or of all.';
+
+create or replace function jobforge.reap_expired(p_limit integer default 100) returns integer
+language sql volatile
+security definer set search_path = jobforge, pg_temp
+as $$ select jobforge.reap_leases(p_limit, null) $$;
+comment on function jobforge.reap_expired(integer) is 'Requeue or end the jobs of expired leases; anybody may, and every worker does within a second.';
+
+create or replace function jobforge.reap_tenant(p_tenant_id text) returns integer
+language sql volatile
+security definer set search_path = jobforge, pg_temp
+as $$ select jobforge.reap_leases(100, p_tenant_id) $$;
+comment on function jobforge.reap_tenant(text) is 'The same for one tenant, for cancel_job.';
+
+-- The parent's lease is locked until commit: a child enqueued by an attempt that was replaced meanwhile would be a ghost.
+create or replace function jobforge.enqueue_child(
+  p_tenant_id text, p_lease_id uuid, p_job_id uuid, p_epoch integer, p_job_type text, p_payload text, p_received text,
+  p_idempotency_key text, p_ordering_key text, p_priority integer, p_run_at timestamptz, p_labels text, p_job_version text,
+  p_max_attempts integer, p_backoff_ms integer, p_backoff_multiplier float8, p_max_backoff_ms integer, p_timeout_ms integer)
+returns table (job_id uuid, outcome text, status text, version bigint, run_at timestamptz, created_at timestamptz)
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_parent jobforge.jobs;
+begin
+  perform from jobforge.leases l
+  where l.tenant_id = p_tenant_id and l.lease_id = p_lease_id and l.lease_until > jobforge.now()
+    and l.epochs[array_position(l.job_ids, p_job_id)] = p_epoch
+  for share;
+  if not found then
+    raise exception 'this attempt no longer holds the lease of run %', p_job_id using errcode = 'JF410';
+  end if;
+  select * into v_parent from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
+  perform jobforge.enter_scope(p_tenant_id, 'job:' || p_job_id, null, v_parent.job_type, v_parent.trace_id);
+  return query
+  select e.job_id, e.outcome, e.status, e.version, e.run_at, e.created_at
+  from jobforge.enqueue_jobs(p_tenant_id, array[p_job_type], array[p_payload], array[p_received], array[p_idempotency_key],
+    array[p_ordering_key], array[p_priority], array[p_run_at], array[v_parent.project_id::text], array[p_labels],
+    array[v_parent.trace_id], array[p_job_version], array[p_max_attempts], array[p_backoff_ms], array[p_backoff_multiplier],
+    array[p_max_backoff_ms], array[p_timeout_ms], array[v_parent.is_dry_run], null, 30000, false, p_job_id) e;
+  -- a scope outlasts its function; the worker's next statement must not find a tenant set
+  perform pg_catalog.set_config('jobforge.tenant_id', '', true), pg_catalog.set_config('jobforge.actor', '', true),
+    pg_catalog.set_config('jobforge.tool', '', true), pg_catalog.set_config('jobforge.trace_id', '', true);
+end $$;
+comment on function jobforge.enqueue_child(text, uuid, uuid, integer, text, text, text, text, text, integer, timestamptz, text, text,
+  integer, integer, float8, integer, integer) is 'Enqueue a job on behalf of a running one; refused for a claim that is not the living one.';
+
+reset role;

@@ -1,0 +1,72 @@
+-- Who may do what, by name. Logins hold no right on any table: they execute the functions of their own part, which run as
+-- jobforge_rpc (one tenant) or jobforge_sys (all tenants). What is not named here nobody may call: 0001_core.sql takes the
+-- usual right of everybody to execute a new function away. A right that is withdrawn needs a revoke by name.
+
+set local role jobforge_owner;
+
+revoke all on jobforge.tenants, jobforge.jobs, jobforge.idempotency_keys, jobforge.lanes, jobforge.ready, jobforge.leases,
+  jobforge.waiting, jobforge.ordering_keys, jobforge.run_progress, jobforge.run_logs, jobforge.job_attempts,
+  jobforge.job_definitions, jobforge.audit_log, jobforge.workers, jobforge.listeners
+  from public, jobforge_rpc, jobforge_sys, jobforge_api, jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor;
+revoke create on schema jobforge from jobforge_rpc, jobforge_sys;
+
+grant select, insert, update, delete on jobforge.jobs, jobforge.idempotency_keys, jobforge.ready, jobforge.leases,
+  jobforge.waiting, jobforge.ordering_keys, jobforge.run_progress to jobforge_rpc;
+grant select on jobforge.tenants, jobforge.run_logs, jobforge.job_attempts, jobforge.job_definitions, jobforge.lanes to jobforge_rpc;
+grant select, insert on jobforge.audit_log to jobforge_rpc;
+
+grant select, insert, update, delete on jobforge.jobs, jobforge.ready, jobforge.leases, jobforge.waiting, jobforge.ordering_keys,
+  jobforge.run_progress, jobforge.lanes, jobforge.workers, jobforge.listeners to jobforge_sys;
+grant select, insert on jobforge.tenants, jobforge.run_logs, jobforge.job_attempts to jobforge_sys;
+grant select on jobforge.job_definitions to jobforge_sys;
+
+reset role;
+set local role jobforge_rpc;
+
+grant execute on function jobforge.now(), jobforge.current_tenant() to jobforge_owner, jobforge_sys, jobforge_api, jobforge_worker,
+  jobforge_scheduler, jobforge_readonly, jobforge_auditor;
+grant execute on function jobforge.enter_scope(text, text, text, text, text) to jobforge_sys, jobforge_api, jobforge_readonly;
+grant execute on function jobforge.new_id(), jobforge.deadline_of(timestamptz, integer),
+  jobforge.promote_next(text[], text[], uuid[]) to jobforge_sys;
+grant execute on function
+  jobforge.enqueue_jobs(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[], text[], text[],
+    integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid)
+  to jobforge_api, jobforge_sys;
+grant execute on function
+  jobforge.enqueue_job(text, text, jsonb, text, text, integer, timestamptz, text, jsonb, text, text, integer, integer, float8,
+    integer, integer),
+  jobforge.get_run(text, uuid),
+  jobforge.get_runs(text, uuid[]),
+  jobforge.get_payload(text, uuid),
+  jobforge.list_runs(text, text, text, text[], text, timestamptz, uuid, integer),
+  jobforge.list_attempts(text, uuid),
+  jobforge.list_logs(text, uuid, integer, integer),
+  jobforge.queue_stats(text),
+  jobforge.cancel_job(text, uuid, text),
+  jobforge.retry_job(text, uuid, bigint, timestamptz, boolean, boolean),
+  jobforge.explain_run(text, uuid)
+  to jobforge_api;
+grant select on jobforge.runs, jobforge.job_results to jobforge_readonly;
+
+reset role;
+set local role jobforge_sys;
+
+grant execute on function jobforge.touch_lanes(text[], text[]), jobforge.wake(text), jobforge.has_worker(text),
+  jobforge.reap_tenant(text) to jobforge_rpc;
+grant execute on function jobforge.await_wakeup(text, text, integer) to jobforge_api, jobforge_worker;
+grant execute on function
+  jobforge.register_worker(text, text, integer, text, text[], integer),
+  jobforge.forget_worker(text),
+  jobforge.claim_jobs(text, text[], integer, text, text[], integer, boolean),
+  jobforge.heartbeat(text, text[], uuid[], integer),
+  jobforge.report_progress(text[], uuid[], uuid[], integer[], float8[], float8[], text[], text[]),
+  jobforge.complete_jobs(text[], uuid[], uuid[], integer[], text[]),
+  jobforge.fail_jobs(text[], uuid[], uuid[], integer[], text[], text[], text[], integer[]),
+  jobforge.release_jobs(text[], uuid[], uuid[], integer[]),
+  jobforge.reap_expired(integer),
+  jobforge.tend_lanes(),
+  jobforge.enqueue_child(text, uuid, uuid, integer, text, text, text, text, text, integer, timestamptz, text, text, integer, integer,
+    float8, integer, integer)
+  to jobforge_worker;
+
+reset role;

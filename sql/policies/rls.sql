@@ -1,0 +1,137 @@
+-- Row level security: enabled and forced on every table, so that not even the owner of a table passes.
+--
+-- Two roles that cannot log in have policies: jobforge_rpc sees the scope's tenant (nothing without a scope), and
+-- jobforge_sys, which owns what workers call, sees every row. Nobody else has one, the owner included. The tenant is read
+-- in a sub-select, which Postgres evaluates once per statement instead of once per row.
+
+set local role jobforge_owner;
+
+do $$
+declare
+  v_table text;
+begin
+  -- idempotent: this file is applied again whenever a function or policy changed
+  for v_table in select c.relname from pg_catalog.pg_class c where c.relnamespace = 'jobforge'::regnamespace and c.relkind = 'r' loop
+    if v_table not in ('tenants', 'jobs', 'idempotency_keys', 'lanes', 'ready', 'leases', 'waiting', 'ordering_keys', 'run_progress',
+      'run_logs', 'job_attempts', 'job_definitions', 'audit_log', 'workers', 'listeners', 'schema_migrations')
+    then
+      raise exception 'table % has no row policy', v_table using errcode = 'JF400', hint = 'Add it to sql/policies/rls.sql.';
+    end if;
+  end loop;
+end $$;
+
+alter table jobforge.tenants enable row level security;
+alter table jobforge.tenants force row level security;
+drop policy if exists tenant_rows on jobforge.tenants;
+create policy tenant_rows on jobforge.tenants to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.tenants;
+create policy every_row on jobforge.tenants to jobforge_sys using (true) with check (true);
+
+alter table jobforge.jobs enable row level security;
+alter table jobforge.jobs force row level security;
+drop policy if exists tenant_rows on jobforge.jobs;
+create policy tenant_rows on jobforge.jobs to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.jobs;
+create policy every_row on jobforge.jobs to jobforge_sys using (true) with check (true);
+
+alter table jobforge.idempotency_keys enable row level security;
+alter table jobforge.idempotency_keys force row level security;
+drop policy if exists tenant_rows on jobforge.idempotency_keys;
+create policy tenant_rows on jobforge.idempotency_keys to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.idempotency_keys;
+create policy every_row on jobforge.idempotency_keys to jobforge_sys using (true) with check (true);
+
+alter table jobforge.lanes enable row level security;
+alter table jobforge.lanes force row level security;
+drop policy if exists tenant_rows on jobforge.lanes;
+create policy tenant_rows on jobforge.lanes to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.lanes;
+create policy every_row on jobforge.lanes to jobforge_sys using (true) with check (true);
+
+alter table jobforge.ready enable row level security;
+alter table jobforge.ready force row level security;
+drop policy if exists tenant_rows on jobforge.ready;
+create policy tenant_rows on jobforge.ready to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.ready;
+create policy every_row on jobforge.ready to jobforge_sys using (true) with check (true);
+
+alter table jobforge.leases enable row level security;
+alter table jobforge.leases force row level security;
+drop policy if exists tenant_rows on jobforge.leases;
+create policy tenant_rows on jobforge.leases to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.leases;
+create policy every_row on jobforge.leases to jobforge_sys using (true) with check (true);
+
+alter table jobforge.waiting enable row level security;
+alter table jobforge.waiting force row level security;
+drop policy if exists tenant_rows on jobforge.waiting;
+create policy tenant_rows on jobforge.waiting to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.waiting;
+create policy every_row on jobforge.waiting to jobforge_sys using (true) with check (true);
+
+alter table jobforge.ordering_keys enable row level security;
+alter table jobforge.ordering_keys force row level security;
+drop policy if exists tenant_rows on jobforge.ordering_keys;
+create policy tenant_rows on jobforge.ordering_keys to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.ordering_keys;
+create policy every_row on jobforge.ordering_keys to jobforge_sys using (true) with check (true);
+
+alter table jobforge.run_progress enable row level security;
+alter table jobforge.run_progress force row level security;
+drop policy if exists tenant_rows on jobforge.run_progress;
+create policy tenant_rows on jobforge.run_progress to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.run_progress;
+create policy every_row on jobforge.run_progress to jobforge_sys using (true) with check (true);
+
+alter table jobforge.run_logs enable row level security;
+alter table jobforge.run_logs force row level security;
+drop policy if exists tenant_rows on jobforge.run_logs;
+create policy tenant_rows on jobforge.run_logs to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.run_logs;
+create policy every_row on jobforge.run_logs to jobforge_sys using (true) with check (true);
+
+alter table jobforge.job_attempts enable row level security;
+alter table jobforge.job_attempts force row level security;
+drop policy if exists tenant_rows on jobforge.job_attempts;
+create policy tenant_rows on jobforge.job_attempts to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.job_attempts;
+create policy every_row on jobforge.job_attempts to jobforge_sys using (true) with check (true);
+
+alter table jobforge.job_definitions enable row level security;
+alter table jobforge.job_definitions force row level security;
+drop policy if exists tenant_rows on jobforge.job_definitions;
+create policy tenant_rows on jobforge.job_definitions to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.job_definitions;
+create policy every_row on jobforge.job_definitions to jobforge_sys using (true) with check (true);
+
+alter table jobforge.audit_log enable row level security;
+alter table jobforge.audit_log force row level security;
+drop policy if exists tenant_rows on jobforge.audit_log;
+create policy tenant_rows on jobforge.audit_log to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.audit_log;
+create policy every_row on jobforge.audit_log to jobforge_sys using (true) with check (true);
+
+alter table jobforge.workers enable row level security;
+alter table jobforge.workers force row level security;
+drop policy if exists every_row on jobforge.workers;
+create policy every_row on jobforge.workers to jobforge_sys using (true) with check (true);
+
+alter table jobforge.listeners enable row level security;
+alter table jobforge.listeners force row level security;
+drop policy if exists every_row on jobforge.listeners;
+create policy every_row on jobforge.listeners to jobforge_sys using (true) with check (true);
+
+reset role;

@@ -1,0 +1,396 @@
+"""Ids, closed vocabularies and frozen rows that every layer above shares.
+
+Nothing here knows of SQL, of the wire or of pydantic: a row is what the router read, under the names of the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import NewType, TypeAlias
+from uuid import UUID
+
+TenantId = NewType("TenantId", str)
+"""Owner of rows: 1–63 characters of ``[A-Za-z0-9._:-]``, the first a letter or digit."""
+
+ProjectId = NewType("ProjectId", str)
+"""Optional scope inside a tenant, of the same form."""
+
+JobId = NewType("JobId", UUID)
+"""Id of one job, and the ``runId`` an agent sees. A UUIDv7 made by the database."""
+
+LeaseId = NewType("LeaseId", UUID)
+"""Random id of one claim; with the epoch it is the fence of every call a worker makes."""
+
+WorkerId = NewType("WorkerId", str)
+"""Name of one worker process for its lifetime; never reused."""
+
+JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
+"""Any JSON value."""
+
+JsonObject: TypeAlias = dict[str, JsonValue]
+"""A JSON object."""
+
+
+class RunStatus(StrEnum):
+    """Where a run stands. The last four are final: a run leaves them only by ``retry-job``."""
+
+    QUEUED = "queued"
+    """May be claimed once ``run_at`` is reached; a later ``run_at`` is a delay or a retry."""
+    RUNNING = "running"
+    """A worker holds a living lease on it."""
+    WAITING = "waiting"
+    """Blocked on something named in ``waiting_for``; holds no worker."""
+    SUCCEEDED = "succeeded"
+    """Its result was accepted and never changes."""
+    FAILED = "failed"
+    """Ended by an error not worth retrying."""
+    DEAD = "dead"
+    """Ran out of attempts."""
+    CANCELED = "canceled"
+    """Ended because somebody asked for that."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing but an explicit retry moves the run again."""
+        return self in FINAL_STATUSES
+
+
+FINAL_STATUSES = frozenset(
+    {RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.DEAD, RunStatus.CANCELED}
+)
+
+
+class EnqueueOutcome(StrEnum):
+    """What an enqueue did with its idempotency key."""
+
+    CREATED = "created"
+    """A new job was committed."""
+    REPLAYED = "replayed"
+    """The key is known with the same input: this is the job it made."""
+    CONFLICT = "conflict"
+    """The key is known with another input: nothing was written."""
+
+
+class FailureKind(StrEnum):
+    """How an attempt ended that did not succeed; SQL decides what follows."""
+
+    FAILED = "failed"
+    """An error worth retrying, while attempts are left."""
+    PERMANENT = "permanent"
+    """An error not worth retrying: the run goes ``failed``."""
+    TIMED_OUT = "timed_out"
+    """The work passed its timeout and was stopped; retried like a failure."""
+    CANCELED = "canceled"
+    """The work was stopped because the run's cancellation was requested."""
+    DEFERRED = "deferred"
+    """The handler raised ``RetryLater``: queued again after its delay, no attempt spent."""
+
+
+class SettleOutcome(StrEnum):
+    """How the database answered a worker that settled an attempt."""
+
+    ACCEPTED = "accepted"
+    """The outcome was written by this call."""
+    REPEATED = "repeated"
+    """The same outcome was written by an earlier call whose answer was lost."""
+    STALE = "stale"
+    """The lease is gone: nothing was written."""
+
+
+class Isolation(StrEnum):
+    """Where a handler runs."""
+
+    ASYNC = "async"
+    """On the worker's event loop: ``async def`` only, stopped by cancellation."""
+    PROCESS = "process"
+    """In a warm child process that is killed when it must stop."""
+    THREAD = "thread"
+    """On a thread of the worker: cannot be stopped, only abandoned."""
+
+
+class Effects(StrEnum):
+    """What a job changes besides its own run."""
+
+    NONE = "none"
+    INTERNAL = "internal"
+    EXTERNAL = "external"
+    """Outside this database: such a job needs an idempotency key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who acts, after the gate: made from a verified policy token and from nothing else."""
+
+    tenant_id: TenantId
+    subject: str
+    """Who holds the token, for the audit log."""
+    scopes: frozenset[str]
+    projects: frozenset[str] | None = None
+    """Projects the caller is confined to; ``None`` is every project of the tenant."""
+    token_id: str | None = None
+    """``jti`` of the token; ``None`` for the local tenant without a token."""
+    expires_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CallOrigin:
+    """Through which door a call came, for the audit log."""
+
+    tool: str | None = None
+    """Name of the tool, command or client method."""
+    trace_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """One job to enqueue, already validated against its definition."""
+
+    job_type: str
+    payload: str
+    """JSON text of the input with the definition's defaults filled in."""
+    received: str | None = None
+    """JSON text of the input as the caller sent it, which the idempotency hash covers; ``None`` means the payload."""
+    idempotency_key: str | None = None
+    ordering_key: str | None = None
+    priority: int = 2
+    """0 is the most urgent, 3 the least."""
+    run_at: datetime | None = None
+    """Not before this time; ``None`` is now, by the database's clock."""
+    project_id: str | None = None
+    labels: Mapping[str, str] | None = None
+    trace_id: str | None = None
+    job_version: str = "1"
+    max_attempts: int = 3
+    backoff_ms: int = 1_000
+    backoff_multiplier: float = 2.0
+    max_backoff_ms: int = 60_000
+    timeout_ms: int = 300_000
+    is_dry_run: bool = False
+    """Run the handler with ``dry_run`` set; not the same as planning a call."""
+
+
+@dataclass(frozen=True, slots=True)
+class InlineLease:
+    """Ask an enqueue to hand the job to a free slot of this process's own pool, if its lane allows that."""
+
+    worker_id: WorkerId
+    lease_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """What an enqueue answered for one job."""
+
+    job_id: JobId
+    outcome: EnqueueOutcome
+    status: RunStatus
+    version: int
+    run_at: datetime
+    created_at: datetime
+    lease_id: LeaseId | None = None
+    """Set when the job was inserted already leased: epoch and attempt are then 1."""
+    lease_until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunError:
+    """Why a run or an attempt did not succeed, as stored; a traceback stays with the attempt."""
+
+    code: str
+    message: str
+    retryable: bool
+    type: str | None = None
+    """Class of the exception, where there was one."""
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One job with its true status, as the view ``jobforge.runs`` shows it."""
+
+    tenant_id: TenantId
+    job_id: JobId
+    project_id: str | None
+    job_type: str
+    job_version: str
+    status: RunStatus
+    waiting_for: str | None
+    attempt_no: int
+    """Attempts counted so far; 0 before the first claim."""
+    max_attempts: int
+    epoch: int
+    version: int
+    """Grows with every visible change."""
+    priority: int
+    run_at: datetime
+    ordering_key: str | None
+    labels: Mapping[str, str] | None
+    trace_id: str | None
+    parent_id: JobId | None
+    timeout_ms: int
+    created_at: datetime
+    created_by: str | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    worker_id: str | None
+    lease_until: datetime | None
+    progress_done: float | None
+    progress_total: float | None
+    progress_message: str | None
+    cancel_requested_at: datetime | None
+    cancel_reason: str | None
+    error: RunError | None
+    result: str | None = None
+    """JSON text of the accepted result; only ``get_run`` reads it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which runs ``list_runs`` returns, newest first."""
+
+    job_type: str | None = None
+    status: RunStatus | None = None
+    project_id: str | None = None
+    projects: frozenset[str] | None = None
+    """Confine to these projects, from the caller's token."""
+    trace_id: str | None = None
+    since: datetime | None = None
+    before_id: JobId | None = None
+    """Keyset cursor: only runs older than this one."""
+    limit: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One named reason why a run is not running."""
+
+    cause: str
+    message: str
+    until: datetime | None = None
+    blocked_by: JobId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try that did not succeed."""
+
+    attempt_no: int
+    epoch: int
+    outcome: str
+    """``failed``, ``permanent``, ``timed_out``, ``canceled``, ``deferred``, ``released`` or ``lost``."""
+    worker_id: str
+    started_at: datetime
+    finished_at: datetime
+    error: RunError | None
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line a handler logged."""
+
+    line_no: int
+    """Cursor of the line within its run; grows, may have gaps."""
+    attempt_no: int
+    level: str
+    message: str
+    logged_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Which claim a worker's call speaks for. Refused unless that claim is the living one."""
+
+    tenant_id: TenantId
+    lease_id: LeaseId
+    job_id: JobId
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    """One job a worker holds, with its input still undecoded: one bad row must not strand its batch."""
+
+    fence: Fence
+    job_type: str
+    job_version: str
+    payload: str
+    """JSON text."""
+    project_id: str | None
+    trace_id: str | None
+    attempt_no: int
+    max_attempts: int
+    timeout_ms: int
+    is_dry_run: bool
+    is_suspect: bool
+    """Lost before together with others, so claimed alone."""
+    created_at: datetime
+    claimed_at: datetime
+    lease_until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLease:
+    """A lease that a heartbeat extended, with what was asked of its jobs meanwhile."""
+
+    tenant_id: TenantId
+    lease_id: LeaseId
+    lease_until: datetime
+    cancel_ids: frozenset[JobId]
+    """Jobs of this lease whose cancellation was requested."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Coalesced progress and log lines of one attempt."""
+
+    fence: Fence
+    done: float | None = None
+    total: float | None = None
+    message: str | None = None
+    logs: tuple[tuple[str, str], ...] = ()
+    """Pairs of level and message, oldest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportAnswer:
+    """What the database answered to one report."""
+
+    job_id: JobId
+    is_accepted: bool
+    is_cancel_requested: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One successful attempt to settle."""
+
+    fence: Fence
+    result: str
+    """JSON text, at most 1 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One unsuccessful attempt to settle."""
+
+    fence: Fence
+    kind: FailureKind
+    error: RunError
+    traceback: str | None = None
+    """Kept with the attempt; never leaves over the wire."""
+    delay_ms: int | None = None
+    """Not before this much later: a receiver's retry-after, or the delay of ``RetryLater``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What the database answered for one settled attempt."""
+
+    job_id: JobId
+    epoch: int
+    outcome: SettleOutcome
+    status: RunStatus
+    """Status of the run after the call."""
