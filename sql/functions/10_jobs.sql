@@ -90,8 +90,10 @@ comment on function jobforge.claim_idempotency_keys(text, uuid[], text[], text[]
   'Take idempotency keys for new jobs, and tell which were taken before and by which job.';
 
 -- How long past its timeout a job may keep a lease: the time its worker has to stop it.
+-- Stable, as the sum of a time and an interval is: declared immutable it could not be inlined, and a claim of 200 jobs
+-- would spend 2 ms in calls.
 create or replace function jobforge.deadline_of(p_claimed_at timestamptz, p_timeout_ms integer) returns timestamptz
-language sql immutable
+language sql stable
 as $$ select p_claimed_at + (p_timeout_ms + 15000) * interval '1 millisecond' $$;
 comment on function jobforge.deadline_of(timestamptz, integer) is 'Claim time plus timeout plus 15 s of grace.';
 

@@ -46,6 +46,7 @@ grant execute on function
   jobforge.retry_job(text, uuid, bigint, timestamptz, boolean, boolean),
   jobforge.explain_run(text, uuid)
   to jobforge_api;
+grant execute on function jobforge.read_runs(text, uuid, integer, text, text, timestamptz, integer) to jobforge_worker;
 grant select on jobforge.runs, jobforge.job_results to jobforge_readonly;
 
 reset role;
@@ -67,6 +68,10 @@ grant execute on function
   jobforge.tend_lanes(),
   jobforge.enqueue_child(text, uuid, uuid, integer, text, text, text, text, text, integer, timestamptz, text, text, integer, integer,
     float8, integer, integer)
+  to jobforge_worker;
+
+grant execute on function jobforge.scan_settings(), jobforge.scan_database(), jobforge.scan_tables(), jobforge.scan_indexes(),
+  jobforge.scan_foreign_keys(), jobforge.scan_sessions(), jobforge.scan_rights(), jobforge.scan_work()
   to jobforge_worker;
 
 reset role;
