@@ -63,4 +63,53 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 11",
         "Policy tokens are JWTs signed with Ed25519 that carry tenant, projects, scopes.",
     ),
+    # --- embedded: the PostgreSQL that comes along
+    "embedded.start": Requirement(
+        "design 16",
+        "The first start makes a whole cluster with its roles; what was committed is there at every later start.",
+    ),
+    "embedded.roles": Requirement(
+        "design 19",
+        "The roles that serve on the embedded server are no superusers, own nothing and bypass nothing.",
+    ),
+    "embedded.one-server": Requirement(
+        "design 18", "However many users start at once, one server serves them all."
+    ),
+    "embedded.no-leak": Requirement(
+        "design 19",
+        "When every user was killed, the embedded server stops by itself after its linger time.",
+    ),
+    "embedded.keeper-killed": Requirement(
+        "design 19", "A killed keeper leaves no orphan behind, and the next user gets a server."
+    ),
+    "embedded.postmaster-killed": Requirement(
+        "design 19", "A killed postmaster is started again with every committed row."
+    ),
+    "embedded.whole-or-nothing": Requirement(
+        "design 19", "A cluster that was left half made is thrown away, never used."
+    ),
+    "embedded.strangers": Requirement(
+        "design 19",
+        "A process is signalled only if it is PostgreSQL on this very data directory, whatever a pid file says.",
+    ),
+    "embedded.not-ours": Requirement(
+        "design 19", "No mode or owner of a directory that was there before is ever changed."
+    ),
+    "embedded.socket": Requirement(
+        "design 19",
+        "The embedded server listens on a socket only, in a directory that only its account can enter.",
+    ),
+    "embedded.versions": Requirement(
+        "operations", "Data of another PostgreSQL version is never passed over in silence."
+    ),
+    "embedded.failure": Requirement(
+        "operations",
+        "When the embedded server cannot start, everybody who waits is told why and where to look.",
+    ),
+    "embedded.binaries": Requirement(
+        "operations", "Without programs of PostgreSQL, the error names both ways out."
+    ),
+    "embedded.locks": Requirement(
+        "operations", "A state directory whose file system has no proper locks is refused."
+    ),
 }

