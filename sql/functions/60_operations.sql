@@ -118,7 +118,8 @@ security definer set search_path = jobforge, pg_temp
 as $$
   select 'role_bypasses_rls', r.rolname::text, case when r.rolsuper then 'superuser' else 'bypassrls' end
   from pg_catalog.pg_roles r
-  where (r.rolsuper or r.rolbypassrls) and (r.rolname like 'jobforge\_%' or r.rolname = session_user)
+  where (r.rolsuper or r.rolbypassrls) and (r.rolname = session_user or r.rolname in ('jobforge_owner', 'jobforge_rpc',
+    'jobforge_sys', 'jobforge_admin', 'jobforge_api', 'jobforge_worker', 'jobforge_scheduler', 'jobforge_readonly', 'jobforge_auditor'))
   union all
   select 'public_can_execute', f.oid::pg_catalog.regprocedure::text, null
   from pg_catalog.pg_proc f
@@ -185,15 +186,15 @@ comment on function jobforge.scan_work() is 'Backlog, running and stuck work of 
 reset role;
 set local role jobforge_rpc;
 
--- The setting of the tenant is put back when the function returns, because it has a value of its own here: what follows in
--- the worker's transaction is as scopeless as before.
+-- The scope is left again before the function returns, because a setting lasts to the end of the transaction: what follows
+-- in the worker's transaction is as scopeless as before. An error ends the transaction, and the setting with it.
 create or replace function jobforge.read_runs(
   p_tenant_id text, p_job_id uuid, p_epoch integer, p_job_type text default null, p_status text default null,
   p_since timestamptz default null, p_limit integer default 100)
 returns table (job_id uuid, job_type text, status text, attempt_no integer, max_attempts integer, project_id text,
   trace_id text, created_at timestamptz, started_at timestamptz, finished_at timestamptz, error jsonb)
 language plpgsql volatile
-security definer set search_path = jobforge, pg_temp set jobforge.tenant_id = ''
+security definer set search_path = jobforge, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -213,6 +214,7 @@ begin
     r.trace_id, r.created_at, r.started_at, r.finished_at, r.error
   from jobforge.list_runs(p_tenant_id, p_job_type, p_status, case when v_project is not null then array[v_project] end, null, p_since, null, p_limit) r
   where r.job_id <> p_job_id;
+  perform pg_catalog.set_config('jobforge.tenant_id', '', true);
 end $$;
 comment on function jobforge.read_runs(text, uuid, integer, text, text, timestamptz, integer) is
   'Runs that a running job of the same tenant may report on: those of its project, or of the tenant if it has none.';
