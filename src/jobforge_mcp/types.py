@@ -394,3 +394,17 @@ class Settled:
     outcome: SettleOutcome
     status: RunStatus
     """Status of the run after the call."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """Open jobs of one type of a tenant, by place."""
+
+    job_type: str
+    queued: int
+    due: int
+    """Those of the queued whose ``run_at`` has been reached."""
+    running: int
+    waiting: int
+    oldest_due_at: datetime | None
+    """``run_at`` of the job that has been due longest."""

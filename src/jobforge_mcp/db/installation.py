@@ -1,0 +1,58 @@
+"""Where the database of an installation is, started and migrated when it is the embedded one.
+
+A database that was named is taken as it is: who runs it decides when it is migrated. The embedded one belongs to whoever
+needs it, so it is brought up to date by whoever comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from jobforge_mcp.db.migrate import migrate
+from jobforge_mcp.embedded import Cluster, ensure_running
+from jobforge_mcp.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """URLs of one database, by what they are for. They may hold passwords, so none is ever shown."""
+
+    api_url: str
+    worker_url: str
+    admin_url: str
+    cluster: Cluster | None = None
+    """This process's hold on the embedded server, if that is what is used."""
+
+    def __repr__(self) -> str:
+        return f"Installation({'embedded' if self.cluster else 'database'})"
+
+
+@contextmanager
+def open_installation(
+    settings: Settings,
+    *,
+    on_progress: Callable[[str], None] | None = None,
+    is_migrated: bool = True,
+) -> Generator[Installation]:
+    """Find the database; start and migrate the embedded one, which runs at least until the block is left.
+
+    Blocks; call it in a thread from async code. ``is_migrated=False`` leaves the schema as it is found.
+
+    Raises:
+        OperatorError: the embedded server cannot be started, or its schema cannot be brought up to date.
+    """
+    api_url = settings.url_for("api")
+    if api_url is not None:
+        yield Installation(
+            api_url, settings.url_for("worker") or api_url, settings.url_for("admin") or api_url
+        )
+        return
+    with ensure_running(settings.state_dir, on_progress=on_progress) as cluster:
+        admin_url = cluster.url("jobforge_admin")
+        if is_migrated:
+            migrate(admin_url)
+        yield Installation(
+            cluster.url("jobforge_api"), cluster.url("jobforge_worker"), admin_url, cluster
+        )

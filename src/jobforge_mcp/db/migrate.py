@@ -1,0 +1,444 @@
+"""Brings a database's schema to this version, from the files of ``sql/``.
+
+Three kinds of file, applied in this order, each once for each content it has:
+
+* ``migrations/NNNN_what.sql``: in a transaction each, unless the first line is ``-- no transaction``. Immutable once
+  applied anywhere: a changed one stops the migrator.
+* ``functions/*.sql``, then ``policies/*.sql``: what may be replaced. When one of them changed, or a migration was
+  applied, all of them are applied again, in the order of their names and in one transaction.
+
+``jobforge.schema_migrations`` says what was applied. Its rows are written in the transaction of what they record, so
+that a migrator that dies leaves a database which the next one brings on. Migrators of one database wait for each other;
+those of one cluster may meet in the roles they share, and then try again.
+
+No scripts lead back. A database that knows a migration which this version does not know is refused. The connection is
+best a direct one: through a pooler in transaction mode all works but files without a transaction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, LiteralString, TypeAlias
+
+import psycopg
+from psycopg import errors
+
+from jobforge_mcp import resources
+from jobforge_mcp.db.failures import malformed_url, unreachable
+from jobforge_mcp.errors import SchemaError
+
+Connection: TypeAlias = psycopg.Connection[tuple[object, ...]]
+
+# One key for all migrators; transaction and session locks of one key exclude each other.
+_LOCK: Final = 5_746_001
+_LOCK_SECONDS = 120.0
+_LOCK_POLL_SECONDS = 0.05
+# A migration that queues behind a long transaction makes every other statement queue behind it.
+_LOCK_TIMEOUT: LiteralString = "set local lock_timeout = '5s'"
+_TRIES = 6
+_NO_TRANSACTION = "-- no transaction"
+_MIGRATION_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+
+# Names and hashes are no secret, but no role of ours needs them: rights are the owner's alone, the policy only lets the
+# owner pass the forced row level security that every table of the schema has.
+_PREPARE: LiteralString = """\
+create schema if not exists jobforge;
+create table if not exists jobforge.schema_migrations (
+  name text collate "C" not null,
+  kind text not null,
+  sha256 text not null,
+  applied_at timestamptz not null,
+  constraint schema_migrations_pkey primary key (name),
+  constraint schema_migrations_kind_is_known check (kind in ('migration', 'function', 'policy'))
+);
+comment on table jobforge.schema_migrations is 'Files of sql/ that were applied, written by the migrator alone.';
+comment on column jobforge.schema_migrations.name is 'Path of the file below sql/.';
+comment on column jobforge.schema_migrations.sha256 is 'Of the text as applied. A migration''s never changes.';
+alter table jobforge.schema_migrations enable row level security, force row level security;
+do $$
+begin
+  if not exists (select from pg_catalog.pg_policy p where p.polrelid = 'jobforge.schema_migrations'::regclass) then
+    create policy schema_migrations_owner on jobforge.schema_migrations using (true) with check (true);
+  end if;
+end $$;
+"""
+
+# Whoever may act as the schema's owner may migrate, not only who did it first.
+_HAND_OVER: LiteralString = """\
+do $$
+begin
+  if exists (
+    select from pg_catalog.pg_roles r
+    where r.rolname = 'jobforge_owner' and pg_catalog.pg_has_role(current_user, r.oid, 'member'))
+  then
+    alter table jobforge.schema_migrations owner to jobforge_owner;
+  end if;
+end $$;
+"""
+
+
+class Kind(StrEnum):
+    """What a file holds, and so when it is applied."""
+
+    MIGRATION = "migration"
+    FUNCTION = "function"
+    POLICY = "policy"
+
+
+_FOLDERS: Mapping[Kind, str] = {
+    Kind.MIGRATION: "migrations",
+    Kind.FUNCTION: "functions",
+    Kind.POLICY: "policies",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SqlFile:
+    """One file of ``sql/``."""
+
+    name: str
+    """Its path below ``sql/``, with forward slashes."""
+    kind: Kind
+    text: str
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the text; line ends of the platform do not count."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def is_transactional(self) -> bool:
+        """Whether it is applied in a transaction. If not it holds one statement, which may be repeated."""
+        return self.text.split("\n", 1)[0].strip() != _NO_TRANSACTION
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationReport:
+    """What a call of `migrate` did, or would do."""
+
+    applied: tuple[str, ...]
+    """Names of the files applied by this call, in order."""
+    pending: tuple[str, ...]
+    """Names of the files still to be applied; only with ``check`` is there any."""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self.pending
+
+
+def migrate(url: str, *, check: bool = False, folder: Path | None = None) -> MigrationReport:
+    """Apply what this database lacks, or with ``check`` only say what that is.
+
+    Raises:
+        SchemaError: a file cannot be applied, was changed after it was applied, or the schema is newer than this version.
+        DatabaseUnavailableError: the database cannot be reached.
+    """
+    files = read_files(folder)
+    with _connected(url) as connection:
+        if check:
+            pending = _pending(files, _recorded(connection))
+            return MigrationReport((), tuple(file.name for file in pending))
+        applied: list[str] = []
+        while step := _next_step(connection, files):
+            if _retried(_apply, connection, files, step):
+                applied += [file.name for file in step]
+        return MigrationReport(tuple(applied), ())
+
+
+def plan_sql(url: str | None = None, *, folder: Path | None = None) -> str:
+    """Write the script for ``psql`` that does what `migrate` would do to this database, or to an empty one."""
+    files = read_files(folder)
+    if url is None:
+        pending = _pending(files, {})
+    else:
+        with _connected(url) as connection:
+            pending = _pending(files, _recorded(connection))
+    lines = [
+        "-- Run by psql, as a superuser or as a role with createrole that owns the database.",
+        "",
+    ]
+    lines += ["\\set ON_ERROR_STOP on", ""]
+    for step in _steps(pending):
+        lines += _step_sql(step)
+    return "\n".join(lines)
+
+
+def read_files(folder: Path | None = None) -> tuple[SqlFile, ...]:
+    """Read ``sql/`` in the order of application.
+
+    Raises:
+        SchemaError: there are no migrations, or a name or number that is not as it must be.
+    """
+    folder = folder or resources.sql_folder()
+    files = tuple(
+        SqlFile(f"{name}/{path.name}", kind, path.read_text(encoding="utf-8"))
+        for kind, name in _FOLDERS.items()
+        for path in sorted((folder / name).glob("*.sql"), key=lambda path: path.name)
+    )
+    numbers = [_number(file) for file in files if file.kind is Kind.MIGRATION]
+    if not numbers:
+        raise SchemaError(
+            f"{folder} holds no migrations",
+            hint="install jobforge-mcp again, from a wheel or from a complete checkout",
+        )
+    for number in {number for number in numbers if numbers.count(number) > 1}:
+        raise SchemaError(f"two migrations have the number {number}", hint="renumber the newer one")
+    return files
+
+
+def _number(file: SqlFile) -> str:
+    found = _MIGRATION_NAME.fullmatch(file.name.removeprefix("migrations/"))
+    if found is None:
+        raise SchemaError(
+            f"{file.name} is not named as a migration is", hint="name it NNNN_what_it_does.sql"
+        )
+    return found[1]
+
+
+def _pending(files: Sequence[SqlFile], recorded: Mapping[str, str]) -> list[SqlFile]:
+    """Say which files are to be applied, in order; refuse what must not go on."""
+    migrations = [file for file in files if file.kind is Kind.MIGRATION]
+    known = {file.name for file in migrations}
+    unknown = sorted(
+        name for name in recorded if name.startswith("migrations/") and name not in known
+    )
+    if unknown:
+        raise SchemaError(
+            f"the schema is newer than this version of jobforge-mcp, which does not know {unknown[-1]}",
+            hint="update jobforge-mcp; there are no scripts that lead back",
+        )
+    for file in migrations:
+        if recorded.get(file.name, file.sha256) != file.sha256:
+            raise SchemaError(
+                f"{file.name} was changed after it was applied to this database",
+                hint="restore the released file, and write the change as a new migration",
+            )
+    pending = [file for file in migrations if file.name not in recorded]
+    newest = max((name for name in recorded if name in known), default="")
+    for file in pending:
+        if file.name < newest:
+            raise SchemaError(
+                f"{file.name} has a lower number than {newest}, which this database already has",
+                hint="give the new migration the next free number",
+            )
+    replaced = [file for file in files if file.kind is not Kind.MIGRATION]
+    if pending or any(recorded.get(file.name) != file.sha256 for file in replaced):
+        pending += replaced
+    return pending
+
+
+def _steps(pending: Sequence[SqlFile]) -> Iterator[tuple[SqlFile, ...]]:
+    """Divide what is pending into what is committed together."""
+    for file in pending:
+        if file.kind is Kind.MIGRATION:
+            yield (file,)
+    if replaced := tuple(file for file in pending if file.kind is not Kind.MIGRATION):
+        yield replaced
+
+
+def _next_step(connection: Connection, files: Sequence[SqlFile]) -> tuple[SqlFile, ...]:
+    return next(_steps(_pending(files, _recorded(connection))), ())
+
+
+def _apply(connection: Connection, files: Sequence[SqlFile], step: tuple[SqlFile, ...]) -> bool:
+    """Apply one step under the lock, unless another migrator did so since we looked."""
+    if not step[0].is_transactional:
+        return _apply_without_transaction(connection, files, step)
+    with _locked_transaction(connection):
+        if _next_step(connection, files) != step:
+            return False
+        connection.execute(_LOCK_TIMEOUT)
+        connection.execute(_PREPARE)
+        for file in step:
+            _run(connection, file)
+        _record(connection, step)
+    return True
+
+
+def _apply_without_transaction(
+    connection: Connection, files: Sequence[SqlFile], step: tuple[SqlFile, ...]
+) -> bool:
+    _wait_for(lambda: _took_lock(connection, "select pg_try_advisory_lock(%s)"))
+    try:
+        if _next_step(connection, files) != step:
+            return False
+        _run(connection, step[0])
+        with connection.transaction():
+            connection.execute(_PREPARE)
+            _record(connection, step)
+    finally:
+        if not connection.closed:
+            connection.execute("select pg_advisory_unlock(%s)", [_LOCK])
+    return True
+
+
+@contextmanager
+def _locked_transaction(connection: Connection) -> Generator[None]:
+    """Open a transaction that holds the lock, committed at the end.
+
+    Waiting happens outside of it: a statement that waits holds a snapshot, for which ``create index concurrently`` of the
+    migrator who has the lock would wait in turn.
+    """
+
+    def begin() -> bool:
+        connection.execute("begin")
+        if _took_lock(connection, "select pg_try_advisory_xact_lock(%s)"):
+            return True
+        connection.execute("rollback")
+        return False
+
+    _wait_for(begin)
+    try:
+        yield
+    except BaseException:
+        if not connection.closed:
+            connection.execute("rollback")
+        raise
+    connection.execute("commit")
+
+
+def _took_lock(connection: Connection, attempt: LiteralString) -> bool:
+    row = connection.execute(attempt, [_LOCK]).fetchone()
+    return row is not None and row[0] is True
+
+
+def _wait_for(took_lock: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while not took_lock():
+        if time.monotonic() > deadline:
+            raise SchemaError(
+                f"another migrator has held this database for {_LOCK_SECONDS:.0f} s",
+                hint="wait for it, or look for a session with an advisory lock in pg_locks",
+                retryable=True,
+            )
+        time.sleep(_LOCK_POLL_SECONDS)
+
+
+def _retried(
+    apply: Callable[[Connection, Sequence[SqlFile], tuple[SqlFile, ...]], bool],
+    connection: Connection,
+    files: Sequence[SqlFile],
+    step: tuple[SqlFile, ...],
+) -> bool:
+    """Apply a step, again if it met somebody: each failure left nothing behind."""
+    for attempt in range(1, _TRIES):
+        try:
+            return apply(connection, files, step)
+        except (psycopg.Error, SchemaError) as error:
+            cause = error.__cause__ if isinstance(error, SchemaError) else error
+            if not _has_met_somebody(cause):
+                raise
+            time.sleep(random.uniform(0.05, 0.2) * attempt)
+    return apply(connection, files, step)
+
+
+def _has_met_somebody(error: BaseException | None) -> bool:
+    """Tell whether the failure came of another session: of locks, or of roles that the whole cluster shares."""
+    if isinstance(error, errors.UniqueViolation):
+        return error.diag.schema_name == "pg_catalog"
+    if isinstance(error, errors.InternalError_):
+        return "concurrently" in (error.diag.message_primary or "")
+    meetings = (errors.LockNotAvailable, errors.DeadlockDetected, errors.DuplicateObject)
+    return isinstance(error, meetings)
+
+
+def _run(connection: Connection, file: SqlFile) -> None:
+    try:
+        # Bytes without parameters go as one simple query, which may hold many statements.
+        connection.execute(file.text.encode())
+        connection.execute("reset role")
+    except psycopg.OperationalError as error:
+        if connection.broken:
+            raise
+        raise _failure(file, error) from error
+    except psycopg.Error as error:
+        raise _failure(file, error) from error
+
+
+def _failure(file: SqlFile, error: psycopg.Error) -> SchemaError:
+    said = error.diag.message_primary or str(error)
+    position = int(error.diag.statement_position or 0)
+    line = file.text.count("\n", 0, position) + 1
+    where = f" at line {line}" if position else ""
+    hint = error.diag.message_hint
+    if isinstance(error, errors.InsufficientPrivilege):
+        hint = "migrate as a superuser, or as a role with createrole that owns the database"
+    return SchemaError(f"{file.name} cannot be applied{where}: {said}", hint=hint)
+
+
+def _record(connection: Connection, step: Sequence[SqlFile]) -> None:
+    # A migration may pull something away from below a function: forgetting those makes them pending, come what may.
+    forgotten = ["function", "policy"]
+    connection.execute("reset role")
+    connection.execute(
+        "delete from jobforge.schema_migrations m where m.kind = any (%s)", [forgotten]
+    )
+    for file in step:
+        connection.execute(
+            "insert into jobforge.schema_migrations (name, kind, sha256, applied_at)"
+            " values (%s, %s, %s, clock_timestamp())",
+            [file.name, file.kind.value, file.sha256],
+        )
+    connection.execute(_HAND_OVER)
+
+
+def _step_sql(step: Sequence[SqlFile]) -> Iterator[str]:
+    """Write what `_apply_next` does with one step, for ``psql``."""
+    begin = f"begin;\nselect pg_advisory_xact_lock({_LOCK});\n{_LOCK_TIMEOUT};\n{_PREPARE}"
+    if step[0].is_transactional:
+        yield begin
+    for file in step:
+        yield f"-- {file.name}\n{file.text}"
+    if not step[0].is_transactional:
+        yield begin
+    yield "reset role;"
+    yield "delete from jobforge.schema_migrations m where m.kind in ('function', 'policy');"
+    for file in step:
+        values = ", ".join(f"'{value}'" for value in (file.name, file.kind.value, file.sha256))
+        yield (
+            "insert into jobforge.schema_migrations (name, kind, sha256, applied_at)"
+            f" values ({values}, clock_timestamp());"
+        )
+    yield f"{_HAND_OVER}commit;\n"
+
+
+@contextmanager
+def _connected(url: str) -> Generator[Connection]:
+    """Connect for as long as the block runs, and tell its failures apart."""
+    try:
+        connection = psycopg.connect(
+            url, autocommit=True, connect_timeout=10, application_name="jobforge migrate"
+        )
+    except psycopg.OperationalError as error:
+        raise unreachable(error) from error
+    except psycopg.ProgrammingError as error:
+        raise malformed_url() from error
+    with connection:
+        try:
+            yield connection
+        except psycopg.OperationalError as error:
+            raise unreachable(error) from error
+        except psycopg.Error as error:
+            said = error.diag.message_primary or str(error)
+            raise SchemaError(
+                f"the migrator cannot use this database: {said}",
+                hint="migrate as a superuser, or as a role with createrole that owns the database",
+            ) from error
+
+
+def _recorded(connection: Connection) -> dict[str, str]:
+    """Read which files were applied, with their hashes."""
+    found = connection.execute("select to_regclass('jobforge.schema_migrations')").fetchone()
+    if found is None or found[0] is None:
+        return {}
+    rows = connection.execute("select m.name, m.sha256 from jobforge.schema_migrations m")
+    return {str(name): str(sha256) for name, sha256 in rows}

@@ -1,0 +1,361 @@
+"""What callers do with jobs: one method for each SQL function of the role ``jobforge_api``.
+
+Every method is one statement in a transaction of its own that first enters the caller's scope; the tenant comes from the
+`Caller` and from nowhere else. A caller confined to projects costs one statement more where a run is named: whether the
+run is one of theirs. Nothing is decided here: statuses, times and outcomes are what the database says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final, LiteralString
+
+from jobforge_mcp.db.pool import Database, Row
+from jobforge_mcp.errors import NotFoundError, PolicyDeniedError
+from jobforge_mcp.router.errors import run_not_found, translated
+from jobforge_mcp.router.rows import (
+    job_arrays,
+    scope_arguments,
+    to_attempt,
+    to_cause,
+    to_enqueued,
+    to_log_line,
+    to_queue_stats,
+    to_run,
+)
+from jobforge_mcp.types import (
+    Attempt,
+    Caller,
+    CallOrigin,
+    Cause,
+    Enqueued,
+    InlineLease,
+    JobId,
+    LogLine,
+    NewJob,
+    QueueStats,
+    Run,
+    RunFilter,
+)
+
+NO_ORIGIN: Final = CallOrigin()
+
+_SCOPE: LiteralString = "jobforge.enter_scope(%s, %s, %s, %s, %s) as s(tenant_id)"
+
+# The result stays text: it is handed on as it is, and only its reader pays for decoding it.
+_RUN: LiteralString = """
+    r.tenant_id, r.job_id, r.project_id, r.job_type, r.job_version, r.status, r.waiting_for, r.attempt_no, r.max_attempts,
+    r.epoch, r.version, r.priority, r.run_at, r.ordering_key, r.labels, r.trace_id, r.parent_id, r.timeout_ms, r.created_at,
+    r.created_by, r.started_at, r.finished_at, r.worker_id, r.lease_until, r.progress_done, r.progress_total,
+    r.progress_message, r.cancel_requested_at, r.cancel_reason, r.error, r.result::text as result"""
+
+ENQUEUE_JOBS: LiteralString = f"""
+    select r.* from {_SCOPE}, lateral jobforge.enqueue_jobs(s.tenant_id, %s::text[], %s::text[], %s::text[], %s::text[],
+      %s::text[], %s::int[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::text[], %s::int[], %s::int[],
+      %s::float8[], %s::int[], %s::int[], %s::boolean[], %s::text, %s::int, %s::boolean) as r
+    order by r.ord"""
+_GET_RUN: LiteralString = (
+    f"select {_RUN} from {_SCOPE}, lateral jobforge.get_run(s.tenant_id, %s) as r"
+)
+_GET_RUNS: LiteralString = (
+    f"select {_RUN} from {_SCOPE}, lateral jobforge.get_runs(s.tenant_id, %s::uuid[]) as r"
+)
+_GET_PAYLOAD: LiteralString = (
+    f"select r.payload from {_SCOPE}, lateral jobforge.get_payload(s.tenant_id, %s) as r(payload)"
+)
+_LIST_RUNS: LiteralString = f"""
+    select {_RUN} from {_SCOPE}, lateral jobforge.list_runs(s.tenant_id, %s::text, %s::text, %s::text[], %s::text,
+      %s::timestamptz, %s::uuid, %s::int) as r"""
+_CANCEL_JOB: LiteralString = (
+    f"select {_RUN} from {_SCOPE}, lateral jobforge.cancel_job(s.tenant_id, %s, %s::text) as r"
+)
+_RETRY_JOB: LiteralString = f"""
+    select {_RUN} from {_SCOPE}, lateral jobforge.retry_job(s.tenant_id, %s, %s::bigint, %s::timestamptz, %s::boolean,
+      %s::boolean) as r"""
+_EXPLAIN_RUN: LiteralString = (
+    f"select r.* from {_SCOPE}, lateral jobforge.explain_run(s.tenant_id, %s) as r"
+)
+_LIST_ATTEMPTS: LiteralString = (
+    f"select r.* from {_SCOPE}, lateral jobforge.list_attempts(s.tenant_id, %s) as r"
+)
+_LIST_LOGS: LiteralString = (
+    f"select r.* from {_SCOPE}, lateral jobforge.list_logs(s.tenant_id, %s, %s::int, %s::int) as r"
+)
+_QUEUE_STATS: LiteralString = (
+    f"select r.* from {_SCOPE}, lateral jobforge.queue_stats(s.tenant_id) as r"
+)
+
+
+class Router:
+    """The tenant-facing functions, over an open `Database` of role ``jobforge_api``."""
+
+    def __init__(self, database: Database) -> None:
+        """Speak through this pool."""
+        self._database = database
+
+    async def enqueue_job(
+        self,
+        caller: Caller,
+        job: NewJob,
+        *,
+        origin: CallOrigin = NO_ORIGIN,
+        inline: InlineLease | None = None,
+        is_plan: bool = False,
+    ) -> Enqueued:
+        """Commit one job; with ``inline`` already leased, if its lane allows; with ``is_plan`` only say what would happen.
+
+        The plan of a job that would be created has the nil UUID for an id and version 0.
+
+        Raises:
+            InvalidInputError: a value does not fit.
+            LimitError: the input is too large.
+            PolicyDeniedError: the caller may not use the project.
+        """
+        enqueued = await self._enqueue(caller, [job], origin, inline=inline, is_plan=is_plan)
+        return enqueued[0]
+
+    async def enqueue_jobs(
+        self, caller: Caller, jobs: Sequence[NewJob], *, origin: CallOrigin = NO_ORIGIN
+    ) -> list[Enqueued]:
+        """Commit all of these jobs or none, and answer in their order.
+
+        Raises:
+            InvalidInputError: a value does not fit.
+            LimitError: an input is too large, or there are too many.
+            PolicyDeniedError: the caller may not use a project.
+        """
+        return await self._enqueue(caller, jobs, origin) if jobs else []
+
+    async def get_run(self, caller: Caller, job_id: JobId) -> Run:
+        """Read a run with its result.
+
+        Raises:
+            NotFoundError: there is none, or not for this caller.
+        """
+        run = to_run((await self._fetch_of_run(caller, job_id, _GET_RUN, [job_id]))[0])
+        if not _is_visible(caller, run):
+            raise run_not_found(job_id)
+        return run
+
+    async def get_runs(self, caller: Caller, job_ids: Sequence[JobId]) -> list[Run]:
+        """Read those of these runs that exist for this caller, newest first, without results."""
+        if not job_ids:
+            return []
+        rows = await self._fetch(caller, _GET_RUNS, [list(job_ids)], is_repeatable=True)
+        return [run for run in map(to_run, rows) if _is_visible(caller, run)]
+
+    async def get_payload(self, caller: Caller, job_id: JobId) -> str:
+        """Read the input of a run, as JSON text.
+
+        Raises:
+            NotFoundError: there is none, or not for this caller.
+        """
+        await self._require_visible(caller, job_id)
+        rows = await self._fetch_of_run(caller, job_id, _GET_PAYLOAD, [job_id])
+        payload: str = rows[0]["payload"]
+        return payload
+
+    async def list_runs(self, caller: Caller, wanted: RunFilter) -> list[Run]:
+        """Read a page of runs, newest first, without results."""
+        projects = _confine(caller, wanted)
+        if projects is not None and not projects:
+            return []
+        status = None if wanted.status is None else wanted.status.value
+        arguments = [
+            wanted.job_type,
+            status,
+            projects,
+            wanted.trace_id,
+            wanted.since,
+            wanted.before_id,
+            wanted.limit,
+        ]
+        rows = await self._fetch(caller, _LIST_RUNS, arguments, is_repeatable=True)
+        return [to_run(row) for row in rows]
+
+    async def cancel_job(
+        self,
+        caller: Caller,
+        job_id: JobId,
+        *,
+        reason: str | None = None,
+        origin: CallOrigin = NO_ORIGIN,
+    ) -> Run:
+        """Cancel a run that is not final: at once, or by request to its worker while it runs.
+
+        Raises:
+            NotFoundError: there is none, or not for this caller.
+            ConflictError: it ended otherwise.
+        """
+        await self._require_visible(caller, job_id)
+        # A repeated cancel changes nothing, so it is safe when the answer was lost.
+        rows = await self._fetch_of_run(
+            caller, job_id, _CANCEL_JOB, [job_id, reason], origin=origin
+        )
+        return to_run(rows[0])
+
+    async def retry_job(
+        self,
+        caller: Caller,
+        job_id: JobId,
+        *,
+        if_version: int | None = None,
+        run_at: datetime | None = None,
+        reset_attempts: bool = False,
+        force: bool = False,
+        origin: CallOrigin = NO_ORIGIN,
+    ) -> Run:
+        """Queue a final run again, with one more attempt or with fresh ones; ``force`` also one that succeeded.
+
+        Raises:
+            NotFoundError: there is none, or not for this caller.
+            ConflictError: it is not final, or its version is not ``if_version``.
+        """
+        await self._require_visible(caller, job_id)
+        arguments = [job_id, if_version, run_at, reset_attempts, force]
+        rows = await self._fetch_of_run(
+            caller, job_id, _RETRY_JOB, arguments, origin=origin, is_repeatable=False
+        )
+        return to_run(rows[0])
+
+    async def explain_run(self, caller: Caller, job_id: JobId) -> list[Cause]:
+        """Say why a run is not running.
+
+        Raises:
+            NotFoundError: there is none, or not for this caller.
+        """
+        await self._require_visible(caller, job_id)
+        rows = await self._fetch_of_run(caller, job_id, _EXPLAIN_RUN, [job_id])
+        return [await self._without_strangers(caller, to_cause(row)) for row in rows]
+
+    async def list_attempts(self, caller: Caller, job_id: JobId) -> list[Attempt]:
+        """Read the attempts of a run that did not succeed, oldest first; none for an unknown run."""
+        if not await self._may_see(caller, job_id):
+            return []
+        rows = await self._fetch(caller, _LIST_ATTEMPTS, [job_id], is_repeatable=True)
+        return [to_attempt(row) for row in rows]
+
+    async def list_logs(
+        self, caller: Caller, job_id: JobId, *, after: int = 0, limit: int = 200
+    ) -> list[LogLine]:
+        """Read lines of a run's log after a line number, oldest first; none for an unknown run."""
+        if not await self._may_see(caller, job_id):
+            return []
+        rows = await self._fetch(caller, _LIST_LOGS, [job_id, after, limit], is_repeatable=True)
+        return [to_log_line(row) for row in rows]
+
+    async def queue_stats(self, caller: Caller) -> list[QueueStats]:
+        """Count the open jobs of the tenant by type.
+
+        Raises:
+            PolicyDeniedError: the caller is confined to projects, and the counts are the whole tenant's.
+        """
+        if caller.projects is not None:
+            raise PolicyDeniedError(
+                "counts of queues cover the whole tenant, and this token is confined to projects",
+                hint="use a token without projects, or list-runs",
+            )
+        rows = await self._fetch(caller, _QUEUE_STATS, [], is_repeatable=True)
+        return [to_queue_stats(row) for row in rows]
+
+    async def await_wakeup(self, listener_id: str, topic: str, for_ms: int) -> None:
+        """Ask that ``jobforge_<topic>`` be notified for so long; ``topic`` is ``ready`` or ``runs``."""
+        with translated():
+            await self._database.fetch(
+                "select from jobforge.await_wakeup(%s, %s, %s)",
+                [listener_id, topic, for_ms],
+                is_repeatable=True,
+            )
+
+    async def _enqueue(
+        self,
+        caller: Caller,
+        jobs: Sequence[NewJob],
+        origin: CallOrigin,
+        *,
+        inline: InlineLease | None = None,
+        is_plan: bool = False,
+    ) -> list[Enqueued]:
+        for job in jobs:
+            refuse_foreign_project(caller, job)
+        lease = [inline.worker_id, inline.lease_ms] if inline else [None, 30_000]
+        rows = await self._fetch(
+            caller,
+            ENQUEUE_JOBS,
+            [*job_arrays(jobs), *lease, is_plan],
+            origin=origin,
+            is_repeatable=is_plan or all(job.idempotency_key is not None for job in jobs),
+        )
+        return [to_enqueued(row) for row in rows]
+
+    async def _require_visible(self, caller: Caller, job_id: JobId) -> None:
+        if not await self._may_see(caller, job_id):
+            raise run_not_found(job_id)
+
+    async def _may_see(self, caller: Caller, job_id: JobId) -> bool:
+        """Look whether a run named by a caller confined to projects is one of theirs; a run never changes its project."""
+        return caller.projects is None or bool(await self.get_runs(caller, [job_id]))
+
+    async def _without_strangers(self, caller: Caller, cause: Cause) -> Cause:
+        if cause.blocked_by is None or await self._may_see(caller, cause.blocked_by):
+            return cause
+        return Cause(cause.cause, cause.message, cause.until)
+
+    async def _fetch_of_run(
+        self,
+        caller: Caller,
+        job_id: JobId,
+        query: LiteralString,
+        arguments: Sequence[object],
+        *,
+        origin: CallOrigin = NO_ORIGIN,
+        is_repeatable: bool = True,
+    ) -> list[Row]:
+        """Call a function of one run; one that is unknown answers in the very words of one that is another's."""
+        try:
+            return await self._fetch(
+                caller, query, arguments, origin=origin, is_repeatable=is_repeatable
+            )
+        except NotFoundError:
+            raise run_not_found(job_id) from None
+
+    async def _fetch(
+        self,
+        caller: Caller,
+        query: LiteralString,
+        arguments: Sequence[object],
+        *,
+        origin: CallOrigin = NO_ORIGIN,
+        is_repeatable: bool,
+    ) -> list[Row]:
+        with translated():
+            return await self._database.fetch(
+                query,
+                [*scope_arguments(caller, origin), *arguments],
+                is_repeatable=is_repeatable,
+            )
+
+
+def _is_visible(caller: Caller, run: Run) -> bool:
+    return caller.projects is None or run.project_id in caller.projects
+
+
+def _confine(caller: Caller, wanted: RunFilter) -> list[str] | None:
+    """Name the projects that both the filter and the caller's token allow; nothing if there is no restriction."""
+    allowed: frozenset[str] | None = None
+    one = None if wanted.project_id is None else frozenset({wanted.project_id})
+    for projects in (one, wanted.projects, caller.projects):
+        if projects is not None:
+            allowed = projects if allowed is None else allowed & projects
+    return None if allowed is None else sorted(allowed)
+
+
+def refuse_foreign_project(caller: Caller, job: NewJob) -> None:
+    """Refuse a job outside the projects of a caller who is confined to some."""
+    if caller.projects is not None and job.project_id not in caller.projects:
+        wanted = "without a project" if job.project_id is None else f"in project {job.project_id}"
+        raise PolicyDeniedError(
+            f"this token is confined to projects and may not enqueue a job {wanted}",
+            hint=f"name one of its projects: {', '.join(sorted(caller.projects)[:10])}",
+        )

@@ -1,0 +1,265 @@
+"""What workers do with jobs: one method for each SQL function of the role ``jobforge_worker``.
+
+Every call about a claimed job carries its `Fence`, and changes nothing unless that claim is the living one. What settles
+an attempt may be repeated when its answer was lost: the database recognises it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, LiteralString
+
+from jobforge_mcp.db.pool import Database, Parameters, Row, Transaction
+from jobforge_mcp.errors import LeaseLostError
+from jobforge_mcp.router.errors import translated
+from jobforge_mcp.router.rows import (
+    error_json,
+    fence_arrays,
+    labels_json,
+    logs_json,
+    storable,
+    to_claimed_job,
+    to_enqueued,
+    to_report_answer,
+    to_settled,
+)
+from jobforge_mcp.types import (
+    ClaimedJob,
+    Completion,
+    Enqueued,
+    Failure,
+    Fence,
+    NewJob,
+    Report,
+    ReportAnswer,
+    Settled,
+    SettleOutcome,
+    TenantId,
+    WorkerId,
+)
+
+_FENCES: LiteralString = "%s::text[], %s::uuid[], %s::uuid[], %s::int[]"
+_COMPLETE_JOBS: LiteralString = (
+    f"select r.* from jobforge.complete_jobs({_FENCES}, %s::text[]) as r"
+)
+_FAIL_JOBS: LiteralString = f"""
+    select r.* from jobforge.fail_jobs({_FENCES}, %s::text[], %s::text[], %s::text[], %s::int[]) as r"""
+_RELEASE_JOBS: LiteralString = f"select r.* from jobforge.release_jobs({_FENCES}) as r"
+_REPORT_PROGRESS: LiteralString = f"""
+    select r.* from jobforge.report_progress({_FENCES}, %s::float8[], %s::float8[], %s::text[], %s::text[]) as r"""
+_CLAIM_JOBS: LiteralString = """
+    select r.* from jobforge.claim_jobs(%s::text, %s::text[], %s::int, %s::text, %s::text[], %s::int, %s::boolean) as r"""
+_ENQUEUE_CHILD: LiteralString = """
+    select r.* from jobforge.enqueue_child(%s::text, %s::uuid, %s::uuid, %s::int, %s::text, %s::text, %s::text, %s::text,
+      %s::text, %s::int, %s::timestamptz, %s::text, %s::text, %s::int, %s::int, %s::float8, %s::int, %s::int) as r"""
+_REGISTER_WORKER: LiteralString = "select from jobforge.register_worker(%s::text, %s::text, %s::int, %s::text, %s::text[], %s::int)"
+
+
+class WorkerRouter:
+    """The functions of workers, over an open `Database` of role ``jobforge_worker``."""
+
+    def __init__(self, database: Database) -> None:
+        """Speak through this pool."""
+        self._database = database
+
+    async def register_worker(
+        self,
+        worker_id: WorkerId,
+        *,
+        host: str,
+        pid: int,
+        version: str,
+        job_types: Sequence[str],
+        concurrency: int,
+    ) -> None:
+        """Tell who this worker is and what it can run, so that ``explain_run`` knows."""
+        arguments = [worker_id, host, pid, version, list(job_types), concurrency]
+        await self._fetch(_REGISTER_WORKER, arguments, is_repeatable=True)
+
+    async def forget_worker(self, worker_id: WorkerId) -> None:
+        """Say good-bye."""
+        await self._fetch("select from jobforge.forget_worker(%s)", [worker_id], is_repeatable=True)
+
+    async def claim_jobs(
+        self,
+        worker_id: WorkerId,
+        job_types: Sequence[str],
+        limit: int,
+        *,
+        after_tenant: str = "",
+        tenant_ids: Sequence[TenantId] | None = None,
+        lease_ms: int = 30_000,
+        reap: bool = False,
+    ) -> list[ClaimedJob]:
+        """Claim up to ``limit`` due jobs of these types, in turn from the tenants after ``after_tenant``.
+
+        With ``reap`` the jobs of expired leases are put back first. An answer that is lost is not asked for again: its jobs
+        come back when their lease expires.
+        """
+        arguments = [
+            worker_id,
+            list(job_types),
+            limit,
+            after_tenant,
+            None if tenant_ids is None else list(tenant_ids),
+            lease_ms,
+            reap,
+        ]
+        return [to_claimed_job(row) for row in await self._fetch(_CLAIM_JOBS, arguments)]
+
+    async def report_progress(self, reports: Sequence[Report]) -> list[ReportAnswer]:
+        """Store progress and log lines, and learn which runs are to be canceled; answers in the order of the reports."""
+        if not reports:
+            return []
+        arguments = [
+            *fence_arrays([report.fence for report in reports]),
+            [report.done for report in reports],
+            [report.total for report in reports],
+            [None if report.message is None else storable(report.message) for report in reports],
+            [logs_json(report.logs) for report in reports],
+        ]
+        return [to_report_answer(row) for row in await self._fetch(_REPORT_PROGRESS, arguments)]
+
+    async def complete_jobs(self, completions: Sequence[Completion]) -> list[Settled]:
+        """Settle attempts that succeeded; answers in the order given."""
+        if not completions:
+            return []
+        rows = await self._fetch(
+            _COMPLETE_JOBS, _completion_arguments(completions), is_repeatable=True
+        )
+        return [to_settled(row) for row in rows]
+
+    async def fail_jobs(self, failures: Sequence[Failure]) -> list[Settled]:
+        """Settle attempts that did not succeed; the database decides what follows. Answers in the order given."""
+        if not failures:
+            return []
+        arguments = [
+            *fence_arrays([failure.fence for failure in failures]),
+            [failure.kind.value for failure in failures],
+            [error_json(failure.error) for failure in failures],
+            [None if f.traceback is None else storable(f.traceback) for f in failures],
+            [failure.delay_ms for failure in failures],
+        ]
+        return [
+            to_settled(row) for row in await self._fetch(_FAIL_JOBS, arguments, is_repeatable=True)
+        ]
+
+    async def release_jobs(self, fences: Sequence[Fence]) -> list[Settled]:
+        """Give running jobs back at once, without using an attempt; answers in the order given."""
+        if not fences:
+            return []
+        rows = await self._fetch(_RELEASE_JOBS, fence_arrays(fences), is_repeatable=True)
+        return [to_settled(row) for row in rows]
+
+    async def enqueue_child(self, fence: Fence, job: NewJob) -> Enqueued:
+        """Enqueue a job on behalf of a running one, in its tenant and project and with its trace.
+
+        Raises:
+            LeaseLostError: the claim is no longer the living one.
+        """
+        arguments = [
+            fence.tenant_id,
+            fence.lease_id,
+            fence.job_id,
+            fence.epoch,
+            job.job_type,
+            job.payload,
+            job.received,
+            job.idempotency_key,
+            job.ordering_key,
+            job.priority,
+            job.run_at,
+            labels_json(job.labels),
+            job.job_version,
+            job.max_attempts,
+            job.backoff_ms,
+            job.backoff_multiplier,
+            job.max_backoff_ms,
+            job.timeout_ms,
+        ]
+        is_repeatable = job.idempotency_key is not None
+        rows = await self._fetch(_ENQUEUE_CHILD, arguments, is_repeatable=is_repeatable)
+        return to_enqueued(rows[0])
+
+    async def reap_expired(self, limit: int = 100) -> int:
+        """Put the jobs of expired leases back, or end them; return how many leases there were."""
+        rows = await self._fetch(
+            "select r.count from jobforge.reap_expired(%s) as r(count)", [limit], is_repeatable=True
+        )
+        count: int = rows[0]["count"]
+        return count
+
+    async def tend_lanes(self) -> None:
+        """Forget lanes without work and find forgotten ones."""
+        await self._fetch("select from jobforge.tend_lanes()", [], is_repeatable=True)
+
+    async def await_wakeup(self, listener_id: str, topic: str, for_ms: int) -> None:
+        """Ask that ``jobforge_<topic>`` be notified for so long; ``topic`` is ``ready`` or ``runs``."""
+        await self._fetch(
+            "select from jobforge.await_wakeup(%s, %s, %s)",
+            [listener_id, topic, for_ms],
+            is_repeatable=True,
+        )
+
+    @asynccontextmanager
+    async def transaction(self, fence: Fence) -> AsyncGenerator[JobTransaction]:
+        """Open a transaction in which a handler writes and its job is completed, both or neither.
+
+        Left without `JobTransaction.complete`, what the handler wrote is committed all the same.
+
+        Raises:
+            DatabaseUnavailableError: the connection was lost; with ``OUTCOME_UNKNOWN`` while committing.
+        """
+        async with self._database.transaction() as transaction:
+            yield JobTransaction(transaction, fence)
+
+    async def _fetch(
+        self, query: LiteralString, arguments: Sequence[object], *, is_repeatable: bool = False
+    ) -> list[Row]:
+        with translated():
+            return await self._database.fetch(query, arguments, is_repeatable=is_repeatable)
+
+
+class JobTransaction:
+    """A handler's statements and the completion of its job, in one transaction."""
+
+    def __init__(self, transaction: Transaction, fence: Fence) -> None:
+        """Speak for this claim."""
+        self._transaction = transaction
+        self._fence = fence
+
+    async def execute(self, query: LiteralString, parameters: Parameters = ()) -> None:
+        """Run a statement of the handler's, with the rights of ``jobforge_worker``; its errors are psycopg's."""
+        await self._transaction.execute(query, parameters)
+
+    async def fetch(
+        self, query: LiteralString, parameters: Parameters = ()
+    ) -> list[dict[str, Any]]:
+        """Run a statement of the handler's and return its rows by the names of their columns."""
+        return await self._transaction.fetch(query, parameters)
+
+    async def complete(self, result: str) -> Settled:
+        """Complete the job, to be committed with all the rest.
+
+        Raises:
+            LeaseLostError: the claim is no longer the living one; leave the block, and nothing was written.
+        """
+        with translated():
+            rows = await self._transaction.fetch(
+                _COMPLETE_JOBS, _completion_arguments([Completion(self._fence, result)])
+            )
+        settled = to_settled(rows[0])
+        if settled.outcome is not SettleOutcome.ACCEPTED:
+            raise LeaseLostError(
+                f"run {self._fence.job_id} could not be completed: this attempt no longer holds its lease",
+                hint="stop; whatever this attempt wrote in the transaction is rolled back",
+            )
+        return settled
+
+
+def _completion_arguments(completions: Sequence[Completion]) -> list[object]:
+    return [
+        *fence_arrays([completion.fence for completion in completions]),
+        [completion.result for completion in completions],
+    ]

@@ -1,0 +1,261 @@
+"""Makes the frozen rows of `jobforge_mcp.types` from what the database returned, and argument arrays from ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from jobforge_mcp.db.pool import Row
+from jobforge_mcp.types import (
+    Attempt,
+    Caller,
+    CallOrigin,
+    Cause,
+    ClaimedJob,
+    Enqueued,
+    EnqueueOutcome,
+    Fence,
+    HeldLease,
+    JobId,
+    LeaseId,
+    LogLine,
+    NewJob,
+    QueueStats,
+    ReportAnswer,
+    Run,
+    RunError,
+    RunStatus,
+    Settled,
+    SettleOutcome,
+    TenantId,
+)
+
+_NO_ID = UUID(int=0)
+
+
+def to_enqueued(row: Row) -> Enqueued:
+    """Read an answer to an enqueue. A planned job has no id, no status and no version yet."""
+    return Enqueued(
+        job_id=JobId(row["job_id"] or _NO_ID),
+        outcome=EnqueueOutcome(row["outcome"]),
+        status=RunStatus(row["status"] or RunStatus.QUEUED),
+        version=row["version"] or 0,
+        run_at=row["run_at"],
+        created_at=row["created_at"] or row["run_at"],
+        lease_id=row.get("lease_id"),
+        lease_until=row.get("lease_until"),
+    )
+
+
+def to_run(row: Row) -> Run:
+    """Read a row of the view ``runs``, with the result where it was asked for."""
+    return Run(
+        tenant_id=row["tenant_id"],
+        job_id=row["job_id"],
+        project_id=row["project_id"],
+        job_type=row["job_type"],
+        job_version=row["job_version"],
+        status=RunStatus(row["status"]),
+        waiting_for=row["waiting_for"],
+        attempt_no=row["attempt_no"],
+        max_attempts=row["max_attempts"],
+        epoch=row["epoch"],
+        version=row["version"],
+        priority=row["priority"],
+        run_at=row["run_at"],
+        ordering_key=row["ordering_key"],
+        labels=row["labels"],
+        trace_id=row["trace_id"],
+        parent_id=row["parent_id"],
+        timeout_ms=row["timeout_ms"],
+        created_at=row["created_at"],
+        created_by=row["created_by"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+        worker_id=row["worker_id"],
+        lease_until=row["lease_until"],
+        progress_done=row["progress_done"],
+        progress_total=row["progress_total"],
+        progress_message=row["progress_message"],
+        cancel_requested_at=row["cancel_requested_at"],
+        cancel_reason=row["cancel_reason"],
+        error=to_run_error(row["error"]),
+        result=row.get("result"),
+    )
+
+
+def to_run_error(stored: Mapping[str, Any] | None) -> RunError | None:
+    """Read a stored error; what an unknown writer left out gets a neutral value."""
+    if stored is None:
+        return None
+    return RunError(
+        code=str(stored.get("code", "INTERNAL")),
+        message=str(stored.get("message", "")),
+        retryable=bool(stored.get("retryable", False)),
+        type=stored.get("type"),
+        hint=stored.get("hint"),
+    )
+
+
+def to_cause(row: Row) -> Cause:
+    """Read why a run is not running."""
+    return Cause(row["cause"], row["message"], row["until_at"], row["blocked_by"])
+
+
+def to_attempt(row: Row) -> Attempt:
+    """Read a try that did not succeed."""
+    return Attempt(
+        attempt_no=row["attempt_no"],
+        epoch=row["epoch"],
+        outcome=row["outcome"],
+        worker_id=row["worker_id"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+        error=to_run_error(row["error"]),
+    )
+
+
+def to_log_line(row: Row) -> LogLine:
+    """Read one line of a handler's log."""
+    return LogLine(
+        line_no=row["line_no"],
+        attempt_no=row["attempt_no"],
+        level=row["level"],
+        message=row["message"],
+        logged_at=row["logged_at"],
+    )
+
+
+def to_queue_stats(row: Row) -> QueueStats:
+    """Read how many open jobs of a type there are."""
+    return QueueStats(
+        job_type=row["job_type"],
+        queued=row["queued"],
+        due=row["due"],
+        running=row["running"],
+        waiting=row["waiting"],
+        oldest_due_at=row["oldest_due_at"],
+    )
+
+
+def to_claimed_job(row: Row) -> ClaimedJob:
+    """Read one claimed job; its payload stays text, so that only its own attempt can fail on it."""
+    return ClaimedJob(
+        fence=Fence(
+            TenantId(row["tenant_id"]), LeaseId(row["lease_id"]), JobId(row["job_id"]), row["epoch"]
+        ),
+        job_type=row["job_type"],
+        job_version=row["job_version"],
+        payload=row["payload"],
+        project_id=row["project_id"],
+        trace_id=row["trace_id"],
+        attempt_no=row["attempt_no"],
+        max_attempts=row["max_attempts"],
+        timeout_ms=row["timeout_ms"],
+        is_dry_run=row["is_dry_run"],
+        is_suspect=row["is_suspect"],
+        created_at=row["created_at"],
+        claimed_at=row["claimed_at"],
+        lease_until=row["lease_until"],
+    )
+
+
+def to_report_answer(row: Row) -> ReportAnswer:
+    """Read the answer to a report."""
+    return ReportAnswer(row["job_id"], row["is_accepted"], row["is_cancel_requested"])
+
+
+def to_settled(row: Row) -> Settled:
+    """Read the answer for one settled attempt."""
+    return Settled(
+        job_id=row["job_id"],
+        epoch=row["epoch"],
+        outcome=SettleOutcome(row["outcome"]),
+        status=RunStatus(row["status"]),
+    )
+
+
+def to_held_lease(row: Row) -> HeldLease:
+    """Read a lease that a heartbeat extended."""
+    return HeldLease(
+        tenant_id=row["tenant_id"],
+        lease_id=row["lease_id"],
+        lease_until=row["lease_until"],
+        cancel_ids=frozenset(row["cancel_ids"]),
+    )
+
+
+def scope_arguments(caller: Caller, origin: CallOrigin) -> list[object]:
+    """List the arguments of ``enter_scope``."""
+    return [caller.tenant_id, caller.subject, caller.token_id, origin.tool, origin.trace_id]
+
+
+def job_arrays(jobs: Sequence[NewJob]) -> list[object]:
+    """List the array arguments of ``enqueue_jobs``, from ``p_job_types`` to ``p_dry_runs``."""
+    return [
+        [job.job_type for job in jobs],
+        [job.payload for job in jobs],
+        _unless_empty(job.received for job in jobs),
+        _unless_empty(job.idempotency_key for job in jobs),
+        _unless_empty(job.ordering_key for job in jobs),
+        [job.priority for job in jobs],
+        _unless_empty(job.run_at for job in jobs),
+        _unless_empty(job.project_id for job in jobs),
+        _unless_empty(labels_json(job.labels) for job in jobs),
+        _unless_empty(job.trace_id for job in jobs),
+        [job.job_version for job in jobs],
+        [job.max_attempts for job in jobs],
+        [job.backoff_ms for job in jobs],
+        [job.backoff_multiplier for job in jobs],
+        [job.max_backoff_ms for job in jobs],
+        [job.timeout_ms for job in jobs],
+        [job.is_dry_run for job in jobs],
+    ]
+
+
+def fence_arrays(fences: Sequence[Fence]) -> list[object]:
+    """List the array arguments that every worker's call begins with: tenants, leases, jobs, epochs."""
+    return [
+        [fence.tenant_id for fence in fences],
+        [fence.lease_id for fence in fences],
+        [fence.job_id for fence in fences],
+        [fence.epoch for fence in fences],
+    ]
+
+
+def error_json(error: RunError) -> str:
+    """Write an error as it is stored."""
+    stored: dict[str, str | bool] = {
+        "code": error.code,
+        "message": storable(error.message),
+        "retryable": error.retryable,
+    }
+    if error.type is not None:
+        stored["type"] = storable(error.type)
+    if error.hint is not None:
+        stored["hint"] = storable(error.hint)
+    return json.dumps(stored, ensure_ascii=False)
+
+
+def logs_json(logs: Sequence[tuple[str, str]]) -> str | None:
+    """Write log lines as an array of level and message, or nothing when there are none."""
+    lines = [(level, storable(message)) for level, message in logs]
+    return json.dumps(lines, ensure_ascii=False) if lines else None
+
+
+def storable(text: str) -> str:
+    """Replace what PostgreSQL cannot store: a handler's odd message must not keep its batch from being settled."""
+    return text.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
+def labels_json(labels: Mapping[str, str] | None) -> str | None:
+    """Write labels as a JSON object."""
+    return None if labels is None else json.dumps(dict(labels), ensure_ascii=False)
+
+
+def _unless_empty(values: Iterable[object]) -> list[object] | None:
+    """Make an array, or nothing when no job has such a value: that is shorter, and means the same."""
+    array = list(values)
+    return array if any(value is not None for value in array) else None
