@@ -1,0 +1,305 @@
+"""The arguments of every tool: one strict model each, which is its validation and its JSON Schema.
+
+Unknown names are refused with the nearest known one, types are not converted, and no message repeats a value. An
+argument that is ``null`` counts as absent, because some models fill in every name they see.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from difflib import get_close_matches
+from functools import cache
+from typing import Annotated, Literal, TypeVar, cast
+from uuid import UUID
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic.alias_generators import to_camel
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from jobforge_mcp.definitions.json_limits import check_value
+from jobforge_mcp.errors import InvalidInputError
+from jobforge_mcp.types import JobId, JsonObject, JsonValue
+
+RUN_IDS_MOST = 50
+PAGE_MOST = 100
+PAGE = 20
+
+
+def _text_only(value: object) -> object:
+    if isinstance(value, str | datetime) or value is None:
+        return value
+    raise PydanticCustomError("not_text", "must be a time as text")
+
+
+def _run_id(value: object) -> object:
+    if isinstance(value, str) and len(value) == 36:
+        try:
+            return UUID(value)
+        except ValueError:
+            pass
+    raise PydanticCustomError("run_id", "is not a runId")
+
+
+_Short = Annotated[str, Field(max_length=200)]
+_Name = Annotated[str, Field(max_length=100)]
+_Time = Annotated[
+    AwareDatetime,
+    Field(strict=False),
+    BeforeValidator(_text_only),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+_RunId = Annotated[UUID, BeforeValidator(_run_id), WithJsonSchema({"type": "string"})]
+_Labels = dict[Annotated[str, Field(max_length=63)], Annotated[str, Field(max_length=255)]]
+_Limit = Annotated[int, Field(ge=1, le=PAGE_MOST)]
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Arguments(BaseModel):
+    """Base of all: camelCase names, nothing unknown, nothing converted."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+
+class ListJobs(Arguments):
+    """Which definitions to list."""
+
+    query: Annotated[_Short | None, Field(description="words to find in name and description")] = (
+        None
+    )
+    tags: Annotated[list[_Name] | None, Field(max_length=20)] = None
+    labels: _Labels | None = None
+    detail: Annotated[bool | None, Field(description="with schemas and limits")] = None
+    cursor: _Short | None = None
+    limit: _Limit | None = None
+
+
+class ExecuteJob(Arguments):
+    """What to run, and how long to wait for it."""
+
+    name: Annotated[_Name, Field(description="from list-jobs")]
+    # Any JSON value is taken (it has passed check_value), and the job's own schema says what fits; models are told the
+    # usual case.
+    input: Annotated[object, WithJsonSchema({"type": "object"})] = None
+    background: Annotated[bool | None, Field(description="do not wait")] = None
+    wait_seconds: Annotated[_Seconds | None, Field(description="default 20, cap 45")] = None
+    idempotency_key: Annotated[
+        str | None, Field(description="same key and input: same run, never a second one")
+    ] = None
+    run_at: Annotated[_Time | None, Field(description="not before")] = None
+    priority: Annotated[int | None, Field(ge=0, le=3, description="0 first, default 2")] = None
+    ordering_key: Annotated[
+        str | None, Field(description="runs of one key go one by one, in order")
+    ] = None
+    project_id: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,62}$")] = None
+    labels: Annotated[_Labels | None, Field(max_length=20)] = None
+    dry_run: Annotated[bool | None, Field(description="only say what would happen")] = None
+    cancel_on_disconnect: Annotated[
+        bool | None, Field(description="cancel if this call is cut off")
+    ] = None
+
+
+class GetJobStatus(Arguments):
+    """Which runs to tell about."""
+
+    run_id: _RunId | None = None
+    run_ids: Annotated[list[_RunId] | None, Field(max_length=RUN_IDS_MOST)] = None
+    wait_seconds: Annotated[_Seconds | None, Field(description="wait for the end, cap 45")] = None
+    since_version: Annotated[
+        int | None, Field(ge=0, description="with waitSeconds: return on any change past it")
+    ] = None
+    include: list[Literal["input", "logs", "attempts"]] | None = None
+
+
+class ListRuns(Arguments):
+    """Which runs to list."""
+
+    name: Annotated[_Name | None, Field(description="of the job")] = None
+    status: (
+        Literal["queued", "running", "waiting", "succeeded", "failed", "dead", "canceled"] | None
+    ) = None
+    project_id: _Name | None = None
+    trace_id: _Short | None = None
+    since: Annotated[_Time | None, Field(description="created at or after")] = None
+    cursor: _Short | None = None
+    limit: _Limit | None = None
+
+
+class CancelJob(Arguments):
+    """Which run to end."""
+
+    run_id: _RunId
+    reason: Annotated[str | None, Field(max_length=500)] = None
+
+
+class RetryJob(Arguments):
+    """Which run to queue again."""
+
+    run_id: _RunId
+    if_version: Annotated[int | None, Field(ge=0, description="only if still at this version")] = (
+        None
+    )
+    run_at: _Time | None = None
+    reset_attempts: bool | None = None
+    force: Annotated[bool | None, Field(description="also a succeeded run")] = None
+
+
+ModelT = TypeVar("ModelT", bound=Arguments)
+
+
+def parse(model: type[ModelT], given: Mapping[str, object] | None) -> ModelT:
+    """Check the arguments of one call.
+
+    Raises:
+        InvalidInputError: ``INVALID_ARGUMENTS``, or ``INVALID_RUN_ID`` for an id that cannot be one.
+        LimitError: They are nested too deeply.
+    """
+    values = dict(given or {})
+    check_value(values)
+    try:
+        return model.model_validate({k: v for k, v in values.items() if v is not None})
+    except ValidationError as error:
+        raise explain(model, error.errors(include_url=False, include_input=False)) from None
+
+
+def parse_run_id(text: str) -> JobId:
+    """Read the id of a run from a URI or cursor.
+
+    Raises:
+        InvalidInputError: ``INVALID_RUN_ID``.
+    """
+    try:
+        return JobId(cast("UUID", _run_id(text)))
+    except PydanticCustomError:
+        raise _malformed("runId") from None
+
+
+@cache
+def schema_of(model: type[Arguments]) -> JsonObject:
+    """Return the JSON Schema a client sees: no titles, no nulls, nothing a model does not need."""
+    return cast("JsonObject", squeeze(model.model_json_schema(by_alias=True)))
+
+
+def squeeze(node: JsonValue, *, is_map: bool = False) -> JsonValue:
+    """Drop pydantic's titles, the null of optional members, and lengths that only the validation needs.
+
+    ``is_map`` says that the names of ``node`` are names of members and not keywords.
+    """
+    if isinstance(node, list):
+        return [squeeze(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if is_map:
+        return {name: squeeze(member) for name, member in node.items()}
+    options = node.get("anyOf")
+    if isinstance(options, list):
+        rest = [option for option in options if option != {"type": "null"}]
+        if len(rest) == 1 and isinstance(rest[0], dict):
+            node = {**{k: v for k, v in node.items() if k != "anyOf"}, **rest[0]}
+    noise = _NOISE | {"description"} if "properties" in node else _NOISE  # a docstring of ours
+    return {
+        name: squeeze(member, is_map=name in ("properties", "$defs"))
+        for name, member in node.items()
+        if name not in noise and not (name == "default" and member is None)
+    }
+
+
+_NOISE = frozenset({"title", "maxLength", "propertyNames", "maxItems", "maxProperties"})
+
+
+def explain(model: type[Arguments], problems: list[ErrorDetails]) -> InvalidInputError:
+    """Say in one sentence what is wrong with the first argument that does not fit."""
+    problem = problems[0]
+    argument = str(problem["loc"][0]) if problem["loc"] else "arguments"
+    match problem["type"]:
+        case "extra_forbidden":
+            return _unknown(model, argument)
+        case "run_id":
+            return _malformed(argument)
+        case "missing":
+            return InvalidInputError(
+                f"the argument {argument} is required",
+                code="INVALID_ARGUMENTS",
+                hint=f"required: {', '.join(_required(model))}",
+            )
+        case _:
+            return InvalidInputError(
+                f"the argument {argument} {_complaint(problem)}",
+                code="INVALID_ARGUMENTS",
+                hint=f"its schema is {_schema_text(model, argument)}",
+            )
+
+
+def _unknown(model: type[Arguments], argument: str) -> InvalidInputError:
+    known = list(_properties(model))
+    close = get_close_matches(argument, known, n=1) or get_close_matches(
+        to_camel(argument), known, n=1
+    )
+    shown = argument if len(argument) <= 40 and argument.isprintable() else "given here"
+    return InvalidInputError(
+        f"there is no argument {shown}",
+        code="INVALID_ARGUMENTS",
+        hint=f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}",
+    )
+
+
+def _malformed(argument: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"{argument} is not the id of a run: it must be a UUID such as 01890a5d-ac96-774b-bcce-b302099a8057",
+        code="INVALID_RUN_ID",
+        hint="use the runId that execute-job or list-runs returned, unchanged",
+    )
+
+
+def _properties(model: type[Arguments]) -> JsonObject:
+    return cast("JsonObject", schema_of(model)["properties"])
+
+
+def _required(model: type[Arguments]) -> list[str]:
+    return cast("list[str]", schema_of(model).get("required", []))
+
+
+def _schema_text(model: type[Arguments], argument: str) -> str:
+    return json.dumps(_properties(model).get(argument, {}), separators=(",", ":"))
+
+
+def _complaint(problem: ErrorDetails) -> str:
+    context = problem.get("ctx", {})
+    kind = problem["type"]
+    if kind in _COMPLAINTS:
+        return _COMPLAINTS[kind].format(**context)
+    if kind.startswith(("datetime", "timezone", "not_text")):
+        return "must be a time with offset such as 2026-11-22T10:00:00Z, before the year 10000"
+    return "does not fit its schema"
+
+
+_COMPLAINTS = {
+    "string_type": "must be a string",
+    "string_too_long": "is longer than {max_length} characters",
+    "string_pattern_mismatch": "does not match its pattern",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be an object",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "too_long": "has more than {max_length} members",
+    "literal_error": "must be {expected}",
+}

@@ -1,0 +1,189 @@
+"""Serve MCP over HTTP: ``/mcp`` (streamable, both eras), ``/sse`` with ``/messages/`` (old clients), and the health routes.
+
+uvicorn runs inside our own event loop and handles no signals. Leaving is orderly: waiting calls answer with what is known,
+streams end, then the port closes; the worker pool is not here and drains after. Answers are streams, never the SDK's JSON
+mode, which would lose progress and would not notice a client that left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+from collections.abc import AsyncGenerator, Callable, Generator
+
+import anyio
+import uvicorn
+from mcp.server import Server
+from mcp.server.sse import SseServerTransport
+from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from jobforge_mcp.errors import SettingsError
+from jobforge_mcp.server.build import build_server
+from jobforge_mcp.server.doorkeeper import Doorkeeper, security_of
+from jobforge_mcp.server.health import health_routes
+from jobforge_mcp.server.parts import ServerParts
+from jobforge_mcp.server.subscriptions import Connection
+
+LAST_ANSWERS_SECONDS = 0.5
+"""How long old SSE streams stay open after the end was announced, for the answers of calls that waited."""
+
+SHUTDOWN_SECONDS = 3
+"""After which uvicorn cuts connections that still talk."""
+
+
+@contextlib.asynccontextmanager
+async def http_app(parts: ServerParts) -> AsyncGenerator[Starlette]:
+    """Make the ASGI app, and run what its sessions need while it is used."""
+    security = security_of(parts.settings)
+    server = build_server(parts)
+    manager = StreamableHTTPSessionManager(app=server, security_settings=security)
+    messages = SseServerTransport("/messages/")
+
+    def guarded(app: ASGIApp) -> ASGIApp:
+        return Doorkeeper(app, gate=parts.gate, security=security, metrics=parts.metrics)
+
+    app = Starlette(
+        routes=[
+            Route("/mcp", guarded(StreamableHTTPASGIApp(manager))),
+            Route("/sse", guarded(_SseDoor(parts, server, messages))),
+            Mount("/messages", guarded(messages.handle_post_message)),
+            *health_routes(parts),
+        ]
+    )
+    async with manager.run():
+        yield app
+
+
+async def serve_http(
+    parts: ServerParts,
+    *,
+    stop: anyio.Event,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve on the address of the settings until ``stop`` is set or the task is cancelled.
+
+    Raises:
+        SettingsError: The address cannot be bound, or must not be without token keys.
+    """
+    settings = parts.settings
+    check_address(settings.host, accepts_tokens=parts.gate.accepts_tokens)
+    listening = _bind(settings.host, settings.port)
+    async with http_app(parts) as app:
+        uvicorn_server = _QuietServer(_config(app))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_run, uvicorn_server, listening)
+            try:
+                await uvicorn_server.is_listening.wait()
+                if on_ready is not None:
+                    on_ready(_url(settings.host, listening))
+                await stop.wait()
+            finally:
+                parts.watcher.stop_waiting()
+                uvicorn_server.should_exit = True
+
+
+def check_address(host: str, *, accepts_tokens: bool) -> None:
+    """Refuse to be reachable from elsewhere while nobody could be told apart.
+
+    Raises:
+        SettingsError: The address is not loopback and there are no token keys.
+    """
+    if not accepts_tokens and not is_loopback(host):
+        raise SettingsError(
+            f"without token keys HTTP binds loopback only, and {host} is not",
+            hint="set JOBFORGE_TOKEN_KEYS and issue tokens with: jobforge token issue --tenant TENANT --all-scopes",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can only be reached from this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _SseDoor:
+    """The old transport: one connection, one pipe, one run of the server; nothing of the app is started for it."""
+
+    def __init__(
+        self, parts: ServerParts, server: Server[Connection], transport: SseServerTransport
+    ) -> None:
+        self._parts = parts
+        self._server = server
+        self._transport = transport
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "GET":
+            await Response(status_code=405, headers={"Allow": "GET"})(scope, receive, send)
+            return
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._end_with_the_process, tasks.cancel_scope)
+            async with self._transport.connect_sse(scope, receive, send) as (incoming, outgoing):
+                await self._server.run(
+                    incoming, outgoing, self._server.create_initialization_options()
+                )
+            tasks.cancel_scope.cancel()
+
+    async def _end_with_the_process(self, scope: anyio.CancelScope) -> None:
+        await self._parts.watcher.stopped()
+        await anyio.sleep(LAST_ANSWERS_SECONDS)
+        scope.cancel()
+
+
+class _QuietServer(uvicorn.Server):
+    """uvicorn without hands on the process's signals: those belong to whoever started the loop."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.is_listening = anyio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.is_listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+async def _run(server: uvicorn.Server, listening: socket.socket) -> None:
+    # Shielded, so that a cancelled app still ends its connections in order; bounded by SHUTDOWN_SECONDS.
+    with anyio.CancelScope(shield=True):
+        await server.serve(sockets=[listening])
+
+
+def _config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2_048)
+    except OSError as error:
+        raise SettingsError(
+            f"{host} port {port} cannot be bound: {error.strerror}",
+            hint="choose another with --port, or 0 for a free one",
+        ) from None
+
+
+def _url(host: str, listening: socket.socket) -> str:
+    port = listening.getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,101 @@
+"""Say in one sentence what a model should do now about a run, and when to look again.
+
+The one place where such advice is worded, so that a tool's answer, an error and a resource never disagree. It names only
+tools that the caller's token may call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import UTC, datetime
+from typing import assert_never
+
+from jobforge_mcp.types import Caller, Cause, Run, RunStatus
+
+POLL_STEPS_MS = ((10_000, 2_000), (60_000, 5_000), (600_000, 15_000))
+"""Age of the run in milliseconds up to which it is worth looking again after so many: long runs are looked at less."""
+
+POLL_MOST_MS = 30_000
+DELAY_MOST_MS = 3_600_000
+
+
+def next_step(
+    run: Run, caller: Caller, *, cause: Cause | None = None, is_by_reference: bool = False
+) -> str:
+    """Return one sentence for a run; ``cause`` is why it is not running, where that was asked."""
+    scopes = caller.scopes
+    match run.status:
+        case RunStatus.QUEUED | RunStatus.RUNNING | RunStatus.WAITING:
+            return _because(run, cause) + _look_again(run, scopes)
+        case RunStatus.SUCCEEDED:
+            return (
+                "Done: read resultUri for the whole result."
+                if is_by_reference
+                else "Done: use the result."
+            )
+        case RunStatus.FAILED:
+            return "Not worth retrying as it is: mend the cause in error, then " + _start_anew(
+                scopes
+            )
+        case RunStatus.DEAD:
+            return "Out of attempts: mend the cause in error, then " + _try_again(scopes)
+        case RunStatus.CANCELED:
+            return "Canceled on request: to run it after all, " + _try_again(scopes)
+        case _:
+            assert_never(run.status)
+
+
+def next_after_plan(outcome: str) -> str:
+    """Return one sentence for a call that only planned."""
+    match outcome:
+        case "replayed":
+            return "Nothing was written: this key already made the run named here, which the call would return."
+        case "conflict":
+            return "Nothing was written: this key was used with another input, so use another key."
+        case _:
+            return "Nothing was written: call again without dryRun to create the run."
+
+
+def poll_after_ms(run: Run, now: datetime | None = None) -> int | None:
+    """Return after how many milliseconds a look is likely to show something new; ``None`` for a final run."""
+    if run.status.is_final:
+        return None
+    now = now or datetime.now(UTC)
+    until_due = int((run.run_at - now).total_seconds() * 1000)
+    if run.status is RunStatus.QUEUED and until_due > POLL_STEPS_MS[0][1]:
+        return min(until_due, DELAY_MOST_MS)
+    age = (now - (run.started_at or run.created_at)).total_seconds() * 1000
+    return next((after for up_to, after in POLL_STEPS_MS if age < up_to), POLL_MOST_MS)
+
+
+def _because(run: Run, cause: Cause | None) -> str:
+    if run.cancel_requested_at is not None:
+        return "Cancellation is requested; the job is being stopped. "
+    if cause is not None and cause.cause not in {"running", "final"}:
+        return _sentence(cause.message) + " "
+    if run.waiting_for is not None:
+        return f"Waiting for {run.waiting_for}. "
+    return ""
+
+
+def _look_again(run: Run, scopes: Collection[str]) -> str:
+    if "jobs:read" not in scopes:
+        return "It goes on by itself; this token may not read it."
+    return f"Call get-job-status with this runId, waitSeconds 20 and sinceVersion {run.version}."
+
+
+def _start_anew(scopes: Collection[str]) -> str:
+    if "jobs:execute" in scopes:
+        return "call execute-job with a new idempotencyKey."
+    return _try_again(scopes)
+
+
+def _try_again(scopes: Collection[str]) -> str:
+    if "jobs:retry" in scopes:
+        return "call retry-job with resetAttempts true."
+    return "ask someone whose token may retry it."
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

@@ -1,0 +1,79 @@
+"""What the tools act on, handed in by the composition root, and what they know of one call."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from jobforge_mcp.definitions.registry import Registry
+from jobforge_mcp.policy.gate import Gate
+from jobforge_mcp.progress import RunWatcher
+from jobforge_mcp.router.jobs import Router
+from jobforge_mcp.server.metrics import Metrics
+from jobforge_mcp.settings import Settings
+from jobforge_mcp.types import Caller, CallOrigin, ClaimedJob, WorkerId
+
+Check = Callable[[], Awaitable[None]]
+"""Returns when a part is ready, raises when it is not."""
+
+
+class Reservation(AbstractContextManager["Reservation"], Protocol):
+    """One slot kept for a job that is just being enqueued; leaving its block gives back what was not used."""
+
+    def adopt(self, claimed: ClaimedJob, *, leased_at: float | None = None) -> None:
+        """Run a job that was inserted already leased to this process; ``leased_at`` is the monotonic time before."""
+        ...
+
+
+class InlinePool(Protocol):
+    """What an inline call needs of the embedded worker pool."""
+
+    worker_id: WorkerId
+
+    @property
+    def free_slots(self) -> int:
+        """How many more jobs could start now."""
+        ...
+
+    @property
+    def job_types(self) -> Sequence[str]:
+        """What the pool runs."""
+        ...
+
+    def try_reserve(self) -> Reservation | None:
+        """Keep one slot, if one is free."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServerParts:
+    """Everything behind the tools."""
+
+    registry: Registry
+    router: Router
+    gate: Gate
+    watcher: RunWatcher
+    settings: Settings
+    pool: InlinePool | None = None
+    """The embedded worker pool; ``None`` where other processes do the work."""
+    metrics: Metrics = field(default_factory=Metrics)
+    checks: Mapping[str, Check] = field(default_factory=dict[str, Check])
+    """What ``/ready`` asks, by name: database, listener, migrations, pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a tool, after the gate."""
+
+    caller: Caller
+    tool: str
+    trace_id: str
+    report: Callable[[float, float | None, str | None], Awaitable[None]]
+    """Sends progress to whoever waits; does nothing when nobody listens."""
+
+    @property
+    def origin(self) -> CallOrigin:
+        """The same for the audit log."""
+        return CallOrigin(tool=self.tool, trace_id=self.trace_id)
