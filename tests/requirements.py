@@ -112,4 +112,9 @@ REQUIREMENTS: dict[str, Requirement] = {
     "embedded.locks": Requirement(
         "operations", "A state directory whose file system has no proper locks is refused."
     ),
+    # --- client: the Python client
+    "client.sync": Requirement("design 1", "Code without an event loop has the same client."),
+    "client.transactional-enqueue": Requirement(
+        "design 4", "A job enqueued in the application's transaction exists if and only if it commits."
+    ),
 }

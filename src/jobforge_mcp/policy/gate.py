@@ -127,24 +127,8 @@ class Gate:
         return self.identify(Credential(token))
 
     def require(self, caller: Caller, scope: Scope) -> None:
-        """Refuse a caller whose token does not allow this, and record the refusal.
-
-        Raises:
-            PolicyDeniedError: the scope is not among the caller's.
-        """
-        if scope in caller.scopes:
-            return
-        _logger.warning(
-            "policy_refused",
-            reason="scope",
-            scope=scope.value,
-            tenant_id=caller.tenant_id,
-            token_id=caller.token_id,
-        )
-        raise PolicyDeniedError(
-            f"the policy token does not allow this: it lacks the scope {scope.value}",
-            hint=f"ask whoever issues tokens for one with {scope.value}",
-        )
+        """Refuse a caller whose token does not allow this; see `require_scope`."""
+        require_scope(caller, scope)
 
     def _verify(self, token: str, door: Door, digest: bytes) -> Caller:
         if self._make_verifier is None:
@@ -173,3 +157,24 @@ class Gate:
             code="TOKEN_INVALID",
             hint="issue one with: jobforge token issue --tenant TENANT --scope SCOPE",
         )
+
+
+def require_scope(caller: Caller, scope: Scope) -> None:
+    """Refuse a caller whose token does not allow this, and record the refusal.
+
+    Raises:
+        PolicyDeniedError: the scope is not among the caller's.
+    """
+    if scope in caller.scopes:
+        return
+    _logger.warning(
+        "policy_refused",
+        reason="scope",
+        scope=scope.value,
+        tenant_id=caller.tenant_id,
+        token_id=caller.token_id,
+    )
+    raise PolicyDeniedError(
+        f"the policy token does not allow this: it lacks the scope {scope.value}",
+        hint=f"ask whoever issues tokens for one with {scope.value}",
+    )
