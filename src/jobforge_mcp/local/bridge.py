@@ -361,7 +361,7 @@ def _canceled_id(message: dict[str, object]) -> str:
     params = message.get("params")
     if not isinstance(params, dict):
         return ""
-    return json.dumps(params.get("requestId"))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]  # any JSON
+    return json.dumps(params.get("requestId"))  # pyright: ignore[reportUnknownMemberType]  # any JSON
 
 
 def _lost_answer(key: str) -> bytes:

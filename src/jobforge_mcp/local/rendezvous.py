@@ -76,12 +76,13 @@ class GivenUpError(Exception):
 class Place:
     """The directory of one node and the files in it."""
 
-    __slots__ = ("directory", "lock_path", "log_path", "socket_path", "state_dir")
+    __slots__ = ("directory", "is_embedded", "lock_path", "log_path", "socket_path", "state_dir")
 
     def __init__(self, state_dir: str, database: str) -> None:
         """Name the place for a state directory and a database; empty is the embedded Postgres."""
         name = f"db-{_short_hash(database)}" if database else "local"
         self.state_dir = state_dir
+        self.is_embedded = not database
         self.directory = os.path.join(state_dir, "nodes", name)
         self.lock_path = os.path.join(self.directory, "lock")
         self.log_path = os.path.join(self.directory, "node.log")
@@ -257,6 +258,22 @@ def start(place: Place, lock: int, arguments: Sequence[str] = ()) -> None:
     os.close(lock)
 
 
+def leave(place: Place, lock: int, inode: int | None) -> None:
+    """Stop being the node: first nobody finds the socket any more, then somebody may take the lock."""
+    # Whoever removed the directory may have made another one since; that one's socket is not ours.
+    if inode_of(place.socket_path) == inode:
+        _unlink(place.socket_path)
+    os.close(lock)
+
+
+def inode_of(path: str) -> int | None:
+    """Identify a file whatever its name; nothing when there is none."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return None
+
+
 def peer_uid(connection: socket.socket) -> int | None:
     """Ask the kernel which user is at the other end; nothing where it does not tell."""
     if sys.platform == "linux":
@@ -293,6 +310,11 @@ def read_object(line: bytes) -> dict[str, object]:
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def write_object(message: Mapping[str, object]) -> bytes:
+    """Write a JSON object as one line."""
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 
 def is_newer(version: object, than: str) -> bool:
@@ -337,7 +359,7 @@ def _exchange(
     """Send the hello and wait for its answer; empty when the node went away first."""
     received = b""
     try:
-        connection.sendall(json.dumps(hello, separators=(",", ":")).encode() + b"\n")
+        connection.sendall(write_object(hello))
         while b"\n" not in received:
             remaining = deadline - time.monotonic()
             if remaining <= 0 or len(received) > LONGEST_HELLO:
