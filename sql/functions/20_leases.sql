@@ -99,7 +99,7 @@ declare
   v_batch record;
   v_suspect record;
 begin
-  if p_limit not between 1 and 1000 or p_lease_ms not between 100 and 3600000 then
+  if coalesce(p_limit, 0) not between 1 and 1000 or coalesce(p_lease_ms, 0) not between 100 and 3600000 then
     raise exception 'a claim takes 1 to 1,000 jobs for 100 ms to 1 h' using errcode = 'JF400';
   end if;
   if p_reap then
@@ -223,7 +223,7 @@ begin
     select l.tenant_id, l.lease_id from jobforge.leases l
     where (l.tenant_id, l.lease_id) in (select u.t, u.l from unnest(p_tenant_ids, p_lease_ids) u(t, l))
       and l.worker_id = p_worker_id and l.lease_until > v_now
-    order by 1, 2 for update)
+    order by 1, 2 for no key update)
   update jobforge.leases l
   -- never past the deadline of the last job in it; jobs that pass their own are taken out by reap_expired
   set lease_until = least(v_now + p_lease_ms * interval '1 millisecond', (select max(d) from unnest(l.deadlines) d))
@@ -249,11 +249,12 @@ declare
 begin
   perform pg_catalog.set_config('synchronous_commit', 'off', true)
     where pg_catalog.pg_current_xact_id_if_assigned() is null;
-  -- the share lock keeps the lease while we write: a reaper waits, and then finds what we wrote
+  -- The lock keeps the lease while we write: a reaper waits, and then finds what we wrote; so does another report of the
+  -- same lease, whose log lines come after ours. It admits enqueue_child, which may hold its own for long.
   with held_leases as materialized (
     select l.tenant_id, l.lease_id, l.job_ids, l.epochs, l.attempt_nos, l.cancel_ids from jobforge.leases l
     where (l.tenant_id, l.lease_id) in (select u.t, u.l from unnest(p_tenant_ids, p_lease_ids) u(t, l)) and l.lease_until > v_now
-    order by 1, 2 for share
+    order by 1, 2 for no key update
   ), held as materialized (
     select g.*, h.attempt_no, g.job_id = any (l.cancel_ids) as is_cancel_requested
     from unnest(p_tenant_ids, p_lease_ids, p_job_ids, p_epochs, p_dones, p_totals, p_messages, p_logs) with ordinality
@@ -294,6 +295,18 @@ begin
 end $$;
 comment on function jobforge.report_progress(text[], uuid[], uuid[], integer[], float8[], float8[], text[], text[]) is
   'Store progress and log lines of running jobs; refused for a claim that is not the living one.';
+
+-- A job taken out of its lease without the element that says what becomes of it would be nowhere.
+create or replace function jobforge.require_parallel(p_job_ids uuid[], variadic p_counts integer[]) returns void
+language plpgsql immutable
+set search_path = jobforge, pg_temp
+as $$
+begin
+  if exists (select from unnest(p_counts) u(count) where u.count is distinct from cardinality(p_job_ids)) then
+    raise exception 'the arrays of a batch must all have one element for each job' using errcode = 'JF400';
+  end if;
+end $$;
+comment on function jobforge.require_parallel(uuid[], integer[]) is 'Refuse a batch whose arrays differ in length.';
 
 -- The one way out of a lease. Jobs that are not in the lease they name, with the epoch they name, are not in the answer.
 create or replace function jobforge.leave_leases(p_tenant_ids text[], p_lease_ids uuid[], p_job_ids uuid[], p_epochs integer[])
@@ -349,6 +362,8 @@ declare
   v_accepted integer[];
   v_key_tenants text[]; v_keys text[]; v_key_ids uuid[];
 begin
+  perform jobforge.require_parallel(p_job_ids, cardinality(p_tenant_ids), cardinality(p_lease_ids), cardinality(p_epochs),
+    cardinality(p_results));
   if exists (select from unnest(p_results) u(result) where octet_length(u.result) > 1048576) then
     raise exception 'a result is larger than 1 MiB' using errcode = 'JF413', hint = 'Return a reference to what was produced.';
   end if;
@@ -418,6 +433,8 @@ declare
   v_now timestamptz := jobforge.now();
   v_closed record;
 begin
+  perform jobforge.require_parallel(p_job_ids, cardinality(p_tenant_ids), cardinality(p_lease_ids), cardinality(p_epochs),
+    cardinality(p_kinds), cardinality(p_charged));
   with gone as materialized (
     select * from jobforge.leave_leases(p_tenant_ids, p_lease_ids, p_job_ids, p_epochs)
   ), decided as materialized (
@@ -428,7 +445,7 @@ begin
         when d.is_charged and g.attempt_no >= j.max_attempts then 'dead'
       end as final_status,
       case d.kind
-        when 'deferred' then v_now + coalesce(d.delay_ms, 0) * interval '1 millisecond'
+        when 'deferred' then v_now + greatest(d.delay_ms, 0) * interval '1 millisecond'
         when 'released' then v_now
         when 'lost' then v_now
         else v_now + jobforge.retry_delay(g.attempt_no, j.backoff_ms, j.backoff_multiplier, j.max_backoff_ms, d.delay_ms)
@@ -582,6 +599,18 @@ security definer set search_path = jobforge, pg_temp
 as $$ select jobforge.reap_leases(100, p_tenant_id) $$;
 comment on function jobforge.reap_tenant(text) is 'The same for one tenant, for cancel_job.';
 
+-- Asked by a local node before it ends: whatever tenant the work is of, nobody else may be there to do it.
+create or replace function jobforge.has_work(p_job_types text[], p_within_ms integer) returns boolean
+language sql stable
+security definer set search_path = jobforge, pg_temp
+as $$
+  select exists (select from jobforge.leases)
+    or exists (
+      select from jobforge.ready r
+      where r.job_type = any (p_job_types) and r.run_at <= jobforge.now() + p_within_ms * interval '1 millisecond')
+$$;
+comment on function jobforge.has_work(text[], integer) is 'Whether anything is held by a worker, or due within this time and of one of these types.';
+
 -- The parent's lease is locked until commit: a child enqueued by an attempt that was replaced meanwhile would be a ghost.
 create or replace function jobforge.enqueue_child(
   p_tenant_id text, p_lease_id uuid, p_job_id uuid, p_epoch integer, p_job_type text, p_payload text, p_received text,
@@ -598,7 +627,7 @@ begin
   perform from jobforge.leases l
   where l.tenant_id = p_tenant_id and l.lease_id = p_lease_id and l.lease_until > jobforge.now()
     and l.epochs[array_position(l.job_ids, p_job_id)] = p_epoch
-  for share;
+  for key share;  -- the weakest that a settle or a reaper waits for: heartbeats and cancels go on meanwhile
   if not found then
     raise exception 'this attempt no longer holds the lease of run %', p_job_id using errcode = 'JF410';
   end if;

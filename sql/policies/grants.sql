@@ -65,6 +65,7 @@ grant execute on function
   jobforge.fail_jobs(text[], uuid[], uuid[], integer[], text[], text[], text[], integer[]),
   jobforge.release_jobs(text[], uuid[], uuid[], integer[]),
   jobforge.reap_expired(integer),
+  jobforge.has_work(text[], integer),
   jobforge.tend_lanes(),
   jobforge.enqueue_child(text, uuid, uuid, integer, text, text, text, text, text, integer, timestamptz, text, text, integer, integer,
     float8, integer, integer)

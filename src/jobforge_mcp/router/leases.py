@@ -190,6 +190,16 @@ class WorkerRouter:
         count: int = rows[0]["count"]
         return count
 
+    async def has_work(self, job_types: Sequence[str], within_ms: int) -> bool:
+        """Tell whether any worker holds a job, or one of these types is due within this time, whatever its tenant."""
+        rows = await self._fetch(
+            "select r.answer from jobforge.has_work(%s, %s) as r(answer)",
+            [list(job_types), within_ms],
+            is_repeatable=True,
+        )
+        answer: bool = rows[0]["answer"]
+        return answer
+
     async def tend_lanes(self) -> None:
         """Forget lanes without work and find forgotten ones."""
         await self._fetch("select from jobforge.tend_lanes()", [], is_repeatable=True)
