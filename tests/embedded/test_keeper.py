@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -229,6 +230,17 @@ def test_the_server_stays_while_one_user_lives(state_dir: Path) -> None:
 
     assert is_alive(second.postmaster)
     second.close()
+
+
+def test_short_visits_between_two_looks_of_the_keeper_keep_the_server(state_dir: Path) -> None:
+    """Takes a second: longer than the linger time."""
+    with ensure_running(state_dir, linger_seconds=LINGER) as first:
+        postmaster = first.postmaster_pid
+    end = time.monotonic() + 2.5 * LINGER
+
+    while time.monotonic() < end:
+        with ensure_running(state_dir) as visit:
+            assert visit.postmaster_pid == postmaster
 
 
 @pytest.mark.requirement("embedded.keeper-killed")

@@ -136,8 +136,9 @@ class Keeper:
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
-        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # Handled, not ignored: what is ignored stays so in the programs that are started.
+        for number in (signal.SIGCHLD, signal.SIGHUP):
+            signal.signal(number, lambda _number, _frame: None)
         return reader
 
     def _on_stop(self, _number: int, _frame: object) -> None:
