@@ -1,0 +1,221 @@
+"""One claimed job as this process knows it, from the claim until its outcome was settled.
+
+Nothing here speaks to the database or runs a handler; the pool, the executor, the reporter and the heartbeat meet in
+this object, all of them on the loop's thread.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+from typing import TypeAlias
+
+import anyio
+
+from jobforge_mcp.types import (
+    ClaimedJob,
+    Completion,
+    Failure,
+    Fence,
+    Isolation,
+    JobId,
+    LeaseId,
+    ProjectId,
+    Report,
+    Settled,
+    TenantId,
+)
+from jobforge_mcp.worker.context import RunFacts
+from jobforge_mcp.worker.evidence import Evidence, seed_of
+from jobforge_mcp.worker.failures import capped
+
+MAX_LOG_LINES = 1_000
+"""Log lines kept of one attempt; then one more says that the rest is dropped."""
+
+MAX_LOG_LINE_BYTES = 4_096
+
+MAX_PROGRESS_MESSAGE_BYTES = 500
+
+LINES_PER_REPORT = 200
+"""Lines one report carries, so that a chatty attempt does not hold up the others in the statement."""
+
+MIN_SECRET_LENGTH = 4
+"""Shorter values are not struck out: every other word would go with them."""
+
+
+class StopReason(StrEnum):
+    """Why an attempt has to end before its handler returned."""
+
+    TIMED_OUT = "timed_out"
+    CANCELED = "canceled"
+    RELEASED = "released"
+    """The worker drains: the job goes back and spends no attempt."""
+    LEASE_LOST = "lease_lost"
+    """Somebody else may run it already: nothing is settled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """An attempt to give back without counting it."""
+
+    fence: Fence
+
+
+Verdict: TypeAlias = Completion | Failure | Release
+
+
+@dataclass(eq=False, slots=True)
+class LeaseHold:
+    """A lease this process holds, shared by the attempts of one claim and tenant."""
+
+    tenant_id: TenantId
+    lease_id: LeaseId
+    until: float
+    """Monotonic time at which it surely ends unless it is extended: never later than the database thinks."""
+    attempts: dict[JobId, Attempt] = field(default_factory=dict[JobId, "Attempt"])
+    """Attempts of it that are not settled yet."""
+    is_lost: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Attempt:
+    """The state of one attempt in this process."""
+
+    claimed: ClaimedJob
+    lease: LeaseHold
+    received_at: float = field(default_factory=time.monotonic)
+    isolation: Isolation | None = None
+    """Set when the definition was found."""
+    stop_reason: StopReason | None = None
+    stop_requested: anyio.Event = field(default_factory=anyio.Event)
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    """Around the handler; cancelled when asking was not enough."""
+    is_enforced: bool = False
+    """The handler was cancelled or its child told to end: what it returns now is no result."""
+    is_watching: bool = False
+    """The handler has looked at ``cancelled``, so it is given time to end by itself."""
+    has_seen_stop: bool = False
+    """The handler has been told that it should end."""
+    committed: Settled | None = None
+    """Its own transaction completed the run: there is nothing left to settle."""
+    finished: anyio.Event = field(default_factory=anyio.Event)
+    """The handler has really ended."""
+    verdict: Verdict | None = None
+    is_settling: bool = False
+    """Its verdict was handed over; a second one, or progress, is dropped."""
+    children: int = 0
+    """Child runs enqueued so far, for their default keys."""
+    evidence: Evidence = field(init=False)
+    _secrets: dict[str, str] = field(default_factory=dict[str, str], repr=False)
+    _progress: tuple[float, float | None, str | None] | None = None
+    _logs: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    _lines: int = 0
+
+    def __post_init__(self) -> None:
+        fence = self.claimed.fence
+        self.evidence = Evidence(seed_of(fence.job_id, fence.epoch), self.claimed.claimed_at)
+
+    @property
+    def fence(self) -> Fence:
+        """Return what every call to the database speaks for."""
+        return self.claimed.fence
+
+    @property
+    def deadline(self) -> float:
+        """Monotonic time at which the timeout ends the work."""
+        return self.received_at + self.claimed.timeout_ms / 1_000
+
+    @property
+    def names(self) -> dict[str, str | int | None]:
+        """What a log line says about whose it is."""
+        claimed = self.claimed
+        return {
+            "tenant_id": claimed.fence.tenant_id,
+            "job_id": str(claimed.fence.job_id),
+            "job_type": claimed.job_type,
+            "attempt_no": claimed.attempt_no,
+            "trace_id": claimed.trace_id,
+        }
+
+    def facts(self) -> RunFacts:
+        """Return what the handler's context says of the run."""
+        claimed = self.claimed
+        return RunFacts(
+            run_id=claimed.fence.job_id,
+            tenant_id=TenantId(claimed.fence.tenant_id),
+            project_id=ProjectId(claimed.project_id) if claimed.project_id else None,
+            trace_id=claimed.trace_id,
+            attempt=claimed.attempt_no,
+            max_attempts=claimed.max_attempts,
+            epoch=claimed.fence.epoch,
+            dry_run=claimed.is_dry_run,
+            deadline=claimed.claimed_at + timedelta(milliseconds=claimed.timeout_ms),
+        )
+
+    def enforce(self) -> None:
+        """Stop asking: cancel the handler, or tell its child to end. A thread can only be waited for."""
+        self.is_enforced = True
+        if self.isolation is not Isolation.THREAD:
+            self.scope.cancel()
+
+    def look(self) -> bool:
+        """Answer ``job.cancelled``."""
+        self.is_watching = True
+        if self.stop_reason is not None:
+            self.has_seen_stop = True
+        return self.stop_reason is not None
+
+    def note_progress(self, done: float, total: float | None, message: str | None) -> bool:
+        """Remember the latest progress; say whether there is something new to report."""
+        if self.is_settling or not math.isfinite(done):
+            return False
+        total = total if total is not None and math.isfinite(total) else None
+        if message is not None:
+            message = capped(self.redact(message), MAX_PROGRESS_MESSAGE_BYTES)
+        self._progress = (float(done), None if total is None else float(total), message)
+        return True
+
+    def note_log(self, message: str, level: str) -> bool:
+        """Remember a log line; say whether there is something new to report."""
+        if self.is_settling or self._lines > MAX_LOG_LINES:
+            return False
+        if self._lines == MAX_LOG_LINES:
+            level, message = "warning", f"further lines are dropped: {MAX_LOG_LINES} are kept"
+        self._lines += 1
+        self._logs.append((level, capped(self.redact(message), MAX_LOG_LINE_BYTES)))
+        return True
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether something waits to be reported."""
+        return self._progress is not None or bool(self._logs)
+
+    def take_report(self) -> Report | None:
+        """Take what waits to be reported, at most ``LINES_PER_REPORT`` lines of it."""
+        if not self.is_dirty:
+            return None
+        done, total, message = self._progress or (None, None, None)
+        logs = tuple(self._logs[:LINES_PER_REPORT])
+        del self._logs[:LINES_PER_REPORT]
+        self._progress = None
+        return Report(self.fence, done, total, message, logs)
+
+    def give_back(self, report: Report) -> None:
+        """Keep a report that could not be delivered for the next try."""
+        self._logs[:0] = report.logs
+        if self._progress is None and report.done is not None:
+            self._progress = (report.done, report.total, report.message)
+
+    def keep_secret(self, name: str, value: str) -> None:
+        """Strike this value out of everything the attempt says from now on."""
+        if len(value) >= MIN_SECRET_LENGTH:
+            self._secrets[value] = f"[secret {name}]"
+
+    def redact(self, text: str) -> str:
+        """Strike out the secrets this attempt was given."""
+        for value, name in self._secrets.items():
+            text = text.replace(value, name)
+        return text

@@ -1,0 +1,330 @@
+"""The child's side of ``children.py``: a fresh interpreter that runs one handler at a time.
+
+The main thread runs handlers, because only there a signal can interrupt one; a second thread reads what the worker says.
+When the worker is gone, that thread ends the whole process group. This module never touches the database.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, suppress
+from datetime import datetime
+from typing import cast
+from uuid import UUID
+
+import anyio
+import anyio.to_thread
+
+from jobforge_mcp import errors
+from jobforge_mcp.definitions.json_limits import load_limited
+from jobforge_mcp.definitions.loader import resolve
+from jobforge_mcp.definitions.model import BoundJob, HandlerRef
+from jobforge_mcp.definitions.registry import check_output
+from jobforge_mcp.types import JobId, JsonObject, JsonValue, ProjectId, TenantId
+from jobforge_mcp.worker.context import (
+    ChildRequest,
+    JobContext,
+    RunFacts,
+    Transaction,
+    UsageError,
+)
+from jobforge_mcp.worker.evidence import Evidence, seed_of
+from jobforge_mcp.worker.failures import Told, tell
+from jobforge_mcp.worker.framing import FrameReader, encode_frame
+
+END_OF_OUTPUT = "\0jobforge:end:"
+"""The same as in ``children.py``, which would pull half the worker in here."""
+
+PR_SET_PDEATHSIG = 1
+
+
+class Stopped(BaseException):
+    """The worker ends this process; raised inside the handler, so that it can clean up."""
+
+
+class Line:
+    """The line to the worker."""
+
+    def __init__(self, to_worker: socket.socket) -> None:
+        self.jobs: queue.SimpleQueue[JsonObject] = queue.SimpleQueue()
+        self.is_stop_requested = False
+        self._socket = to_worker
+        self._sending = threading.Lock()
+        self._numbers = 0
+        self._asked: dict[int, Future[JsonValue]] = {}
+
+    def send(self, message: JsonObject) -> None:
+        """Send one message; from any thread."""
+        frame = encode_frame(message)
+        with self._sending:
+            self._socket.sendall(frame)
+
+    def ask(self, what: str, **details: JsonValue) -> JsonValue:
+        """Ask the worker something, and wait for its answer."""
+        future: Future[JsonValue] = Future()
+        with self._sending:
+            self._numbers += 1
+            number = self._numbers
+        self._asked[number] = future
+        self.send({"op": "ask", "what": what, "number": number, **details})
+        return future.result()
+
+    def listen(self) -> None:
+        """Take what the worker says, until it is gone; then end this process and all it started."""
+        reader = FrameReader()
+        with suppress(OSError):
+            while data := self._socket.recv(65_536):
+                for message in reader.feed(data):
+                    self._hear(message)
+        os.killpg(0, signal.SIGKILL)
+
+    def _hear(self, message: JsonObject) -> None:
+        match message["op"]:
+            case "run" | "hello":
+                self.is_stop_requested = False
+                self.jobs.put(message)
+            case "stop":
+                self.is_stop_requested = True
+            case "answer":
+                future = self._asked.pop(cast("int", message["number"]))
+                error = message.get("error")
+                if isinstance(error, dict):
+                    future.set_exception(_error(error))
+                else:
+                    future.set_result(message["value"])
+            case _:
+                pass
+
+
+class ChildLink:
+    """The link of a handler that runs in this process."""
+
+    def __init__(self, line: Line, *, is_async: bool) -> None:
+        self.is_async = is_async
+        self._line = line
+        self._is_watching = False
+        self._has_seen_stop = False
+
+    def progress(self, done: float, total: float | None, message: str | None) -> None:
+        """See :meth:`JobContext.progress`."""
+        if done == done and abs(done) != float("inf"):  # noqa: PLR0124 - not a number is not equal to itself
+            self._line.send({"op": "progress", "done": done, "total": total, "message": message})
+
+    def log(self, message: str, level: str) -> None:
+        """See :meth:`JobContext.log`."""
+        self._line.send({"op": "log", "message": message[:8_192], "level": level})
+
+    def is_cancelled(self) -> bool:
+        """See :attr:`JobContext.cancelled`."""
+        if not self._is_watching:
+            self._is_watching = True
+            self._line.send({"op": "watching"})
+        if self._line.is_stop_requested and not self._has_seen_stop:
+            self._has_seen_stop = True
+            self._line.send({"op": "saw_stop"})
+        return self._line.is_stop_requested
+
+    def secret(self, name: str) -> str:
+        """See :meth:`JobContext.secret`."""
+        return str(self._line.ask("secret", name=name))
+
+    async def enqueue(self, request: ChildRequest) -> JobId:
+        """See :meth:`JobContext.enqueue`."""
+        return await anyio.to_thread.run_sync(self._enqueue, request)
+
+    def enqueue_sync(self, request: ChildRequest) -> JobId:
+        """See :meth:`JobContext.enqueue_sync`."""
+        return self._enqueue(request)
+
+    def transaction(self, *, read_only: bool) -> AbstractAsyncContextManager[Transaction]:
+        """Refuse: this process has no connection to the database, and shall have none."""
+        raise UsageError(
+            "job.transaction() needs an async def handler on the worker's event loop",
+            hint="write async def without isolation, or open a connection of the handler's own",
+        )
+
+    def _enqueue(self, request: ChildRequest) -> JobId:
+        labels = cast("JsonObject | None", dict(request.labels) if request.labels else None)
+        answer = self._line.ask(
+            "enqueue",
+            name=request.name,
+            input=request.input,
+            key=request.key,
+            ordering_key=request.ordering_key,
+            priority=request.priority,
+            run_at=request.run_at.isoformat() if request.run_at else None,
+            labels=labels,
+        )
+        return JobId(UUID(str(answer)))
+
+
+def main(descriptor: int) -> None:
+    """Run jobs until the worker says otherwise."""
+    _die_with(os.getppid())
+    to_worker = socket.socket(fileno=descriptor)
+    to_worker.set_inheritable(False)
+    line = Line(to_worker)
+    threading.Thread(target=line.listen, name="jobforge-line", daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    hello = line.jobs.get()
+    if hello["parent"] != os.getppid():
+        return
+    sys.path[:] = [str(entry) for entry in cast("list[JsonValue]", hello["path"])]
+    _limit_memory(cast("int", hello["memory_mb"]))
+    with suppress(AttributeError):
+        sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]  # a text file here
+    while True:
+        request = line.jobs.get()
+        answer = run(line, request)
+        _end_output(cast("int", request["call"]))
+        line.send(answer)
+
+
+def run(line: Line, request: JsonObject) -> JsonObject:
+    """Run one job and return the last message about it."""
+    try:
+        bound = resolve(HandlerRef(str(request["source"]), str(request["name"])))
+        facts = _facts(cast("JsonObject", request["facts"]))
+        origin = datetime.fromisoformat(str(request["origin"]))
+        evidence = Evidence(seed_of(facts.run_id, facts.epoch), origin)
+        validated = bound.input_type.validate_python(load_limited(str(request["payload"])))
+        link = ChildLink(line, is_async=bound.is_async)
+        context = JobContext(facts, validated, link=link, evidence=evidence)
+        value = _call(bound, validated, context)
+        result = check_output(bound, value)
+    except Stopped:
+        sys.exit(0)
+    except BaseException as error:  # noqa: BLE001 - a handler may raise anything, SystemExit too
+        return _failed(tell(error))
+    entries = [list[JsonValue](entry) for entry in evidence.entries]
+    return {"op": "done", "result": result, "evidence": list[JsonValue](entries)}
+
+
+def _call(bound: BoundJob, validated: object, context: JobContext) -> object:
+    if not bound.is_async:
+        signal.signal(signal.SIGTERM, _raise_stopped)
+        try:
+            return bound.handler(validated, context)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    async def call() -> object:
+        value: object = None
+        is_stopped = True
+        async with anyio.create_task_group() as group:
+            group.start_soon(_cancel_on_signal, group.cancel_scope)
+            value = await cast("Callable[..., Awaitable[object]]", bound.handler)(
+                validated, context
+            )
+            is_stopped = group.cancel_scope.cancel_called
+            group.cancel_scope.cancel()
+        if is_stopped:
+            raise Stopped
+        return value
+
+    return anyio.run(call)
+
+
+async def _cancel_on_signal(scope: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
+
+
+def _raise_stopped(number: int, frame: object) -> None:
+    raise Stopped
+
+
+def _facts(facts: JsonObject) -> RunFacts:
+    project, trace = facts["project_id"], facts["trace_id"]
+    return RunFacts(
+        run_id=JobId(UUID(str(facts["run_id"]))),
+        tenant_id=TenantId(str(facts["tenant_id"])),
+        project_id=ProjectId(str(project)) if project is not None else None,
+        trace_id=str(trace) if trace is not None else None,
+        attempt=cast("int", facts["attempt"]),
+        max_attempts=cast("int", facts["max_attempts"]),
+        epoch=cast("int", facts["epoch"]),
+        dry_run=bool(facts["dry_run"]),
+        deadline=datetime.fromisoformat(str(facts["deadline"])),
+    )
+
+
+def _failed(told: Told) -> JsonObject:
+    error = told.error
+    return {
+        "op": "failed",
+        "kind": told.kind.value,
+        "error": {
+            "code": error.code,
+            "message": error.message,
+            "retryable": error.retryable,
+            "type": error.type,
+            "hint": error.hint,
+        },
+        "traceback": told.traceback,
+        "delay_ms": told.delay_ms,
+    }
+
+
+def _error(error: JsonObject) -> errors.JobForgeError:
+    """Make the error again that the worker met, as far as a handler can tell."""
+    kind: object = getattr(errors, str(error["class"]), None)
+    if not (isinstance(kind, type) and issubclass(kind, errors.JobForgeError)):
+        kind = errors.JobForgeError
+    hint = error["hint"]
+    # Not through the class's own __init__, which may ask for more than a message.
+    made = kind.__new__(kind, str(error["message"]))
+    errors.JobForgeError.__init__(
+        made,
+        str(error["message"]),
+        code=str(error["code"]),
+        hint=str(hint) if hint is not None else None,
+        retryable=bool(error["retryable"]),
+    )
+    return made
+
+
+def _end_output(call: int) -> None:
+    """Mark the end of what a job printed; a handler may have closed or replaced its streams."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    with suppress(OSError):
+        os.write(1, f"{END_OF_OUTPUT}{call}\n".encode())
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel end this process when its worker ends, where it can."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os.killpg(0, signal.SIGKILL)
+
+
+def _limit_memory(megabytes: int) -> None:
+    if megabytes:
+        import resource  # not on Windows
+
+        limit = megabytes * 1024 * 1024
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+if __name__ == "__main__":
+    try:
+        main(int(sys.argv[1]))
+    except Stopped:
+        sys.exit(0)
+    except Exception:  # noqa: BLE001 - the worker reads this as output of the job, the exit code as its end
+        traceback.print_exc()
+        sys.exit(70)

@@ -1,0 +1,167 @@
+"""The loop that claims: as many jobs as slots are free, in turn from the tenants, and asleep when there is nothing.
+
+Polling is the truth, the notification a hint. Before it sleeps, a worker asks to be notified and then looks once more,
+so that a job enqueued in between is either seen by that look or announced.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import anyio
+import structlog
+
+from jobforge_mcp.router.leases import WorkerRouter
+from jobforge_mcp.types import ClaimedJob, TenantId, WorkerId
+from jobforge_mcp.worker.settling import Settler
+from jobforge_mcp.worker.slots import Slots
+from jobforge_mcp.worker.trouble import is_connection_trouble
+
+READY = "ready"
+
+REAP_SECONDS = 1.0
+"""Looking for expired leases more often than that finds none that matter: the promise is lease + 1 s."""
+
+TEND_SECONDS = 10.0
+
+MAX_BATCH = 200
+"""Jobs of one claim: enough to make its cost small, few enough to leave some to other workers."""
+
+MAX_UNSETTLED = 1_000
+"""Finished attempts that wait for the database, above which no more work is fetched from it."""
+
+ASK_FOR_POLLS = 5
+"""Polls that one request to be notified lasts, so that an idle worker writes little."""
+
+_MAX_BACKOFF_SECONDS = 5.0
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRules:
+    """What a worker claims, and how often it looks."""
+
+    worker_id: WorkerId
+    job_types: Sequence[str]
+    tenant_ids: Sequence[TenantId] | None
+    lease_ms: int
+    poll_ms: int
+
+
+class Claimer:
+    """Claims until it is told to stop."""
+
+    def __init__(
+        self,
+        router: WorkerRouter,
+        rules: ClaimRules,
+        slots: Slots,
+        *,
+        wait_for_hint: Callable[[float], Awaitable[object]],
+        start: Callable[[Sequence[ClaimedJob], float], None],
+        settler: Settler,
+    ) -> None:
+        """Take how to wait so many seconds for a notification, and how to run what was claimed at a monotonic time."""
+        self._router = router
+        self._rules = rules
+        self._slots = slots
+        self._wait_for_hint = wait_for_hint
+        self._start = start
+        self._settler = settler
+        self._after_tenant = ""
+        self._reaped_at = 0.0
+        self._asked_until = 0.0
+        self._scope = anyio.CancelScope()
+        self.is_stopping = False
+
+    def stop(self) -> None:
+        """Claim no more; a claim under way is still answered."""
+        self.is_stopping = True
+        self._scope.cancel()
+
+    async def run(self) -> None:
+        """Claim, until stopped."""
+        backoff = 0.1
+        with self._scope:
+            while True:
+                try:
+                    await self._work_or_sleep()
+                    backoff = 0.1
+                except Exception as error:  # noqa: BLE001 - a worker outlives whatever a claim may meet
+                    self._complain(error)
+                    await anyio.sleep(backoff * random.uniform(0.5, 1.0))
+                    backoff = min(backoff * 2, _MAX_BACKOFF_SECONDS)
+
+    async def tend(self) -> None:
+        """Look after leases and lanes when no claim does: all slots may be taken for a long time."""
+        tended_at = time.monotonic() - TEND_SECONDS * random.random()
+        while True:
+            await anyio.sleep(REAP_SECONDS * random.uniform(0.8, 1.0))
+            try:
+                if time.monotonic() - self._reaped_at >= 2 * REAP_SECONDS:
+                    self._reaped_at = time.monotonic()
+                    await self._router.reap_expired()
+                if time.monotonic() - tended_at >= TEND_SECONDS:
+                    tended_at = time.monotonic()
+                    await self._router.tend_lanes()
+            except Exception as error:  # noqa: BLE001 - the next turn tries again
+                self._complain(error)
+
+    async def _work_or_sleep(self) -> None:
+        await self._slots.wait_free()
+        if self._settler.pending > MAX_UNSETTLED:
+            await self._settler.wait_idle()
+        if await self._claim():
+            return
+        if time.monotonic() >= self._asked_until:
+            await self._ask_for_hints()
+            if await self._claim():
+                return
+        await self._wait_for_hint(self._rules.poll_ms / 1_000 * random.uniform(0.8, 1.0))
+
+    async def _ask_for_hints(self) -> None:
+        for_ms = self._rules.poll_ms * ASK_FOR_POLLS
+        until = time.monotonic() + for_ms / 1_000
+        # A little longer there than here, so that there is no gap between two requests.
+        await self._router.await_wakeup(self._rules.worker_id, READY, for_ms + 2_000)
+        self._asked_until = until
+
+    async def _claim(self) -> int:
+        """Claim for the slots that are free, and start what came."""
+        wanted = min(self._slots.free, MAX_BATCH)
+        if not wanted:
+            return 0
+        now = time.monotonic()
+        reap = now - self._reaped_at >= REAP_SECONDS
+        self._slots.take(wanted)
+        claimed: list[ClaimedJob] = []
+        try:
+            # Shielded: the answer to a claim that was sent is jobs that nobody else will run for a whole lease.
+            with anyio.CancelScope(shield=True):
+                claimed = await self._router.claim_jobs(
+                    self._rules.worker_id,
+                    self._rules.job_types,
+                    wanted,
+                    after_tenant=self._after_tenant,
+                    tenant_ids=self._rules.tenant_ids,
+                    lease_ms=self._rules.lease_ms,
+                    reap=reap,
+                )
+        finally:
+            self._slots.give_back(wanted - len(claimed))
+        if reap:
+            self._reaped_at = now
+        if claimed:
+            self._after_tenant = claimed[-1].fence.tenant_id
+            self._start(claimed, now)
+        return len(claimed)
+
+    def _complain(self, error: Exception) -> None:
+        if is_connection_trouble(error):
+            log.warning("claim_delayed", error=type(error).__name__, reason=str(error))
+        else:
+            log.error("claim_failed", exc_info=error)

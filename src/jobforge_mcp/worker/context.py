@@ -1,0 +1,280 @@
+"""What a handler is given beside its input: who it runs for, and how it speaks to its run.
+
+One class for every handler, wherever it runs. What belongs to the place (event loop, thread, child process) is behind
+:class:`ContextLink`; this module imports nothing heavy, because a child process loads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, LiteralString, Protocol, TypeAlias
+from uuid import UUID
+
+from jobforge_mcp.errors import JobForgeError
+from jobforge_mcp.types import JobId, JsonValue, ProjectId, TenantId
+from jobforge_mcp.worker.evidence import Evidence
+
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+"""How much a log line matters."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What is fixed for one attempt."""
+
+    run_id: JobId
+    tenant_id: TenantId
+    project_id: ProjectId | None
+    trace_id: str | None
+    attempt: int
+    max_attempts: int
+    epoch: int
+    dry_run: bool
+    deadline: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ChildRequest:
+    """A job that a handler asks to be enqueued, before it is validated."""
+
+    name: str
+    input: JsonValue
+    key: str | None = None
+    ordering_key: str | None = None
+    priority: int = 2
+    run_at: datetime | None = None
+    labels: Mapping[str, str] | None = field(default=None)
+
+
+class Transaction(Protocol):
+    """One database transaction that also ends the run.
+
+    The statements of the handler and the acceptance of its result are committed together or not at all.
+    """
+
+    async def execute(self, query: LiteralString, parameters: Sequence[object] = ()) -> None:
+        """Run one statement for its effect; the worker's role needs the right to it."""
+        ...
+
+    async def fetch(
+        self, query: LiteralString, parameters: Sequence[object] = ()
+    ) -> list[dict[str, Any]]:
+        """Run one statement and return its rows by the names of their columns."""
+        ...
+
+    def complete(self, output: object) -> None:
+        """Say what the run's result is, before the block is left; without it the result is null."""
+        ...
+
+
+class ContextLink(Protocol):
+    """How a context reaches its worker from the place where the handler runs."""
+
+    is_async: bool
+    """Whether the handler is ``async def``."""
+
+    def progress(self, done: float, total: float | None, message: str | None) -> None:
+        """Note how far the work is."""
+        ...
+
+    def log(self, message: str, level: str) -> None:
+        """Note a log line."""
+        ...
+
+    def is_cancelled(self) -> bool:
+        """Tell whether the attempt should end."""
+        ...
+
+    def secret(self, name: str) -> str:
+        """Fetch a secret."""
+        ...
+
+    async def enqueue(self, request: ChildRequest) -> JobId:
+        """Enqueue a child run."""
+        ...
+
+    def enqueue_sync(self, request: ChildRequest) -> JobId:
+        """Enqueue a child run, blocking the handler's thread."""
+        ...
+
+    def transaction(self, *, read_only: bool) -> AbstractAsyncContextManager[Transaction]:
+        """Open the transaction that ends the run."""
+        ...
+
+
+class JobContext:
+    """The handler's side of one attempt.
+
+    ``progress`` and ``log`` are plain calls everywhere: they note what to say, and the worker says it a few times a
+    second, so they may be called as often as is convenient.
+    """
+
+    __slots__ = ("_evidence", "_facts", "_input", "_link")
+
+    def __init__(
+        self, facts: RunFacts, validated: object, *, link: ContextLink, evidence: Evidence
+    ) -> None:
+        self._facts = facts
+        self._input = validated
+        self._link = link
+        self._evidence = evidence
+
+    @property
+    def run_id(self) -> JobId:
+        """Id of this run; with ``epoch`` it is what a receiver needs to tell a dead attempt from the living one."""
+        return self._facts.run_id
+
+    @property
+    def tenant_id(self) -> TenantId:
+        """Tenant that owns the run."""
+        return self._facts.tenant_id
+
+    @property
+    def project_id(self) -> ProjectId | None:
+        """Project of the tenant, when the run belongs to one."""
+        return self._facts.project_id
+
+    @property
+    def trace_id(self) -> str | None:
+        """Trace that the run is part of, the same over all its attempts and children."""
+        return self._facts.trace_id
+
+    @property
+    def attempt(self) -> int:
+        """Number of this try, from 1."""
+        return self._facts.attempt
+
+    @property
+    def max_attempts(self) -> int:
+        """Tries after which the run is dead."""
+        return self._facts.max_attempts
+
+    @property
+    def epoch(self) -> int:
+        """Number of this claim; grows with every claim, also with those that spend no attempt."""
+        return self._facts.epoch
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether the handler should do everything but its effects."""
+        return self._facts.dry_run
+
+    @property
+    def deadline(self) -> datetime:
+        """When the timeout ends the work, by the database's clock."""
+        return self._facts.deadline
+
+    @property
+    def input(self) -> object:
+        """The validated input, the same object as the handler's first argument."""
+        return self._input
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the attempt should end: a cancellation was requested, or the worker must stop.
+
+        A handler that looks here gets the grace period to end by itself before it is stopped.
+        """
+        return self._link.is_cancelled()
+
+    def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
+        """Say how far the work is; only the latest word is sent."""
+        self._link.progress(done, total, message)
+
+    def log(self, message: str, level: LogLevel = "info") -> None:
+        """Add a line to the run's log, which an agent can read; 1,000 lines of 4 KiB are kept per attempt."""
+        self._link.log(message, level)
+
+    def secret(self, name: str) -> str:
+        """Return a secret of the worker's environment, ``JOBFORGE_SECRET_<NAME>``.
+
+        From then on its value is struck from this attempt's logs, progress and errors.
+
+        Raises:
+            PermanentError: The worker has no such secret.
+        """
+        return self._link.secret(name)
+
+    def enqueue(
+        self,
+        name: str,
+        input: JsonValue = None,
+        *,
+        key: str | None = None,
+        ordering_key: str | None = None,
+        priority: int = 2,
+        run_at: datetime | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Awaitable[JobId]:
+        """Enqueue a child run and return its id; for ``async def`` handlers.
+
+        The default key is ``<run_id>:<n>``, so the n-th call of a second attempt finds the child of the first.
+        ``None`` as input is an empty object.
+
+        Raises:
+            NotFoundError: No such job is defined.
+            InvalidInputError: The input does not fit the child's schema.
+            LeaseLostError: This attempt is no longer the living one.
+        """
+        if not self._link.is_async:
+            raise UsageError(
+                "job.enqueue() is awaited; this handler is a def", hint="call job.enqueue_sync()"
+            )
+        return self._link.enqueue(
+            ChildRequest(name, input, key, ordering_key, priority, run_at, labels)
+        )
+
+    def enqueue_sync(
+        self,
+        name: str,
+        input: JsonValue = None,
+        *,
+        key: str | None = None,
+        ordering_key: str | None = None,
+        priority: int = 2,
+        run_at: datetime | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> JobId:
+        """Do what :meth:`enqueue` does, for ``def`` handlers: the call returns when the child is committed."""
+        if self._link.is_async:
+            raise UsageError(
+                "job.enqueue_sync() would block the event loop of this async handler",
+                hint="await job.enqueue()",
+            )
+        return self._link.enqueue_sync(
+            ChildRequest(name, input, key, ordering_key, priority, run_at, labels)
+        )
+
+    def transaction(self, *, read_only: bool = False) -> AbstractAsyncContextManager[Transaction]:
+        """Open a short transaction that is the job's last act, and its completion with it.
+
+        Whatever is written inside is committed together with the accepted result, exactly once, or not at all: when
+        the block raises or this attempt is no longer the living one, nothing of it remains. The handler's return value
+        is ignored once it was used. ``read_only=True`` reads one consistent state and completes nothing.
+
+        Raises:
+            UsageError: The handler does not run on the worker's event loop.
+            LeaseLostError: This attempt is no longer the living one.
+        """
+        return self._link.transaction(read_only=read_only)
+
+    def now(self) -> datetime:
+        """Return the time by the database's clock, recorded."""
+        return self._evidence.now()
+
+    def random(self) -> float:
+        """Return a number of [0, 1), recorded and seeded by run and epoch; no material for secrets."""
+        return self._evidence.random()
+
+    def uuid(self) -> UUID:
+        """Return a UUID, recorded and seeded by run and epoch; no material for secrets."""
+        return self._evidence.uuid()
+
+
+class UsageError(JobForgeError):
+    """A handler used its context in a way that cannot work; mending it means changing the handler."""
+
+    default_code = "HANDLER_USAGE"

@@ -1,0 +1,66 @@
+"""What a handler took from outside its input: clock readings, random numbers, ids. Recorded, so that a run can be replayed.
+
+Random numbers and ids come from a generator seeded with run id and epoch: the same attempt draws the same values again.
+They are therefore guessable by whoever knows a run id, and no material for secrets.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from jobforge_mcp.types import JsonValue
+
+MAX_ENTRIES = 1_000
+"""Readings kept per attempt; a handler that draws a million numbers is replayed by its seed."""
+
+
+@dataclass(slots=True)
+class Evidence:
+    """The recorder of one attempt."""
+
+    seed: str
+    origin: datetime
+    """Time of the claim by the database's clock, from which :meth:`now` counts on."""
+    entries: list[tuple[str, JsonValue]] = field(default_factory=list[tuple[str, JsonValue]])
+    """Kind and value of each reading, oldest first."""
+    dropped: int = 0
+    """Readings beyond ``MAX_ENTRIES``."""
+    _random: random.Random = field(init=False, repr=False)
+    _started: float = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+        self._started = time.monotonic()
+
+    def now(self) -> datetime:
+        """Read the database's clock, as it was at the claim and has run on since."""
+        value = self.origin + timedelta(seconds=time.monotonic() - self._started)
+        self._record("now", value.isoformat())
+        return value
+
+    def random(self) -> float:
+        """Draw a number of [0, 1)."""
+        value = self._random.random()
+        self._record("random", value)
+        return value
+
+    def uuid(self) -> UUID:
+        """Draw a version 4 UUID."""
+        value = UUID(int=self._random.getrandbits(128), version=4)
+        self._record("uuid", str(value))
+        return value
+
+    def _record(self, kind: str, value: JsonValue) -> None:
+        if len(self.entries) < MAX_ENTRIES:
+            self.entries.append((kind, value))
+        else:
+            self.dropped += 1
+
+
+def seed_of(run_id: UUID, epoch: int) -> str:
+    """Name the seed of one attempt."""
+    return f"{run_id}:{epoch}"

@@ -1,0 +1,203 @@
+"""What is behind a :class:`JobContext` in the worker itself: on the event loop, and on a thread of it.
+
+A child process has its own link (``child.py``); what it asks for over the pipe is answered by the same functions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, LiteralString, TypeAlias
+
+from jobforge_mcp.definitions.model import JobDefinition
+from jobforge_mcp.definitions.registry import Registry
+from jobforge_mcp.errors import ConflictError, PermanentError
+from jobforge_mcp.router.leases import JobTransaction, WorkerRouter
+from jobforge_mcp.types import EnqueueOutcome, JobId, NewJob
+from jobforge_mcp.worker.attempt import Attempt
+from jobforge_mcp.worker.context import ChildRequest, Transaction, UsageError
+from jobforge_mcp.worker.mailbox import Mailbox
+from jobforge_mcp.worker.reporting import Reporter
+
+SECRET_PREFIX = "JOBFORGE_SECRET_"
+"""Environment variables of a worker that handlers may ask for, by the rest of the name in any case."""
+
+Starter: TypeAlias = Callable[[Callable[[], Coroutine[object, object, None]]], None]
+"""Starts a task of the worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What attempts need of their worker."""
+
+    router: WorkerRouter
+    registry: Registry
+    reporter: Reporter
+    mailbox: Mailbox
+    start: Starter
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
+
+    def note_progress(
+        self, attempt: Attempt, done: float, total: float | None, message: str | None
+    ) -> None:
+        """Remember progress, to be reported soon."""
+        if attempt.note_progress(done, total, message):
+            self.reporter.mark(attempt)
+
+    def note_log(self, attempt: Attempt, message: str, level: str) -> None:
+        """Remember a log line, to be reported soon."""
+        if attempt.note_log(message, level):
+            self.reporter.mark(attempt)
+
+    def secret(self, attempt: Attempt, name: str) -> str:
+        """Return a secret, and strike it out of what the attempt says from now on."""
+        variable = SECRET_PREFIX + name.upper().replace("-", "_").replace(".", "_")
+        value = self.environ.get(variable)
+        if not value:
+            raise PermanentError(
+                f"this worker has no secret {name!r}",
+                code="SECRET_MISSING",
+                hint=f"set {variable} in the environment of the workers",
+            )
+        attempt.keep_secret(name, value)
+        return value
+
+    async def enqueue(self, attempt: Attempt, request: ChildRequest) -> JobId:
+        """Enqueue a child of an attempt."""
+        prepared = self.registry.prepare(request.name, request.input)
+        attempt.children += 1
+        key = request.key or f"{attempt.fence.job_id}:{attempt.children}"
+        job = _new_job(prepared.definition, prepared.payload, prepared.received, key, request)
+        enqueued = await self.router.enqueue_child(attempt.fence, job)
+        if enqueued.outcome is EnqueueOutcome.CONFLICT:
+            raise ConflictError(
+                f"the key {key!r} is known with another input for {request.name}",
+                code="IDEMPOTENCY_CONFLICT",
+                hint="give each child a key of its own that follows from its input",
+            )
+        return enqueued.job_id
+
+
+class LocalLink:
+    """The link of a handler that runs in the worker's own process."""
+
+    def __init__(self, services: Services, attempt: Attempt, *, is_async: bool) -> None:
+        self.is_async = is_async
+        self._services = services
+        self._attempt = attempt
+
+    def progress(self, done: float, total: float | None, message: str | None) -> None:
+        """See :meth:`JobContext.progress`; from any thread."""
+        self._services.mailbox.run(
+            lambda: self._services.note_progress(self._attempt, done, total, message)
+        )
+
+    def log(self, message: str, level: str) -> None:
+        """See :meth:`JobContext.log`; from any thread."""
+        self._services.mailbox.run(lambda: self._services.note_log(self._attempt, message, level))
+
+    def is_cancelled(self) -> bool:
+        """See :attr:`JobContext.cancelled`; from any thread."""
+        return self._attempt.look()
+
+    def secret(self, name: str) -> str:
+        """See :meth:`JobContext.secret`."""
+        return self._services.secret(self._attempt, name)
+
+    async def enqueue(self, request: ChildRequest) -> JobId:
+        """See :meth:`JobContext.enqueue`."""
+        return await self._services.enqueue(self._attempt, request)
+
+    def enqueue_sync(self, request: ChildRequest) -> JobId:
+        """See :meth:`JobContext.enqueue_sync`; called on the handler's thread, never on the loop's."""
+        future: Future[JobId] = Future()
+
+        async def answer() -> None:
+            try:
+                future.set_result(await self._services.enqueue(self._attempt, request))
+            except Exception as error:  # noqa: BLE001 - it belongs to the handler that waits on its thread
+                future.set_exception(error)
+
+        self._services.mailbox.post(lambda: self._services.start(answer))
+        return future.result()
+
+    def transaction(self, *, read_only: bool) -> AbstractAsyncContextManager[Transaction]:
+        """See :meth:`JobContext.transaction`."""
+        if not self.is_async:
+            raise no_transaction()
+        return _transaction(self._services, self._attempt, read_only=read_only)
+
+
+def no_transaction() -> UsageError:
+    """Describe why a handler cannot have a transaction."""
+    return UsageError(
+        "job.transaction() needs an async def handler on the worker's event loop",
+        hint="write async def without isolation, or open a connection of the handler's own",
+    )
+
+
+def _new_job(
+    definition: JobDefinition, payload: str, received: str, key: str, request: ChildRequest
+) -> NewJob:
+    retry = definition.retry
+    return NewJob(
+        job_type=definition.name,
+        payload=payload,
+        received=received,
+        idempotency_key=key,
+        ordering_key=request.ordering_key,
+        priority=request.priority,
+        run_at=request.run_at,
+        labels=request.labels,
+        job_version=definition.version,
+        max_attempts=retry.max_attempts,
+        backoff_ms=retry.backoff_ms,
+        backoff_multiplier=retry.backoff_multiplier,
+        max_backoff_ms=retry.max_backoff_ms,
+        timeout_ms=definition.timeout_ms,
+    )
+
+
+@asynccontextmanager
+async def _transaction(
+    services: Services, attempt: Attempt, *, read_only: bool
+) -> AsyncGenerator[Transaction]:
+    if attempt.committed is not None:
+        raise UsageError("the run was completed by an earlier job.transaction() of this attempt")
+    async with services.router.transaction(attempt.fence) as inner:
+        if read_only:
+            await inner.execute("set transaction isolation level repeatable read, read only")
+            yield _HandlerTransaction(inner, is_last_act=False)
+            return
+        await services.reporter.flush([attempt])
+        transaction = _HandlerTransaction(inner, is_last_act=True)
+        yield transaction
+        job = services.registry.get(attempt.claimed.job_type)
+        settled = await inner.complete(services.registry.check_output(job, transaction.output))
+    # Only now, after the commit.
+    attempt.committed = settled
+
+
+class _HandlerTransaction:
+    """What the handler sees of the transaction."""
+
+    def __init__(self, inner: JobTransaction, *, is_last_act: bool) -> None:
+        self.output: object = None
+        self._inner = inner
+        self._is_last_act = is_last_act
+
+    async def execute(self, query: LiteralString, parameters: Sequence[object] = ()) -> None:
+        await self._inner.execute(query, parameters)
+
+    async def fetch(
+        self, query: LiteralString, parameters: Sequence[object] = ()
+    ) -> list[dict[str, Any]]:
+        return await self._inner.fetch(query, parameters)
+
+    def complete(self, output: object) -> None:
+        if not self._is_last_act:
+            raise UsageError("a read-only transaction completes nothing")
+        self.output = output

@@ -1,0 +1,413 @@
+"""The worker: slots, leases, attempts, and the tasks that serve them, in one task group.
+
+Entering starts it, leaving drains it. The pool decides when an attempt has to end (timeout, cancellation, lost lease,
+drain) and sees to it that it does; what happens inside an attempt is the executor's, what is written about it the
+settler's. Everything here runs on one event loop; the heartbeat thread speaks through the mailbox.
+
+When a handler cannot be stopped (it swallows its cancellation, or runs on a thread) its attempt is settled after the
+grace period all the same, its slot stays taken until it really ends, and the log says so by name.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from fnmatch import fnmatchcase
+from importlib.metadata import version
+from types import TracebackType
+from typing import Self
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from jobforge_mcp.db.notify import READY, Listener
+from jobforge_mcp.definitions.registry import Registry
+from jobforge_mcp.router.heartbeat import HeartbeatConnection
+from jobforge_mcp.router.leases import WorkerRouter
+from jobforge_mcp.settings import Settings
+from jobforge_mcp.types import (
+    ClaimedJob,
+    Isolation,
+    JobId,
+    ReportAnswer,
+    Settled,
+    SettleOutcome,
+    TenantId,
+    WorkerId,
+)
+from jobforge_mcp.worker.attempt import Attempt, LeaseHold, Release, StopReason
+from jobforge_mcp.worker.children import ChildLimits, ChildPool
+from jobforge_mcp.worker.claiming import Claimer, ClaimRules
+from jobforge_mcp.worker.executor import Execution, call_on_loop, execute, stopped
+from jobforge_mcp.worker.heartbeat import BLOCKED_SECONDS, BeatTimes, Heartbeat, News
+from jobforge_mcp.worker.links import Services
+from jobforge_mcp.worker.mailbox import Mailbox
+from jobforge_mcp.worker.reporting import Reporter
+from jobforge_mcp.worker.settling import Settler
+from jobforge_mcp.worker.slots import SlotReservation, Slots
+
+TICK_SECONDS = 0.1
+"""How exact timeouts are, and how often the loop shows that it is alive."""
+
+MAX_KILL_GRACE_SECONDS = 10.0
+"""The database ends a lease 15 s after the timeout of its job, whatever the worker says."""
+
+REGISTER_SECONDS = 60.0
+
+LAST_WORDS_SECONDS = 0.75
+"""What remains, once the drain's grace is over, for handlers to be stopped and their jobs to be released."""
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class WorkerPool:
+    """Runs jobs of the registry in this process."""
+
+    def __init__(
+        self,
+        router: WorkerRouter,
+        registry: Registry,
+        settings: Settings,
+        *,
+        listener: Listener,
+        on_change: Callable[[JobId], None],
+        heartbeat_url: str,
+        tenant_ids: Sequence[TenantId] | None = None,
+        type_patterns: Sequence[str] = ("*",),
+        environ: Mapping[str, str] = os.environ,
+        blocked_seconds: float = BLOCKED_SECONDS,
+    ) -> None:
+        """Take what to run, for whom, and whom to tell that a run changed.
+
+        ``type_patterns`` choose among the registry's jobs as a shell does among files; ``tenant_ids`` confines the
+        worker to some tenants.
+        """
+        self.worker_id = new_worker_id()
+        self._router = router
+        self._registry = registry
+        self._settings = settings
+        self._listener = listener
+        self._on_change = on_change
+        self._environ = environ
+        self._job_types = [
+            name
+            for name in registry.names()
+            if any(fnmatchcase(name, pattern) for pattern in type_patterns)
+        ]
+        self._tenant_ids = tenant_ids
+        self._heartbeat_url = heartbeat_url
+        self._times = BeatTimes(settings.lease_ms, settings.heartbeat_interval_ms, blocked_seconds)
+        self._kill_grace = min(settings.kill_grace_seconds, MAX_KILL_GRACE_SECONDS)
+        self._slots = Slots(settings.worker_concurrency)
+        self._running: set[Attempt] = set()
+        self._stack = AsyncExitStack()
+        self._is_draining = False
+        self._is_drained = False
+        self._is_abandoned = False
+        self._waiting_scopes: list[anyio.CancelScope] = []
+
+    @property
+    def free_slots(self) -> int:
+        """How many more jobs this worker could start now."""
+        return 0 if self._is_draining else self._slots.free
+
+    @property
+    def running(self) -> int:
+        """How many handlers run."""
+        return len(self._running)
+
+    @property
+    def job_types(self) -> Sequence[str]:
+        """The types this worker claims."""
+        return tuple(self._job_types)
+
+    @property
+    def child_pids(self) -> set[int]:
+        """The child processes that live."""
+        return self._children.pids
+
+    def try_reserve(self) -> SlotReservation | None:
+        """Keep a slot for a job about to be enqueued, if one is free."""
+        if self.free_slots == 0:
+            return None
+        self._slots.take()
+        return SlotReservation(self._slots, self._start_one)
+
+    def adopt(self, claimed: ClaimedJob) -> None:
+        """Run a job that was inserted already leased to this worker, whether a slot is free or not."""
+        self._slots.take()
+        self._start_one(claimed, time.monotonic())
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Claim no more, let running jobs finish for so long, release the rest; :meth:`abandon` cuts the wait short."""
+        if self._is_drained:
+            return
+        self._is_draining = True
+        self._claimer.stop()
+        with anyio.move_on_after(grace_seconds) as waiting:
+            self._waiting_scopes.append(waiting)
+            if self._is_abandoned:
+                waiting.cancel()
+            await self._wait_until_idle()
+        for attempt in list(self._running):
+            self._request_stop(attempt, StopReason.RELEASED)
+            attempt.enforce()
+        with anyio.move_on_after(LAST_WORDS_SECONDS):
+            await self._wait_until_idle()
+        for attempt in self._running:
+            log.warning("handler_not_stoppable", reason=StopReason.RELEASED, **attempt.names)
+            self._settler.put(attempt, Release(attempt.fence))
+        with anyio.move_on_after(5):
+            await self._settler.wait_idle()
+        self._is_drained = True
+
+    def abandon(self) -> None:
+        """Stop at once: no more grace for running jobs, in a drain under way or to come."""
+        self._is_abandoned = True
+        for scope in self._waiting_scopes:
+            scope.cancel()
+
+    async def __aenter__(self) -> Self:
+        self._idle = anyio.Event()
+        self._mailbox = Mailbox()
+        self._heartbeat = Heartbeat(
+            lambda: HeartbeatConnection(self._heartbeat_url, "jobforge_worker"),
+            self.worker_id,
+            self._times,
+            mailbox=self._mailbox,
+            news=News(on_lost=self._lose, on_cancel=self._cancel),
+        )
+        self._reporter = Reporter(self._router, self._hear_report)
+        self._settler = Settler(self._router, self._reporter, self._hear_settled)
+        self._services = Services(
+            self._router,
+            self._registry,
+            self._reporter,
+            self._mailbox,
+            self._start_task,
+            self._environ,
+        )
+        settings = self._settings
+        self._children = ChildPool(
+            ChildLimits(settings.process_children, settings.child_memory_mb, self._kill_grace),
+            asked=self._services,
+            start=self._start_task,
+            environ=self._environ,
+        )
+        rules = ClaimRules(
+            self.worker_id, self._job_types, self._tenant_ids, settings.lease_ms, settings.poll_ms
+        )
+        self._hints = self._stack.enter_context(self._listener.subscribe(READY))
+        self._claimer = Claimer(
+            self._router,
+            rules,
+            self._slots,
+            wait_for_hint=self._hints.wait,
+            start=self._start_claimed,
+            settler=self._settler,
+        )
+        await self._register()
+        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        self._heartbeat.start(call_on_loop.__code__)
+        for task in (
+            self._mailbox.deliver,
+            self._keep_time,
+            self._stay_registered,
+            self._reporter.run,
+            self._settler.run,
+            self._claimer.run,
+            self._claimer.tend,
+        ):
+            self._tasks.start_soon(task)
+        log.info("worker_started", worker_id=self.worker_id, concurrency=self._slots.total)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> bool | None:
+        with anyio.CancelScope(shield=True):
+            await self.drain(self._settings.drain_grace_seconds)
+            await self._children.close()
+            self._tasks.cancel_scope.cancel()
+        try:
+            return await self._stack.__aexit__(exc_type, exc_val, exc_tb)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._heartbeat.stop)
+                self._mailbox.close()
+                await self._forget()
+            log.info("worker_stopped", worker_id=self.worker_id)
+
+    # Starting
+
+    def _start_claimed(self, claimed: Sequence[ClaimedJob], claimed_at: float) -> None:
+        for job in claimed:
+            self._start_one(job, claimed_at)
+
+    def _start_one(self, claimed: ClaimedJob, claimed_at: float) -> None:
+        """Run one job in a slot that is taken for it already."""
+        until = claimed_at + self._times.lease_ms / 1_000
+        lease = self._heartbeat.hold(claimed.fence, until)
+        attempt = Attempt(claimed, lease)
+        lease.attempts[claimed.fence.job_id] = attempt
+        if self._is_draining:
+            self._slots.give_back()
+            attempt.stop_reason = StopReason.RELEASED
+            self._settler.put(attempt, Release(claimed.fence))
+            return
+        self._running.add(attempt)
+        self._tasks.start_soon(self._run_attempt, attempt)
+
+    async def _run_attempt(self, attempt: Attempt) -> None:
+        structlog.contextvars.bind_contextvars(**attempt.names)
+        try:
+            verdict = await execute(Execution(attempt, self._services, self._children))
+        finally:
+            self._end_attempt(attempt)
+        if attempt.committed is not None:
+            attempt.is_settling = True
+            self._hear_settled(attempt, attempt.committed)
+        elif verdict is not None:
+            self._settler.put(attempt, verdict)
+        elif not attempt.is_settling:
+            self._heartbeat.drop(attempt)
+
+    def _end_attempt(self, attempt: Attempt) -> None:
+        attempt.finished.set()
+        self._running.discard(attempt)
+        self._slots.give_back()
+        if not self._running:
+            self._idle.set()
+
+    async def _wait_until_idle(self) -> None:
+        while self._running:
+            self._idle = anyio.Event()
+            await self._idle.wait()
+
+    def _start_task(self, task: Callable[[], Coroutine[object, object, None]]) -> None:
+        self._tasks.start_soon(task)
+
+    # Stopping attempts
+
+    async def _keep_time(self) -> None:
+        """Notice timeouts and leases that could not be extended, and show that the loop is alive."""
+        while True:
+            self._heartbeat.tick()
+            now = time.monotonic()
+            for attempt in [a for a in self._running if a.stop_reason is None]:
+                if now >= attempt.deadline:
+                    self._request_stop(attempt, StopReason.TIMED_OUT)
+            for lease in self._heartbeat.leases_to_give_up():
+                log.warning("lease_given_up", tenant_id=lease.tenant_id, jobs=len(lease.attempts))
+                self._lose(lease)
+            await anyio.sleep(TICK_SECONDS)
+
+    def _request_stop(self, attempt: Attempt, reason: StopReason) -> None:
+        """Say once that an attempt has to end; that its lease is lost is said over whatever was said before."""
+        if attempt.is_settling or attempt.committed is not None or attempt.stop_reason is reason:
+            return
+        if attempt.stop_reason is not None and reason is not StopReason.LEASE_LOST:
+            return
+        is_first = attempt.stop_reason is None
+        attempt.stop_reason = reason
+        attempt.stop_requested.set()
+        if is_first:
+            self._tasks.start_soon(self._see_off, attempt)
+        elif not attempt.finished.is_set():
+            attempt.enforce()
+
+    async def _see_off(self, attempt: Attempt) -> None:
+        """See to it that an attempt ends: by itself if it is watching, then by force, then without its consent."""
+        if attempt.stop_reason is StopReason.CANCELED and attempt.is_watching:
+            with anyio.move_on_after(self._kill_grace):
+                await attempt.finished.wait()
+                return
+        attempt.enforce()
+        # A child is killed when its grace is over, which takes a moment more.
+        extra = 1.0 if attempt.isolation is Isolation.PROCESS else 0.0
+        with anyio.move_on_after(self._kill_grace + extra):
+            await attempt.finished.wait()
+            return
+        log.warning("handler_not_stoppable", reason=attempt.stop_reason, **attempt.names)
+        verdict = stopped(attempt)
+        if attempt.committed is not None:
+            return
+        if verdict is None:
+            self._heartbeat.drop(attempt)
+        else:
+            self._settler.put(attempt, verdict)
+
+    def _lose(self, lease: LeaseHold) -> None:
+        """Stop whatever runs under a lease that is not ours any more."""
+        self._heartbeat.forget(lease)
+        for attempt in list(lease.attempts.values()):
+            if not attempt.is_settling and attempt.committed is None:
+                log.warning("lease_lost", **attempt.names)
+            self._request_stop(attempt, StopReason.LEASE_LOST)
+
+    def _cancel(self, attempt: Attempt) -> None:
+        self._request_stop(attempt, StopReason.CANCELED)
+
+    # Answers of the database
+
+    def _hear_report(self, attempt: Attempt, answer: ReportAnswer, sent_at: float) -> None:
+        if not answer.is_accepted:
+            self._request_stop(attempt, StopReason.LEASE_LOST)
+            return
+        self._heartbeat.extend(attempt.lease, sent_at)
+        self._tell(attempt.fence.job_id)
+        if answer.is_cancel_requested:
+            self._cancel(attempt)
+
+    def _hear_settled(self, attempt: Attempt, settled: Settled | None) -> None:
+        self._heartbeat.drop(attempt)
+        if settled is None or settled.outcome is SettleOutcome.STALE:
+            log.warning("settle_came_too_late", **attempt.names)
+            return
+        self._tell(attempt.fence.job_id)
+
+    def _tell(self, job_id: JobId) -> None:
+        try:
+            self._on_change(job_id)
+        except Exception:  # whoever listens must not harm the worker
+            log.exception("change_not_told")
+
+    # Being known
+
+    async def _register(self) -> None:
+        await self._router.register_worker(
+            self.worker_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=version("jobforge-mcp"),
+            job_types=self._job_types,
+            concurrency=self._slots.total,
+        )
+
+    async def _stay_registered(self) -> None:
+        while True:
+            await anyio.sleep(REGISTER_SECONDS)
+            try:
+                await self._register()
+            except Exception:  # the next minute tries again; heartbeats say the same
+                log.warning("worker_not_registered", exc_info=True)
+
+    async def _forget(self) -> None:
+        try:
+            with anyio.move_on_after(2):
+                await self._router.forget_worker(self.worker_id)
+        except Exception:  # the row is forgotten after a day
+            log.warning("worker_not_forgotten", exc_info=True)
+
+
+def new_worker_id() -> WorkerId:
+    """Make a name that no other process has, now or later."""
+    return WorkerId(f"{socket.gethostname()[:40]}:{os.getpid()}:{secrets.token_hex(4)}")

@@ -1,0 +1,85 @@
+"""How many jobs a worker may run at the same time, and who has reserved one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import anyio
+
+from jobforge_mcp.types import ClaimedJob
+
+
+class Slots:
+    """A counter with a bell for those who wait until one is free."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._taken = 0
+        self._freed = anyio.Event()
+
+    @property
+    def free(self) -> int:
+        """How many are free; adopted jobs may have overbooked the worker."""
+        return max(0, self.total - self._taken)
+
+    @property
+    def taken(self) -> int:
+        """How many are not free."""
+        return self._taken
+
+    def take(self, count: int = 1) -> None:
+        """Take slots, free or not."""
+        self._taken += count
+
+    def give_back(self, count: int = 1) -> None:
+        """Give slots back, and wake who waits."""
+        self._taken -= count
+        if count:
+            self._freed.set()
+
+    async def wait_free(self) -> None:
+        """Return when at least one is free."""
+        while not self.free:
+            self._freed = anyio.Event()
+            await self._freed.wait()
+
+
+class SlotReservation:
+    """One slot kept for a job that is just being enqueued: use it or give it back, once.
+
+    As a context manager it gives back what was not used.
+    """
+
+    def __init__(self, slots: Slots, start: Callable[[ClaimedJob, float], None]) -> None:
+        self._slots = slots
+        self._start = start
+        self._is_open = True
+
+    def adopt(self, claimed: ClaimedJob, *, leased_at: float | None = None) -> None:
+        """Run a job that was inserted already leased to this worker.
+
+        ``leased_at`` is the monotonic time just before the statement that leased it; without it, now.
+        """
+        if not self._is_open:
+            raise RuntimeError("the slot was used or given back")
+        self._is_open = False
+        self._start(claimed, anyio.current_time() if leased_at is None else leased_at)
+
+    def release(self) -> None:
+        """Give the slot back, unless it was used."""
+        if self._is_open:
+            self._is_open = False
+            self._slots.give_back()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        self.release()

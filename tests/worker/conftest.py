@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import anyio
+import pytest
+
+from jobforge_mcp.db.notify import Listener
+from jobforge_mcp.db.pool import Database
+from jobforge_mcp.definitions.loader import load_jobs
+from jobforge_mcp.definitions.registry import Registry
+from jobforge_mcp.errors import LeaseLostError
+from jobforge_mcp.router.jobs import Router
+from jobforge_mcp.router.leases import WorkerRouter
+from jobforge_mcp.settings import Settings
+from jobforge_mcp.types import Caller, CallOrigin, JobId, JsonValue, NewJob, Run
+from jobforge_mcp.worker.pool import WorkerPool
+from tests.postgres import ScratchDatabase
+
+HANDLERS = Path(__file__).with_name("handlers.py")
+
+PoolMaker: TypeAlias = Callable[..., AbstractAsyncContextManager[WorkerPool]]
+
+
+@pytest.fixture(scope="session")
+def registry() -> Registry:
+    return Registry(load_jobs([HANDLERS]))
+
+
+@dataclass
+class Desk:
+    """Enqueues jobs and waits for their runs, as a caller of one tenant."""
+
+    router: Router
+    registry: Registry
+    caller: Caller
+    seconds: float = 15.0
+    changed: list[JobId] = field(default_factory=list[JobId])
+
+    async def enqueue(self, name: str, **input: JsonValue) -> JobId:
+        prepared = self.registry.prepare(name, dict(input))
+        return await self.enqueue_raw(name, prepared.payload)
+
+    async def enqueue_raw(self, name: str, payload: str) -> JobId:
+        definition = self.registry.get(name).definition
+        job = NewJob(
+            name,
+            payload,
+            max_attempts=definition.retry.max_attempts,
+            backoff_ms=definition.retry.backoff_ms,
+            timeout_ms=definition.timeout_ms,
+        )
+        enqueued = await self.router.enqueue_job(self.caller, job, origin=CallOrigin("test"))
+        return enqueued.job_id
+
+    async def until(self, job_id: JobId, holds: Callable[[Run], bool]) -> Run:
+        run = await self.router.get_run(self.caller, job_id)
+        with anyio.move_on_after(self.seconds):
+            while not holds(run):
+                await anyio.sleep(0.02)
+                run = await self.router.get_run(self.caller, job_id)
+        assert holds(run), run
+        return run
+
+    async def until_final(self, job_id: JobId) -> Run:
+        return await self.until(job_id, lambda run: run.status.is_final)
+
+    async def logs(self, job_id: JobId) -> list[tuple[str, str]]:
+        lines = await self.router.list_logs(self.caller, job_id, limit=2_000)
+        return [(line.level, line.message) for line in lines]
+
+
+@pytest.fixture
+def desk(router: Router, registry: Registry, acme: Caller) -> Desk:
+    return Desk(router, registry, acme)
+
+
+@pytest.fixture
+async def make_pool(
+    database: ScratchDatabase, registry: Registry, desk: Desk
+) -> AsyncGenerator[PoolMaker]:
+    url = database.url("jobforge_worker")
+
+    @asynccontextmanager
+    async def make(
+        environ: dict[str, str] | None = None, blocked_seconds: float = 2.0, **settings: object
+    ) -> AsyncGenerator[WorkerPool]:
+        chosen: dict[str, object] = {
+            "worker_concurrency": 4,
+            "process_children": 1,
+            "poll_ms": 100,
+            "drain_grace_seconds": 0,
+            "kill_grace_seconds": 0.5,
+            **settings,
+        }
+        async with AsyncExitStack() as opened:
+            database = await opened.enter_async_context(
+                Database(url, role="jobforge_worker", max_size=4)
+            )
+            listener = await opened.enter_async_context(Listener(url, "jobforge_worker"))
+            pool = WorkerPool(
+                WorkerRouter(database),
+                registry,
+                Settings(**chosen),  # pyright: ignore[reportArgumentType]  # validated by the call itself
+                listener=listener,
+                on_change=desk.changed.append,
+                heartbeat_url=url,
+                blocked_seconds=blocked_seconds,
+                **({} if environ is None else {"environ": environ}),
+            )
+            await opened.enter_async_context(pool)
+            yield pool
+
+    yield make
+
+
+async def eventually(holds: Callable[[], bool | Awaitable[bool]], seconds: float = 10) -> None:
+    """Wait for something that no event tells of."""
+    with anyio.fail_after(seconds):
+        while True:
+            answer = holds()
+            if answer if isinstance(answer, bool) else await answer:
+                return
+            await anyio.sleep(0.02)
+
+
+__all__ = ["Desk", "LeaseLostError", "PoolMaker", "eventually"]
