@@ -78,6 +78,37 @@ begin
 end $$;
 comment on function jobforge.require_tenant(text) is 'Refuse a tenant that is not the scope''s.';
 
+-- JSON text of at most so many bytes, and not much more once stored: `1e131071` is 8 bytes that become 131,072 digits
+-- wherever the number is written out again. A double ends at 308 digits, and so do we. What could be such a number is
+-- looked at again without the strings around it, and the size of the whole once more with the numbers written out.
+create or replace function jobforge.require_small_json(p_texts text[], p_bytes integer, p_what text) returns void
+language plpgsql immutable
+set search_path = jobforge, pg_temp
+as $$
+declare
+  v_text text;
+begin
+  if exists (select from unnest(p_texts) u(text) where octet_length(u.text) > p_bytes) then
+    raise exception '% is larger than % bytes', p_what, p_bytes using errcode = 'JF413',
+      hint = 'Store large data elsewhere and pass a reference.';
+  end if;
+  for v_text in
+    select u.text from unnest(p_texts) u(text) where u.text ~ '[0-9][eE][+-]?0*[1-9][0-9]|[0-9]{200}'
+  loop
+    if regexp_replace(v_text, '"([^"\\]|\\.)*"', '""', 'g')
+      ~ '[eE][+-]?0*([1-9][0-9]{3}|[4-9][0-9]{2}|3[1-9][0-9]|309)|([0-9]{103}){3}'
+    then
+      raise exception '% holds a number of more than 308 digits', p_what using errcode = 'JF400',
+        hint = 'Numbers must fit a double; send larger ones as text.';
+    end if;
+    if octet_length((v_text::jsonb)::text) > 2 * p_bytes then
+      raise exception '% is larger than % bytes with its numbers written out', p_what, 2 * p_bytes using errcode = 'JF413',
+        hint = 'Store large data elsewhere and pass a reference.';
+    end if;
+  end loop;
+end $$;
+comment on function jobforge.require_small_json(text[], integer, text) is 'Refuse JSON text that is too large, or would be once its numbers are written out.';
+
 create or replace function jobforge.record_audit(
   p_tenant_id text, p_action text, p_outcome text, p_job_id uuid default null, p_job_type text default null,
   p_detail jsonb default null)
@@ -120,7 +151,7 @@ begin
     if pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(v_lane.tenant_id || ' ' || v_lane.job_type, 5746)) then
       insert into jobforge.lanes as l (tenant_id, job_type, seen_at)
       values (v_lane.tenant_id, v_lane.job_type, v_now)
-      on conflict (tenant_id, job_type) do update set seen_at = greatest(l.seen_at, excluded.seen_at);
+      on conflict (tenant_id, job_type, is_found) do update set seen_at = greatest(l.seen_at, excluded.seen_at);
       if not exists (select from jobforge.tenants t where t.tenant_id = v_lane.tenant_id)
         and pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(v_lane.tenant_id, 5747))
       then
@@ -150,7 +181,9 @@ as $$
 declare
   v_now timestamptz := jobforge.now();
 begin
-  if p_listener_id is null or char_length(p_listener_id) not between 1 and 200 or p_for_ms not between 1 and 3600000 then
+  if p_listener_id is null or char_length(p_listener_id) not between 1 and 200
+    or coalesce(p_for_ms, 0) not between 1 and 3600000
+  then
     raise exception 'a listener needs a name of at most 200 characters and a time of 1 ms to 1 h' using errcode = 'JF400';
   end if;
   -- only a hint: no need to wait for the disk
@@ -168,7 +201,7 @@ comment on function jobforge.await_wakeup(text, text, integer) is
   'Ask to be notified on channel jobforge_<topic> (ready or runs) for so many milliseconds.';
 
 -- Forget lanes that had no ready row for a minute, and find those whose waking was rolled back, skipped or overtaken by
--- the forgetting. A loose walk over the distinct lanes of `ready`: its cost follows the number of lanes, not of rows.
+-- the forgetting: they get a row of their own, which no application's open transaction can hold back. A loose walk over the distinct lanes of `ready`: its cost follows the number of lanes, not of rows.
 create or replace function jobforge.tend_lanes() returns void
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
@@ -184,7 +217,7 @@ begin
     where x.seen_at < v_now - interval '1 minute'
       and not exists (select from jobforge.ready r where r.tenant_id = x.tenant_id and r.job_type = x.job_type)
     for update skip locked);
-  insert into jobforge.lanes (tenant_id, job_type, seen_at)
+  insert into jobforge.lanes (tenant_id, job_type, is_found, seen_at)
   with recursive lane (tenant_id, job_type) as (
     (select r.tenant_id, r.job_type from jobforge.ready r order by r.tenant_id, r.job_type limit 1)
     union all
@@ -194,9 +227,9 @@ begin
       where (r.tenant_id, r.job_type) > (lane.tenant_id, lane.job_type)
       order by r.tenant_id, r.job_type limit 1) n
   )
-  select lane.tenant_id, lane.job_type, v_now from lane
+  select lane.tenant_id, lane.job_type, true, v_now from lane
   where not exists (select from jobforge.lanes l where l.tenant_id = lane.tenant_id and l.job_type = lane.job_type)
-    and pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(lane.tenant_id || ' ' || lane.job_type, 5746))
+    and pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(lane.tenant_id || ' ' || lane.job_type, 5748))
   on conflict do nothing;
 end $$;
 comment on function jobforge.tend_lanes() is 'Forget lanes without work and find forgotten ones; any worker calls it every few seconds.';

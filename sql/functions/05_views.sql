@@ -11,7 +11,7 @@ select
   j.tenant_id, j.id as job_id, j.project_id, j.job_type, j.job_version, s.status, s.waiting_for, s.attempt_no,
   j.max_attempts, s.epoch,
   -- Grows with every visible change and is written by none of them: a claim raises the epoch, within one epoch a job
-  -- runs, then waits or is queued again, then ends, and `changes` counts what these do not show.
+  -- runs, then waits or is lost, then is queued again, then ends, and `changes` counts what these do not show.
   4 * s.epoch::bigint + s.step + coalesce(p.changes, 0) as version,
   j.priority, j.run_at, j.ordering_key, j.labels, j.trace_id, j.parent_id, j.timeout_ms, j.is_dry_run, j.created_at,
   j.created_by, s.started_at, j.finished_at, s.worker_id, s.lease_until,
@@ -29,7 +29,7 @@ from (
   union all
   -- An expired lease is nobody's: its jobs go back to ready by whoever sees it first, and until then are as good as there.
   select l.tenant_id, h.job_id, case when l.lease_until > jobforge.now() then 'running' else 'queued' end, null,
-    h.attempt_no, h.epoch, case when l.lease_until > jobforge.now() then 0 else 2 end, l.claimed_at, l.worker_id, l.lease_until
+    h.attempt_no, h.epoch, case when l.lease_until > jobforge.now() then 0 else 1 end, l.claimed_at, l.worker_id, l.lease_until
   from jobforge.leases l
   cross join lateral unnest(l.job_ids, l.epochs, l.attempt_nos) h(job_id, epoch, attempt_no)
   union all

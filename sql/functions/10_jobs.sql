@@ -147,10 +147,12 @@ begin
   if v_count is distinct from cardinality(p_payloads) or v_count not between 1 and 10000 then
     raise exception 'enqueue needs as many payloads as job types, 1 to 10,000 of each' using errcode = 'JF400';
   end if;
-  if exists (select from unnest(p_payloads) u(payload) where u.payload is null or octet_length(u.payload) > 1048576) then
-    raise exception 'an input is missing or larger than 1 MiB' using errcode = 'JF413',
-      hint = 'Store large data elsewhere and pass a reference.';
+  if array_position(p_payloads, null) is not null then
+    raise exception 'an input is missing' using errcode = 'JF400';
   end if;
+  perform jobforge.require_small_json(p_payloads, 1048576, 'an input'),
+    jobforge.require_small_json(p_received, 1048576, 'an input'),
+    jobforge.require_small_json(p_labels, 16384, 'a set of labels');
 
   v_ids := array(select jobforge.new_id() from generate_series(1, v_count));
   if exists (select from unnest(p_idempotency_keys) u(key) where u.key is not null) then
@@ -369,7 +371,7 @@ declare
   v_ids uuid[];
 begin
   perform jobforge.require_tenant(p_tenant_id);
-  if p_limit not between 1 and 1000 then
+  if coalesce(p_limit, 0) not between 1 and 1000 then
     raise exception 'a page holds 1 to 1,000 runs, not %', p_limit using errcode = 'JF400';
   end if;
   if p_status is null or p_status in ('succeeded', 'failed', 'dead', 'canceled') then
@@ -480,6 +482,7 @@ as $$
 declare
   v_key record;
   v_next record;
+  v_has_next boolean;
 begin
   for v_key in
     select k.tenant_id, k.ordering_key
@@ -488,13 +491,20 @@ begin
     order by 1, 2
     for update of k
   loop
-    delete from jobforge.waiting w
-    where w.tenant_id = v_key.tenant_id and w.job_id = (
-      select x.job_id from jobforge.waiting x
-      where x.tenant_id = v_key.tenant_id and x.ordering_key = v_key.ordering_key and x.waiting_for = 'turn'
-      order by x.turn limit 1)
-    returning w.* into v_next;
-    if not found then
+    -- the one we chose may be canceled while we wait for its row: then choose again, or its followers would be stranded
+    loop
+      delete from jobforge.waiting w
+      where w.tenant_id = v_key.tenant_id and w.job_id = (
+        select x.job_id from jobforge.waiting x
+        where x.tenant_id = v_key.tenant_id and x.ordering_key = v_key.ordering_key and x.waiting_for = 'turn'
+        order by x.turn limit 1)
+      returning w.* into v_next;
+      v_has_next := found;
+      exit when v_has_next or not exists (
+        select from jobforge.waiting x
+        where x.tenant_id = v_key.tenant_id and x.ordering_key = v_key.ordering_key and x.waiting_for = 'turn');
+    end loop;
+    if not v_has_next then
       delete from jobforge.ordering_keys k where k.tenant_id = v_key.tenant_id and k.ordering_key = v_key.ordering_key;
     else
       update jobforge.ordering_keys k set head_job_id = v_next.job_id
@@ -545,8 +555,10 @@ begin
       v_outcome := 'requested';
       exit;
     end if;
-    if exists (select from jobforge.leases l where l.tenant_id = p_tenant_id and p_job_id = any (l.job_ids)) then
-      perform jobforge.reap_tenant(p_tenant_id);  -- nobody holds it any more
+    -- expired: nobody holds it any more. The lock waits for whoever is at it, since a reaper passes over what is locked
+    perform from jobforge.leases l where l.tenant_id = p_tenant_id and p_job_id = any (l.job_ids) for update;
+    if found then
+      perform jobforge.reap_tenant(p_tenant_id);
       continue;
     end if;
 
@@ -610,11 +622,11 @@ begin
     raise exception 'run % has not ended and cannot be retried', p_job_id using errcode = 'JF409',
       hint = 'Wait for it, or cancel it first.';
   end if;
-  if p_if_version is distinct from null and p_if_version <> v_version then
+  if p_if_version <> v_version then
     raise exception 'run % is at version %, not %', p_job_id, v_version, p_if_version using errcode = 'JF409',
       hint = 'Read its status again and decide with that.';
   end if;
-  if v_job.final_status = 'succeeded' and not p_force then
+  if v_job.final_status = 'succeeded' and p_force is not true then
     raise exception 'run % succeeded; a retry would run its effects again', p_job_id using errcode = 'JF409',
       hint = 'Pass force if that is wanted.';
   end if;
@@ -623,7 +635,7 @@ begin
   set final_status = null, finished_at = null, started_at = null, worker_id = null, result = null, error = null,
     run_at = coalesce(p_run_at, v_now), attempt_no = case when p_reset_attempts then 0 else j.attempt_no end,
     -- without fresh attempts the run gets the one more it was asked for
-    max_attempts = case when p_reset_attempts then j.max_attempts else greatest(j.max_attempts, j.attempt_no + 1) end
+    max_attempts = case when p_reset_attempts then j.max_attempts else greatest(j.max_attempts, least(j.attempt_no + 1, 1000)) end
   where j.tenant_id = p_tenant_id and j.id = p_job_id
   returning * into v_job;
   -- Back from step 3 (final) to 2 or 1 within one epoch: four changes keep the version growing.

@@ -131,7 +131,8 @@ begin
       from turns t
       cross join lateral (
         select h.job_type, h.priority, row_number() over (order by h.priority, h.run_at, h.job_id) as place
-        from jobforge.lanes l
+        from (select distinct n.tenant_id, n.job_type from jobforge.lanes n
+          where n.tenant_id = t.tenant_id and n.job_type = any (p_job_types)) l
         cross join (values (0::smallint), (1::smallint), (2::smallint), (3::smallint)) p(priority)
         cross join lateral (
           select r.job_type, r.priority, r.run_at, r.job_id
@@ -139,7 +140,6 @@ begin
           where r.tenant_id = l.tenant_id and r.job_type = l.job_type and r.priority = p.priority and r.run_at <= v_now
             and not r.is_suspect
           order by r.run_at, r.job_id limit v_share) h
-        where l.tenant_id = t.tenant_id and l.job_type = any (p_job_types)
         order by 3 limit v_share) x
     ), chosen as (
       select s.* from seen s order by s.place, s.turn limit v_left
@@ -364,9 +364,7 @@ declare
 begin
   perform jobforge.require_parallel(p_job_ids, cardinality(p_tenant_ids), cardinality(p_lease_ids), cardinality(p_epochs),
     cardinality(p_results));
-  if exists (select from unnest(p_results) u(result) where octet_length(u.result) > 1048576) then
-    raise exception 'a result is larger than 1 MiB' using errcode = 'JF413', hint = 'Return a reference to what was produced.';
-  end if;
+  perform jobforge.require_small_json(p_results, 1048576, 'a result');
   with gone as materialized (
     select * from jobforge.leave_leases(p_tenant_ids, p_lease_ids, p_job_ids, p_epochs)
   ), ended as (

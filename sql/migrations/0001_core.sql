@@ -99,6 +99,9 @@ create table jobforge.jobs (
   constraint jobs_project_is_well_formed check (project_id ~ '^[A-Za-z0-9][A-Za-z0-9._:-]{0,62}$'),
   constraint jobs_type_is_well_formed check (job_type ~ '^[a-z0-9][a-z0-9._-]{0,99}$'),
   constraint jobs_ordering_key_fits check (octet_length(ordering_key) between 1 and 255),
+  -- an index row holds 2,704 bytes at most: without the cap a long trace id fails as a storage error
+  constraint jobs_trace_id_fits check (octet_length(trace_id) <= 255),
+  constraint jobs_version_fits check (octet_length(job_version) between 1 and 100),
   constraint jobs_priority_in_range check (priority between 0 and 3),
   constraint jobs_max_attempts_in_range check (max_attempts between 1 and 1000),
   constraint jobs_timeout_in_range check (timeout_ms between 1 and 604800000),
@@ -147,11 +150,15 @@ comment on column jobforge.idempotency_keys.expires_at is 'After this the key ma
 create table jobforge.lanes (
   tenant_id text collate "C" not null,
   job_type text collate "C" not null,
+  is_found boolean not null default false,
   seen_at timestamptz not null,
-  constraint lanes_pkey primary key (tenant_id, job_type)
+  constraint lanes_pkey primary key (tenant_id, job_type, is_found)
 );
 comment on table jobforge.lanes is
   'Tenants and types that have ready rows: what a claim walks. Written when a lane wakes and then once in ten seconds, never at a claim.';
+
+comment on column jobforge.lanes.is_found is
+  'Written by tend_lanes instead of an enqueue. A row of its own, since one with the same key would have to wait for a transaction that wrote the other and stays open.';
 
 create table jobforge.ready (
   tenant_id text collate "C" not null,

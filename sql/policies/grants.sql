@@ -26,7 +26,7 @@ set local role jobforge_rpc;
 grant execute on function jobforge.now(), jobforge.current_tenant() to jobforge_owner, jobforge_sys, jobforge_api, jobforge_worker,
   jobforge_scheduler, jobforge_readonly, jobforge_auditor;
 grant execute on function jobforge.enter_scope(text, text, text, text, text) to jobforge_sys, jobforge_api, jobforge_readonly;
-grant execute on function jobforge.new_id(), jobforge.deadline_of(timestamptz, integer),
+grant execute on function jobforge.new_id(), jobforge.deadline_of(timestamptz, integer), jobforge.require_small_json(text[], integer, text),
   jobforge.promote_next(text[], text[], uuid[]) to jobforge_sys;
 grant execute on function
   jobforge.enqueue_jobs(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[], text[], text[],
