@@ -1,0 +1,214 @@
+"""The composition root: the only file that knows every part of a serving process.
+
+It opens the database of the installation, the listener, the watcher and, where the process runs jobs, one worker pool,
+and hands them to the server. Leaving closes them in the opposite order, so that running jobs finish or are released while
+there still is a database to say so to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+import anyio.to_thread
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from mcp.shared.message import SessionMessage
+
+from jobforge_mcp.db.installation import Installation, open_installation
+from jobforge_mcp.db.migrate import migrate
+from jobforge_mcp.db.notify import Listener
+from jobforge_mcp.db.pool import Database
+from jobforge_mcp.definitions.loader import load_jobs
+from jobforge_mcp.definitions.registry import Registry
+from jobforge_mcp.errors import DatabaseUnavailableError, SchemaError
+from jobforge_mcp.policy.gate import Credential, Gate
+from jobforge_mcp.progress import RunWatcher
+from jobforge_mcp.resources import job_definitions_folder
+from jobforge_mcp.router.jobs import Router
+from jobforge_mcp.router.leases import WorkerRouter
+from jobforge_mcp.server.build import build_server
+from jobforge_mcp.server.parts import Check, ServerParts
+from jobforge_mcp.settings import Settings
+from jobforge_mcp.types import TenantId
+from jobforge_mcp.worker.pool import WorkerPool
+
+Incoming = MemoryObjectReceiveStream[SessionMessage | Exception]
+Outgoing = MemoryObjectSendStream[SessionMessage]
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """The open parts of one serving process."""
+
+    settings: Settings
+    installation: Installation
+    registry: Registry
+    router: Router
+    worker_router: WorkerRouter | None
+    """``None`` where this process runs no jobs."""
+    gate: Gate
+    watcher: RunWatcher
+    pool: WorkerPool | None
+    parts: ServerParts
+    """The same, as the tools take them."""
+
+    async def serve_streams(
+        self, incoming: Incoming, outgoing: Outgoing, token: str | None = None
+    ) -> None:
+        """Speak MCP over one pair of message streams, as the holder of a token or as the local tenant."""
+        server = build_server(self.parts, Credential(token))
+        await server.run(incoming, outgoing, server.create_initialization_options())
+
+
+@asynccontextmanager
+async def open_app(settings: Settings, *, with_workers: bool | None = None) -> AsyncGenerator[App]:
+    """Open everything a serving process needs; ``with_workers`` overrides the setting of the same meaning.
+
+    Raises:
+        OperatorError: a setting, the schema, a job definition or the embedded server stands in the way.
+        DatabaseUnavailableError: the database cannot be reached.
+    """
+    has_workers = settings.workers if with_workers is None else with_workers
+    registry = load_registry(settings)
+    gate = Gate.from_settings(settings)
+    async with AsyncExitStack() as stack:
+        installation = await _enter_installation(stack, settings)
+        database = Database(
+            installation.api_url,
+            role="jobforge_api",
+            max_size=settings.database_pool_size,
+            name="jobforge-api",
+        )
+        router = Router(await stack.enter_async_context(database))
+        listener = await stack.enter_async_context(Listener(installation.api_url, "jobforge_api"))
+        watcher = await stack.enter_async_context(RunWatcher(router, listener))
+        worker_router = pool = None
+        if has_workers:
+            worker_router, pool = await _enter_pool(
+                stack, settings, installation, registry, listener, watcher
+            )
+        parts = ServerParts(
+            registry=registry,
+            router=router,
+            gate=gate,
+            watcher=watcher,
+            settings=settings,
+            pool=pool,
+            checks=_checks(database, listener, installation),
+        )
+        yield App(
+            settings, installation, registry, router, worker_router, gate, watcher, pool, parts
+        )
+
+
+@asynccontextmanager
+async def open_worker(
+    settings: Settings,
+    *,
+    tenant_ids: tuple[TenantId, ...] | None = None,
+    type_patterns: tuple[str, ...] = ("*",),
+) -> AsyncGenerator[WorkerPool]:
+    """Open what a process needs that runs jobs and serves nobody.
+
+    Raises:
+        OperatorError: a setting, the schema, a job definition or the embedded server stands in the way.
+        DatabaseUnavailableError: the database cannot be reached.
+    """
+    registry = load_registry(settings)
+    async with AsyncExitStack() as stack:
+        installation = await _enter_installation(stack, settings)
+        listener = Listener(
+            installation.worker_url, "jobforge_worker", channels=("jobforge_ready",)
+        )
+        await stack.enter_async_context(listener)
+        database = _worker_database(settings, installation)
+        pool = WorkerPool(
+            WorkerRouter(await stack.enter_async_context(database)),
+            registry,
+            settings,
+            listener=listener,
+            on_change=lambda _: None,
+            heartbeat_url=installation.worker_url,
+            tenant_ids=tenant_ids,
+            type_patterns=type_patterns,
+        )
+        yield await stack.enter_async_context(pool)
+
+
+def load_registry(settings: Settings) -> Registry:
+    """Load the jobs that ship with the package and those the settings name.
+
+    Raises:
+        DefinitionError: one of them is wrong, or two have one name.
+    """
+    return Registry(load_jobs([job_definitions_folder(), *settings.jobs]))
+
+
+async def _enter_installation(stack: AsyncExitStack, settings: Settings) -> Installation:
+    """Find or start the database; it outlives everything that is entered after it."""
+    manager = open_installation(settings)
+    installation = await anyio.to_thread.run_sync(manager.__enter__)
+
+    async def leave() -> None:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(manager.__exit__, None, None, None)
+
+    stack.push_async_callback(leave)
+    return installation
+
+
+async def _enter_pool(
+    stack: AsyncExitStack,
+    settings: Settings,
+    installation: Installation,
+    registry: Registry,
+    listener: Listener,
+    watcher: RunWatcher,
+) -> tuple[WorkerRouter, WorkerPool]:
+    worker_router = WorkerRouter(
+        await stack.enter_async_context(_worker_database(settings, installation))
+    )
+    pool = WorkerPool(
+        worker_router,
+        registry,
+        settings,
+        listener=listener,
+        on_change=watcher.publish,
+        heartbeat_url=installation.worker_url,
+    )
+    return worker_router, await stack.enter_async_context(pool)
+
+
+def _worker_database(settings: Settings, installation: Installation) -> Database:
+    return Database(
+        installation.worker_url,
+        role="jobforge_worker",
+        max_size=settings.database_pool_size,
+        name="jobforge-worker",
+    )
+
+
+def _checks(database: Database, listener: Listener, installation: Installation) -> dict[str, Check]:
+    """What ``/ready`` asks; each raises when the answer is no."""
+
+    async def database_answers() -> None:
+        await database.fetch("select jobforge.now()")
+
+    async def listener_hears() -> None:
+        if not listener.is_healthy:
+            raise DatabaseUnavailableError("notifications do not arrive; polling goes on")
+
+    async def schema_is_current() -> None:
+        report = await anyio.to_thread.run_sync(
+            lambda: migrate(installation.admin_url, check=True), abandon_on_cancel=True
+        )
+        if not report.is_current:
+            raise SchemaError("migrations are pending", hint="run: jobforge migrate")
+
+    return {
+        "database": database_answers,
+        "listener": listener_hears,
+        "migrations": schema_is_current,
+    }

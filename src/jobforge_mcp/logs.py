@@ -1,0 +1,59 @@
+"""How this process logs: structlog, once, to stderr, because stdout belongs to stdio and to commands' results.
+
+Lines of other libraries, which use the standard library's logging, take the same way. Nothing here decides what is
+logged; that no payload and no token is, is the duty of whoever logs.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+from structlog.typing import Processor
+
+
+def configure_logging(level: str = "info", form: Literal["auto", "json", "console"] = "auto") -> None:
+    """Set up logging for the whole process; the last call counts.
+
+    ``auto`` writes text for people on a terminal and one JSON object a line elsewhere.
+    """
+    number = logging.getLevelNamesMapping()[level.upper()]
+    is_console = form == "console" or (form == "auto" and sys.stderr.isatty())
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.stdlib.ExtraAdder(),
+    ]
+    renderer: list[Processor] = (
+        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        if is_console
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=max(number, logging.INFO), force=True)
+    # What libraries say at debug level may hold statements, headers or payloads: it is never wanted.
+    logging.getLogger("jobforge_mcp").setLevel(number)
+    logging.getLogger("jobforge").setLevel(number)
+    for name in ("psycopg.pool", "httpx", "httpx2", "uvicorn.access"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared[:-1],
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        # Tests and nodes configure anew; the cost is one lookup per line.
+        cache_logger_on_first_use=False,
+    )
