@@ -76,8 +76,9 @@ _HAND_OVER: LiteralString = """\
 do $$
 begin
   if exists (
-    select from pg_catalog.pg_roles r
-    where r.rolname = 'jobforge_owner' and pg_catalog.pg_has_role(current_user, r.oid, 'member'))
+    select from pg_catalog.pg_namespace n
+    join pg_catalog.pg_roles r on r.oid = n.nspowner
+    where n.nspname = 'jobforge' and r.rolname = 'jobforge_owner')
   then
     alter table jobforge.schema_migrations owner to jobforge_owner;
   end if;
@@ -166,7 +167,7 @@ def plan_sql(url: str | None = None, *, folder: Path | None = None) -> str:
         "-- Run by psql, as a superuser or as a role with createrole that owns the database.",
         "",
     ]
-    lines += ["\\set ON_ERROR_STOP on", ""]
+    lines += ["\\set ON_ERROR_STOP on", "set client_min_messages = warning;", ""]
     for step in _steps(pending):
         lines += _step_sql(step)
     return "\n".join(lines)
