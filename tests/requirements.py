@@ -49,6 +49,37 @@ REQUIREMENTS: dict[str, Requirement] = {
     "package.resources": Requirement(
         "development", "Wheel and checkout find the same SQL and the same job definitions."
     ),
+    # --- definitions: decorated handlers and JSON files, what stands before and after a handler
+    "definitions.bad-input": Requirement(
+        "security", "Input beyond a limit is refused with a code of its own and never repeated."
+    ),
+    "definitions.broken-file": Requirement(
+        "development", "A wrong definition stops the start, and the message names file and line."
+    ),
+    "definitions.checked-twice": Requirement(
+        "design 5", "Input is checked before it is enqueued and again before the handler runs."
+    ),
+    "definitions.closed-schemas": Requirement(
+        "design 13", "A schema reaches nothing outside itself, and matching takes linear time."
+    ),
+    "definitions.declarative": Requirement(
+        "design 13", "A JSON definition runs a registered handler with a part of its input fixed."
+    ),
+    "definitions.found-again": Requirement(
+        "design 5", "A fresh interpreter finds a handler by its source and name alone."
+    ),
+    "definitions.one-model": Requirement(
+        "design 5", "A decorated function and a JSON file yield one and the same definition."
+    ),
+    "definitions.output-checked": Requirement(
+        "design 5", "A run succeeds only with a result that fits its definition."
+    ),
+    "definitions.visible": Requirement(
+        "design 5", "A caller is shown the jobs that its scopes allow, and no hidden one."
+    ),
+    "jobs.shipped": Requirement(
+        "design 5", "The shipped jobs keep their names, effects and scopes."
+    ),
     # --- policy: tokens, scopes, the gate
     "policy.gate": Requirement(
         "security", "A verified token and its scopes decide who acts; every refusal reads the same."
@@ -115,6 +146,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     # --- client: the Python client
     "client.sync": Requirement("design 1", "Code without an event loop has the same client."),
     "client.transactional-enqueue": Requirement(
-        "design 4", "A job enqueued in the application's transaction exists if and only if it commits."
+        "design 4",
+        "A job enqueued in the application's transaction exists if and only if it commits.",
     ),
 }

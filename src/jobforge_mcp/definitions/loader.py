@@ -92,8 +92,10 @@ def _expand(source: str | Path) -> Iterator[Path | str]:
         )
     elif path.suffix in (".py", ".json") and path.is_file():
         yield path.resolve()
-    elif isinstance(source, str) and all(part.isidentifier() for part in source.split(".")):
-        yield source
+    elif path.suffix not in (".py", ".json") and all(
+        part.isidentifier() for part in str(source).split(".")
+    ):
+        yield str(source)
     else:
         raise DefinitionError(
             f"{source} is neither a file, a folder nor the name of a module",

@@ -115,7 +115,7 @@ class Registry:
         checked = _check_schema(bound, given)
         model = _to_model(bound, checked)
         payload = {**_defaults(bound, model, checked), **checked}
-        text = received if len(payload) == len(checked) else dump_limited(payload)
+        text = received if payload == given else dump_limited(payload)
         return Prepared(bound.definition, text, received)
 
     def check_input(self, bound: BoundJob, payload: str) -> object:
@@ -152,13 +152,14 @@ def check_output(bound: BoundJob, value: object) -> str:
     try:
         checked = bound.output_type.validate_python(value)
         result = cast(
-            "JsonValue", bound.output_type.dump_python(checked, mode="json", by_alias=True)
+            "JsonValue",
+            bound.output_type.dump_python(checked, mode="json", by_alias=True, warnings="error"),
         )
         text = dump_limited(result, what="result")
     except ValidationError as error:
         raise _bad_output(complaint(error)) from None
-    except PydanticSerializationError as error:
-        raise _bad_output(str(error)[:200]) from None
+    except PydanticSerializationError:
+        raise _bad_output("a value is not of its declared type, or has no JSON form") from None
     except CallerError as error:
         raise PermanentError(error.message, code=error.code, hint=error.hint) from None
     problems = bound.output_schema.problems(result) if bound.output_schema is not None else []

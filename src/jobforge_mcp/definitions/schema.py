@@ -229,6 +229,8 @@ def _expectation(kind: jsonschema_rs.ValidationErrorKind) -> str:
             return f"must be {json.dumps(facts['expected_value'])[:40]}"
         case "pattern":
             return f"must match the pattern {facts['pattern'][:80]}"
+        case "falseSchema":
+            return "is not allowed"
         case "anyOf" | "oneOf":
             return _nearest(facts.get("context") or [])
         case name if name in _LIMITS:
