@@ -40,6 +40,12 @@ _FAREWELL_SECONDS = 0.8
 _PARENT_CHECK_SECONDS = 0.5
 """How often the parent is looked for where the kernel has no descriptor for a process."""
 
+_REFUSAL_SECONDS = 0.2
+"""How long a client that was refused once is given to take its answer, and to be refused again."""
+
+_LOST = "the local node ended before it answered; a job that was already accepted goes on in the next one"
+_LOST_HINT = "call again: with the same idempotencyKey nothing is done twice, and list-runs shows what was accepted"
+
 _CHUNK = 65_536
 _PIPE_WRITE = 4_096
 """What a pipe that polls as writable takes without blocking."""
@@ -105,7 +111,18 @@ class Bridge:
         self._parent.close()
 
     def run(self) -> None:
-        """Pump until the input ends, the parent dies, or no node can be had."""
+        """Pump until the input ends, the parent dies, or no node can be had.
+
+        Raises:
+            NodeError: There is no node; the client was told why.
+        """
+        try:
+            self._run()
+        except NodeError as error:
+            self._refuse(error)
+            raise
+
+    def _run(self) -> None:
         self._reach_node()
         while self._has_input:
             self._pump()
@@ -144,6 +161,19 @@ class Bridge:
                 self._to_node or {method for method, _ in self._waiting.values()} - _NEVER_ANSWERED
             )
             if not is_waiting and not self._to_client:
+                return
+            self._serve(self._poll(remaining))
+
+    def _refuse(self, error: NodeError) -> None:
+        """Answer the client's requests with the reason why there is no node; hosts show it sooner than a log."""
+        self._drop_node()
+        deadline = time.monotonic() + _FAREWELL_SECONDS
+        while (remaining := deadline - time.monotonic()) > 0:
+            for key in list(self._waiting):
+                del self._waiting[key]
+                self._to_client += _error_answer(key, "NODE_UNAVAILABLE", error.message, error.hint)
+                deadline = min(deadline, time.monotonic() + _REFUSAL_SECONDS)
+            if not self._has_input and not self._to_client:
                 return
             self._serve(self._poll(remaining))
 
@@ -262,7 +292,7 @@ class Bridge:
             was_begun = self._begun is None or key in self._begun
             if was_begun and method != "initialize":
                 del self._waiting[key]
-                self._to_client += _lost_answer(key)
+                self._to_client += _error_answer(key, "NODE_LOST", _LOST, _LOST_HINT)
             else:
                 self._to_node += line
 
@@ -364,16 +394,12 @@ def _canceled_id(message: dict[str, object]) -> str:
     return json.dumps(params.get("requestId"))  # pyright: ignore[reportUnknownMemberType]  # any JSON
 
 
-def _lost_answer(key: str) -> bytes:
-    """Tell the caller of one request that its node is gone."""
+def _error_answer(key: str, code: str, message: str, hint: str) -> bytes:
+    """Answer one request for a node that cannot."""
     error = {
         "code": -32603,
-        "message": "the local node ended before it answered; a job that was already accepted goes on in the next one",
-        "data": {
-            "code": "NODE_LOST",
-            "retryable": True,
-            "hint": "call again: with the same idempotencyKey nothing is done twice, and list-runs shows what was accepted",
-        },
+        "message": message,
+        "data": {"code": code, "retryable": code == "NODE_LOST", "hint": hint},
     }
     return b'{"jsonrpc":"2.0","id":%s,"error":%s}\n' % (key.encode(), json.dumps(error).encode())
 

@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import anyio
 import structlog
@@ -41,14 +41,10 @@ _TOO_LONG: JsonObject = {
     "error": {"code": -32600, "message": f"a message may have at most {LONGEST_LINE} bytes"},
 }
 
-ServeStreams = Callable[
-    [
-        MemoryObjectReceiveStream[SessionMessage | Exception],
-        MemoryObjectSendStream[SessionMessage],
-        str | None,
-    ],
-    Awaitable[None],
-]
+ReadStream: TypeAlias = MemoryObjectReceiveStream[SessionMessage | Exception]
+WriteStream: TypeAlias = MemoryObjectSendStream[SessionMessage]
+
+ServeStreams = Callable[[ReadStream, WriteStream, str | None], Awaitable[None]]
 """Speaks MCP over a pair of streams for the bearer of a token, or for the local tenant, until the reading side ends."""
 
 
@@ -185,16 +181,7 @@ class Chat:
         self._send_lock = anyio.Lock()
         self._done = anyio.Event()
 
-    async def run(
-        self,
-        serve: Callable[
-            [
-                MemoryObjectReceiveStream[SessionMessage | Exception],
-                MemoryObjectSendStream[SessionMessage],
-            ],
-            Awaitable[None],
-        ],
-    ) -> None:
+    async def run(self, serve: Callable[[ReadStream, WriteStream], Awaitable[None]]) -> None:
         """Serve until the other side is gone or `end` was called."""
         # Unbounded, as the server's loop does not wait for its calls either: a message is handed over, or was never read.
         into_server, from_client = anyio.create_memory_object_stream[SessionMessage | Exception](

@@ -83,7 +83,7 @@ class Node:
             "pid": os.getpid(),
             "started_at": self._started_at,
             "chats": len(self._connections) if self._connections else 0,
-            "running_jobs": pool.running_jobs if pool else 0,
+            "running_jobs": pool.running if pool else 0,
             "is_kept": self._is_kept,
             "postgres": self._cluster.version if self._cluster else None,
         }
@@ -141,7 +141,13 @@ class Node:
 
     async def _has_work(self, app: App) -> bool:
         """Tell whether something runs or is due soon; a database that does not answer is no reason to end."""
-        raise NotImplementedError
+        if app.pool is None or app.worker_router is None:
+            return False
+        try:
+            return await app.worker_router.has_work(app.pool.job_types, DUE_SOON_SECONDS * 1_000)
+        except JobForgeError as error:
+            log.warning("idle_unknown", code=error.code, error=error.message)
+            return True
 
     async def _watch_ground(self) -> None:
         """Have Postgres's keeper replaced when it was killed, and end when nobody can reach this node any more."""
