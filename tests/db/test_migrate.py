@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import threading
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -11,7 +12,8 @@ import pytest
 
 from jobforge_mcp.db.migrate import MigrationReport, migrate, plan_sql
 from jobforge_mcp.errors import DatabaseUnavailableError, SchemaError, SettingsError
-from tests.postgres import ADMIN, SUPERUSER, DatabaseMaker, ScratchDatabase, choose_binaries
+from jobforge_mcp.embedded.cluster import SUPERUSER
+from tests.postgres import ADMIN, DatabaseMaker, ScratchDatabase, choose_binaries
 
 FIRST = "migrations/0001_first.sql"
 SECOND = "migrations/0002_second.sql"
@@ -217,7 +219,7 @@ def test_a_failed_function_file_leaves_the_old_functions(
         "create function jobforge.broken() returns int language sql as 'select x';",
     )
 
-    with pytest.raises(SchemaError, match="functions/20_broken.sql"):
+    with pytest.raises(SchemaError, match=r"functions/20_broken\.sql"):
         migrate(url, folder=folder)
 
     assert greeting(empty_database) == "hello"
@@ -271,8 +273,7 @@ def test_databases_of_one_cluster_can_be_migrated_at_once(databases: DatabaseMak
     made = [databases.create_empty() for _ in range(3)]
     reports: list[MigrationReport] = []
     threads = [
-        threading.Thread(target=lambda url=one.url(ADMIN): reports.append(migrate(url)))
-        for one in made
+        threading.Thread(target=partial(_report_migration, one.url(ADMIN), reports)) for one in made
     ]
 
     for thread in threads:
@@ -350,3 +351,7 @@ def test_the_record_is_as_closed_as_every_table(database: ScratchDatabase) -> No
             " where c.oid = 'jobforge.schema_migrations'::regclass"
         )
         assert secured.fetchone() == (True, True)
+
+
+def _report_migration(url: str, reports: list[MigrationReport]) -> None:
+    reports.append(migrate(url))

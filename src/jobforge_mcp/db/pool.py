@@ -109,7 +109,14 @@ class Database:
             DatabaseUnavailableError: the database cannot be reached.
         """
         await self._probe()
-        await self._pool.open()
+        try:
+            await self._pool.open(wait=True, timeout=self._acquire_seconds)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                await self._pool.close(timeout=2.0)
+            if isinstance(error, PoolTimeout):
+                raise self._refusal or unreachable(error) from error
+            raise
         return self
 
     async def __aexit__(
