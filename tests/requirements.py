@@ -77,6 +77,25 @@ REQUIREMENTS: dict[str, Requirement] = {
     "definitions.visible": Requirement(
         "design 5", "A caller is shown the jobs that its scopes allow, and no hidden one."
     ),
+    # --- egress: requests that jobs send
+    "egress.addresses": Requirement(
+        "security", "Only public addresses are connected to, in whatever notation they come."
+    ),
+    "egress.judged": Requirement(
+        "security",
+        "Host, port and every address are judged before anything is sent; no proxy is used.",
+    ),
+    "egress.limits": Requirement(
+        "security", "What a receiver answers is bounded in size, time and unpacking."
+    ),
+    "egress.redirects": Requirement(
+        "security",
+        "Each redirect passes the same checks; credentials and bodies stay with their origin.",
+    ),
+    "egress.urls": Requirement(
+        "security", "A URL that two readers could read differently is refused."
+    ),
+    # --- jobs: what ships in job_definitions
     "jobs.shipped": Requirement(
         "design 5", "The shipped jobs keep their names, effects and scopes."
     ),

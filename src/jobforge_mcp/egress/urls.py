@@ -69,8 +69,15 @@ def parse_url(text: str) -> Target:
         url = httpx2.URL(bare)
     except httpx2.InvalidURL:
         raise _invalid("two readers disagree about it") from None
-    theirs = (url.scheme, url.host, url.port or _DEFAULT_PORTS.get(url.scheme), url.userinfo)
-    if theirs != (scheme, host, port, b""):
+    theirs = url.raw_host.decode("ascii")
+    if ":" in theirs:
+        theirs = IPv6Address(theirs).compressed
+    if (url.scheme, theirs, url.port or _DEFAULT_PORTS.get(url.scheme), url.userinfo) != (
+        scheme,
+        host,
+        port,
+        b"",
+    ):
         raise _invalid("two readers disagree about it")
     return Target(scheme, host, port, url)
 
