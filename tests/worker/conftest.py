@@ -13,11 +13,10 @@ from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.loader import load_jobs
 from jobforge_mcp.definitions.registry import Registry
-from jobforge_mcp.errors import LeaseLostError
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.router.leases import WorkerRouter
 from jobforge_mcp.settings import Settings
-from jobforge_mcp.types import Caller, CallOrigin, JobId, JsonValue, NewJob, Run
+from jobforge_mcp.types import Attempt, Caller, CallOrigin, JobId, JsonValue, NewJob, Run
 from jobforge_mcp.worker.pool import WorkerPool
 from tests.postgres import ScratchDatabase
 
@@ -41,7 +40,7 @@ class Desk:
     seconds: float = 15.0
     changed: list[JobId] = field(default_factory=list[JobId])
 
-    async def enqueue(self, name: str, **input: JsonValue) -> JobId:
+    async def enqueue(self, name: str, /, **input: JsonValue) -> JobId:
         prepared = self.registry.prepare(name, dict(input))
         return await self.enqueue_raw(name, prepared.payload)
 
@@ -68,6 +67,16 @@ class Desk:
 
     async def until_final(self, job_id: JobId) -> Run:
         return await self.until(job_id, lambda run: run.status.is_final)
+
+    async def first_failure(self, job_id: JobId) -> Attempt:
+        """Wait for the first attempt that did not succeed: a run shows its error only when it is final."""
+        attempts: list[Attempt] = []
+        with anyio.move_on_after(self.seconds):
+            while not attempts:
+                await anyio.sleep(0.02)
+                attempts = await self.router.list_attempts(self.caller, job_id)
+        assert attempts
+        return attempts[0]
 
     async def logs(self, job_id: JobId) -> list[tuple[str, str]]:
         lines = await self.router.list_logs(self.caller, job_id, limit=2_000)
@@ -126,6 +135,3 @@ async def eventually(holds: Callable[[], bool | Awaitable[bool]], seconds: float
             if answer if isinstance(answer, bool) else await answer:
                 return
             await anyio.sleep(0.02)
-
-
-__all__ = ["Desk", "LeaseLostError", "PoolMaker", "eventually"]

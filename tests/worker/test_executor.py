@@ -48,7 +48,7 @@ async def test_an_error_is_retried_with_code_type_and_message(
 ) -> None:
     job_id = await desk.enqueue(name, name="wing")
 
-    run = await desk.until(job_id, lambda run: run.error is not None)
+    run = await desk.first_failure(job_id)
 
     assert run.error is not None
     assert (run.error.code, run.error.type) == ("HANDLER_ERROR", "ValueError")
@@ -94,7 +94,7 @@ async def test_a_handler_that_exits_fails_and_harms_nobody(
 ) -> None:
     job_id = await desk.enqueue(name, name="exit")
 
-    run = await desk.until(job_id, lambda run: run.error is not None)
+    run = await desk.first_failure(job_id)
     neighbour = await desk.until_final(await desk.enqueue("echo"))
 
     assert run.error is not None
@@ -107,7 +107,7 @@ async def test_a_long_error_is_capped_and_its_traceback_stays_with_the_attempt(
 ) -> None:
     job_id = await desk.enqueue("raise", name="long")
 
-    run = await desk.until(job_id, lambda run: run.error is not None)
+    run = await desk.first_failure(job_id)
 
     assert run.error is not None
     assert len(run.error.message.encode()) <= 2_048
@@ -131,8 +131,8 @@ async def test_a_result_that_does_not_fit_fails_the_run(
 
 
 async def test_an_input_that_does_not_fit_fails_alone(desk: Desk, make_pool: PoolMaker) -> None:
-    payloads = ['{"number": 1}', '{"number": "many"}', "[]", "1e999", '{"number": 2}']
-    job_ids = [await desk.enqueue_raw("echo", payload) for payload in payloads if payload != "1e999"]
+    payloads = ['{"number": 1}', '{"number": "many"}', "[]", '{"number": 2}']
+    job_ids = [await desk.enqueue_raw("echo", payload) for payload in payloads]
     job_ids.append(await desk.enqueue_raw("echo.process", '{"number": {}}'))
 
     async with make_pool(worker_concurrency=10):
@@ -147,15 +147,3 @@ async def test_an_input_that_does_not_fit_fails_alone(desk: Desk, make_pool: Poo
     ]
     codes = {run.error.code for run in runs if run.error is not None}
     assert codes == {"INVALID_INPUT"}
-
-
-async def test_a_claimed_type_without_a_handler_fails_alone(
-    desk: Desk, make_pool: PoolMaker, admin: psycopg.Connection
-) -> None:
-    async with make_pool() as pool:
-        with_reservation = pool.try_reserve()
-        assert with_reservation is not None
-        with_reservation.release()
-        job_id = await desk.enqueue("sleep")
-        run = await desk.until(job_id, lambda run: run.status is RunStatus.RUNNING)
-        assert run.worker_id == pool.worker_id
