@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -112,6 +112,7 @@ class Client:
         registry: Registry | None = None,
         tool: str = "client",
         is_listening: bool = True,
+        on_progress: Callable[[str], None] | None = None,
     ) -> AsyncGenerator[Client]:
         """Connect to the installation that the settings describe, as the holder of a token.
 
@@ -121,6 +122,7 @@ class Client:
             registry: the jobs that may be enqueued; loaded as a server loads them if absent.
             tool: what the audit log calls this client.
             is_listening: hear of changes at once rather than by looking; costs one connection.
+            on_progress: gets a sentence when the embedded server takes a while to start.
 
         Raises:
             PolicyDeniedError: the token is absent or not good.
@@ -131,7 +133,7 @@ class Client:
             token = settings.token.get_secret_value()
         caller = Gate.from_settings(settings).caller_of(token)
         async with AsyncExitStack() as stack:
-            opening = open_installation(settings)
+            opening = open_installation(settings, on_progress=on_progress)
             installation = await anyio.to_thread.run_sync(opening.__enter__)
             stack.callback(opening.__exit__, None, None, None)
             database = Database(
@@ -194,7 +196,7 @@ class Client:
     async def get(self, run_id: RunRef) -> Run:
         """Read a run with its result."""
         require_scope(self.caller, Scope.JOBS_READ)
-        return await self._router.get_run(self.caller, _to_id(run_id))
+        return await self._router.get_run(self.caller, to_job_id(run_id))
 
     async def wait(
         self,
@@ -209,7 +211,7 @@ class Client:
             raise RuntimeError("a client without a watcher cannot wait")
         return await self._watcher.wait_for_change(
             self.caller,
-            _to_id(run_id),
+            to_job_id(run_id),
             since_version=None,
             timeout_seconds=math.inf if timeout_seconds is None else timeout_seconds,
             on_change=on_change,
@@ -228,7 +230,7 @@ class Client:
         """Ask for a run's end; a running one ends soon after."""
         require_scope(self.caller, Scope.JOBS_CANCEL)
         return await self._router.cancel_job(
-            self.caller, _to_id(run_id), reason=reason, origin=self.origin()
+            self.caller, to_job_id(run_id), reason=reason, origin=self.origin()
         )
 
     async def retry(
@@ -244,7 +246,7 @@ class Client:
         require_scope(self.caller, Scope.JOBS_RETRY)
         return await self._router.retry_job(
             self.caller,
-            _to_id(run_id),
+            to_job_id(run_id),
             if_version=if_version,
             run_at=run_at,
             reset_attempts=reset_attempts,
@@ -260,23 +262,25 @@ class Client:
     async def payload(self, run_id: RunRef) -> JsonValue:
         """Return the input a run was enqueued with, defaults filled in."""
         require_scope(self.caller, Scope.JOBS_READ)
-        text = await self._router.get_payload(self.caller, _to_id(run_id))
+        text = await self._router.get_payload(self.caller, to_job_id(run_id))
         return cast("JsonValue", json.loads(text))
 
     async def attempts(self, run_id: RunRef) -> Sequence[Attempt]:
         """Return the attempts of a run that did not succeed."""
         require_scope(self.caller, Scope.JOBS_READ)
-        return await self._router.list_attempts(self.caller, _to_id(run_id))
+        return await self._router.list_attempts(self.caller, to_job_id(run_id))
 
     async def logs(self, run_id: RunRef, *, after: int = 0, limit: int = 200) -> Sequence[LogLine]:
         """Return lines that a run's handler logged, from after a ``line_no`` on."""
         require_scope(self.caller, Scope.JOBS_READ)
-        return await self._router.list_logs(self.caller, _to_id(run_id), after=after, limit=limit)
+        return await self._router.list_logs(
+            self.caller, to_job_id(run_id), after=after, limit=limit
+        )
 
     async def explain(self, run_id: RunRef) -> Sequence[Cause]:
         """Say why a run is not running."""
         require_scope(self.caller, Scope.JOBS_READ)
-        return await self._router.explain_run(self.caller, _to_id(run_id))
+        return await self._router.explain_run(self.caller, to_job_id(run_id))
 
     def origin(self, job: NewJob | None = None) -> CallOrigin:
         """Return what the audit log is told of a call."""
@@ -439,7 +443,12 @@ def refuse_conflict(enqueued: Enqueued) -> Enqueued:
     return enqueued
 
 
-def _to_id(run_id: RunRef) -> JobId:
+def to_job_id(run_id: RunRef) -> JobId:
+    """Read a run's id.
+
+    Raises:
+        InvalidInputError: it is not one.
+    """
     if isinstance(run_id, UUID):
         return JobId(run_id)
     try:

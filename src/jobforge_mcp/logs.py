@@ -14,7 +14,9 @@ import structlog
 from structlog.typing import Processor
 
 
-def configure_logging(level: str = "info", form: Literal["auto", "json", "console"] = "auto") -> None:
+def configure_logging(
+    level: str = "info", form: Literal["auto", "json", "console"] = "auto"
+) -> None:
     """Set up logging for the whole process; the last call counts.
 
     ``auto`` writes text for people on a terminal and one JSON object a line elsewhere.

@@ -90,7 +90,7 @@ class KeyFolder:
     """A folder with the private key and the accepted public keys of one installation."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.path = folder
 
     def ensure(self) -> SigningKey:
         """Return the signing key; make folder and key if this is the first use.
@@ -98,16 +98,16 @@ class KeyFolder:
         Raises:
             SettingsError: the folder or a file in it cannot be read or written, or others may read the private key.
         """
-        path = self._folder / SIGNING_FILE
+        path = self.path / SIGNING_FILE
         try:
             if not path.exists():
-                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
                 _write_once(path, _to_pem(Ed25519PrivateKey.generate()))
             key = load_signing_key(path)
-            if not (self._folder / PUBLIC_FILE).exists():
-                _replace(self._folder / PUBLIC_FILE, _to_jwks([key.public]), mode=0o644)
+            if not (self.path / PUBLIC_FILE).exists():
+                _replace(self.path / PUBLIC_FILE, _to_jwks([key.public]), mode=0o644)
         except OSError as error:
-            raise _unusable(self._folder, error) from error
+            raise _unusable(self.path, error) from error
         return key
 
     def rotate(self) -> SigningKey:
@@ -117,18 +117,18 @@ class KeyFolder:
         # Public first: whoever dies between the two still has a signing key that is accepted.
         try:
             public = _to_jwks([new.public, old.public])
-            _replace(self._folder / PUBLIC_FILE, public, mode=0o644)
-            _replace(self._folder / SIGNING_FILE, _to_pem(new.key), mode=0o600)
+            _replace(self.path / PUBLIC_FILE, public, mode=0o644)
+            _replace(self.path / SIGNING_FILE, _to_pem(new.key), mode=0o600)
         except OSError as error:
-            raise _unusable(self._folder, error) from error
+            raise _unusable(self.path, error) from error
         return new
 
     def retire(self) -> None:
         """Stop accepting every key but the one that signs."""
         try:
-            _replace(self._folder / PUBLIC_FILE, _to_jwks([self.ensure().public]), mode=0o644)
+            _replace(self.path / PUBLIC_FILE, _to_jwks([self.ensure().public]), mode=0o644)
         except OSError as error:
-            raise _unusable(self._folder, error) from error
+            raise _unusable(self.path, error) from error
 
 
 class KeySource:

@@ -1,0 +1,136 @@
+"""All commands in one table, and what becomes of whatever they raise."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import typer
+
+from jobforge_mcp.cli import diagnosis, follow, migration, node, runs, serving, tokens
+from jobforge_mcp.cli.output import (
+    CALLER_EXIT,
+    INTERRUPTED_EXIT,
+    OPERATOR_EXIT,
+    USAGE_EXIT,
+    show_error,
+)
+from jobforge_mcp.errors import CallerError, JobForgeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def run_program(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line, errors included."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    is_json = "--json" in given
+    try:
+        command = typer.main.get_command(build_program())
+        code = command.main(given, prog_name="jobforge", standalone_mode=False)
+        sys.stdout.flush()
+    except typer.TyperException as error:
+        return show_error("USAGE", error.format_message(), "jobforge --help", is_json, USAGE_EXIT)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED_EXIT
+    except BrokenPipeError:
+        # Whoever read our output has enough; without this the interpreter complains at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CALLER_EXIT
+    except Exception as error:
+        known = _known(error)
+        if known is None:
+            raise
+        return show_error(*known, is_json, _exit_code(error))
+    return code if isinstance(code, int) else 0
+
+
+def build_program() -> typer.Typer:
+    """Assemble the commands."""
+    program = typer.Typer(
+        name="jobforge",
+        help="Jobs for AI agents: work that survives the call that asked for it, on Postgres.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    table: list[tuple[str, Callable[..., object]]] = [
+        ("serve", serving.serve),
+        ("worker", serving.worker),
+        ("demo", serving.demo),
+        ("install", node.install),
+        ("migrate", migration.migrate),
+        ("doctor", diagnosis.doctor),
+        ("jobs", runs.jobs),
+        ("run", follow.run),
+        ("runs", runs.runs),
+        ("status", follow.status),
+        ("cancel", runs.cancel),
+        ("retry", runs.retry),
+    ]
+    for name, command in table:
+        program.command(name)(command)
+    for name, text, members in (
+        ("node", "The local node: the one process that owns embedded Postgres and workers.", NODE),
+        ("token", "Policy tokens and the keys that sign them.", TOKEN),
+    ):
+        group = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
+        for verb, command in members:
+            group.command(verb)(command)
+        program.add_typer(group, name=name)
+    program.callback()(_describe_version)
+    return program
+
+
+NODE: tuple[tuple[str, Callable[..., object]], ...] = (
+    ("status", node.status),
+    ("start", node.start),
+    ("stop", node.stop),
+)
+TOKEN: tuple[tuple[str, Callable[..., object]], ...] = (
+    ("issue", tokens.issue),
+    ("inspect", tokens.inspect),
+    ("keys", tokens.keys),
+)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from importlib.metadata import version
+
+        print(f"jobforge-mcp {version('jobforge-mcp')}")
+        raise typer.Exit
+
+
+def _describe_version(
+    _: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    pass
+
+
+def _known(error: BaseException) -> tuple[str, str, str | None] | None:
+    """Return code, message and hint of an error that was raised for people; ``None`` for a fault of ours."""
+    error = _innermost(error)
+    if isinstance(error, JobForgeError):
+        return error.code, error.message, error.hint
+    if node.is_node_error(error):
+        return "NODE", error.message, error.hint or None
+    return None
+
+
+def _exit_code(error: BaseException) -> int:
+    return CALLER_EXIT if isinstance(_innermost(error), CallerError) else OPERATOR_EXIT
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """Task groups wrap what is raised in them, even a single error."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    inner = cast("BaseExceptionGroup[BaseException]", error).exceptions
+    return _innermost(inner[0]) if len(inner) == 1 else error

@@ -1,0 +1,159 @@
+"""``jobs``, ``runs``, ``cancel`` and ``retry``: what the tools of these names do, for people."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from jobforge_mcp.cli.output import Json, show
+from jobforge_mcp.cli.session import call, open_client, read_settings
+from jobforge_mcp.errors import InvalidInputError
+from jobforge_mcp.types import JobId, JsonObject, Run, RunFilter, RunStatus
+
+RunId = Annotated[str, typer.Argument(help="Id of the run.", metavar="RUN_ID")]
+
+
+def jobs(
+    query: Annotated[str | None, typer.Argument(help="Words that must all occur.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A tag the job has; repeatable.")] = None,
+    detail: Annotated[bool, typer.Option("--detail", help="Show schemas and policies.")] = False,
+    json: Json = False,
+) -> None:
+    """List the jobs that may be run."""
+    from jobforge_mcp.cli.output import table
+    from jobforge_mcp.client import load_registry
+    from jobforge_mcp.policy.gate import Credential, Gate
+    from jobforge_mcp.policy.scopes import Scope
+    from jobforge_mcp.server.wire import compact, view_definition
+
+    settings = read_settings()
+    token = settings.token.get_secret_value() if settings.token is not None else None
+    caller = Gate.from_settings(settings).authorize(Credential(token), Scope.JOBS_LIST)
+    found = load_registry(settings).list(query, tag, scopes=caller.scopes)
+    rows = [
+        (
+            bound.name,
+            compact(bound.definition.input_schema) if detail else bound.definition.title or "",
+            bound.definition.description or "",
+        )
+        for bound in found
+    ]
+    show(
+        {"jobs": [view_definition(bound.definition, is_detailed=detail) for bound in found]},
+        is_json=json,
+        people=lambda console: console.print(
+            table(("job", "input" if detail else "title", "description"), rows)
+            if rows
+            else "no jobs"
+        ),
+    )
+
+
+def runs(
+    name: Annotated[str | None, typer.Option(help="Only runs of this job.")] = None,
+    status: Annotated[RunStatus | None, typer.Option(help="Only runs of this status.")] = None,
+    project: Annotated[str | None, typer.Option(help="Only runs of this project.")] = None,
+    trace: Annotated[str | None, typer.Option(help="Only runs of this trace.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only runs created since; ISO 8601.")] = None,
+    before: Annotated[str | None, typer.Option(help="Only runs older than this run.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="At most so many.")] = 20,
+    json: Json = False,
+) -> None:
+    """List runs, newest first."""
+    from jobforge_mcp.cli.views import print_runs, row_document
+
+    wanted = RunFilter(
+        job_type=name,
+        status=status,
+        project_id=project,
+        trace_id=trace,
+        since=parse_time(since) if since is not None else None,
+        before_id=_cursor(before),
+        limit=limit,
+    )
+
+    async def work() -> list[Run]:
+        async with open_client(read_settings(), "runs") as client:
+            return await client.list_runs(wanted)
+
+    found = call(work)
+    document: JsonObject = {"runs": [row_document(run) for run in found]}
+    show(document, is_json=json, people=lambda console: print_runs(console, found))
+
+
+def cancel(
+    run_id: RunId,
+    reason: Annotated[str | None, typer.Option(help="Why; kept with the run.")] = None,
+    json: Json = False,
+) -> None:
+    """Cancel a run that is not final; a running one ends soon after."""
+    from jobforge_mcp.cli.views import print_run, run_document
+
+    async def work() -> None:
+        async with open_client(read_settings(), "cancel") as client:
+            run = await client.cancel(run_id, reason=reason)
+            show(
+                run_document(run, client.caller),
+                is_json=json,
+                people=lambda console: print_run(console, run),
+            )
+
+    call(work)
+
+
+def retry(
+    run_id: RunId,
+    reset_attempts: Annotated[
+        bool, typer.Option("--reset-attempts", help="Give it all its attempts again.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even if it succeeded.")] = False,
+    if_version: Annotated[
+        int | None, typer.Option(help="Only if the run has this version still.")
+    ] = None,
+    run_at: Annotated[str | None, typer.Option(help="Not before; ISO 8601.")] = None,
+    json: Json = False,
+) -> None:
+    """Queue a final run again, under the same id."""
+    from jobforge_mcp.cli.views import print_run, run_document
+
+    not_before = parse_time(run_at) if run_at is not None else None
+
+    async def work() -> None:
+        async with open_client(read_settings(), "retry", needs_worker=True) as client:
+            run = await client.retry(
+                run_id,
+                if_version=if_version,
+                run_at=not_before,
+                reset_attempts=reset_attempts,
+                force=force,
+            )
+            show(
+                run_document(run, client.caller),
+                is_json=json,
+                people=lambda console: print_run(console, run),
+            )
+
+    call(work)
+
+
+def parse_time(text: str) -> datetime:
+    """Read a time a person wrote; without a zone it is UTC.
+
+    Raises:
+        InvalidInputError: it is not ISO 8601.
+    """
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidInputError(
+            f"{text[:40]!r} is not a time", hint="write it like 2030-01-31T12:00:00Z"
+        ) from None
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+
+
+def _cursor(text: str | None) -> JobId | None:
+    from jobforge_mcp.client import to_job_id
+
+    return to_job_id(text) if text is not None else None

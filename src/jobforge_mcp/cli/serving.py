@@ -1,0 +1,148 @@
+"""``serve``, ``worker`` and ``demo``: the commands that stay."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobforge_mcp.cli.output import say
+from jobforge_mcp.logs import configure_logging
+from jobforge_mcp.settings import Settings, clear_token_from_environment, load_settings
+
+if TYPE_CHECKING:
+    from jobforge_mcp.worker.pool import WorkerPool
+
+
+def serve(
+    http: Annotated[
+        bool, typer.Option("--http", help="HTTP with /mcp, /sse, /health, /ready and /metrics.")
+    ] = False,
+    host: Annotated[str | None, typer.Option(help="Address to bind; loopback by default.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to bind.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Jobs to run at once in this process; 0 leaves them to others."),
+    ] = None,
+) -> None:
+    """Serve MCP over stdio, or over HTTP."""
+    settings = load_settings(
+        host=host,
+        port=port,
+        workers=None if workers is None else workers > 0,
+        worker_concurrency=workers or None,
+    )
+    configure_logging(settings.log_level, settings.log_format)
+    _run(_serve_http if http else _serve_stdio, settings)
+
+
+def worker(
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Jobs to run at the same time.")
+    ] = None,
+    tenant: Annotated[
+        list[str] | None, typer.Option(help="Only jobs of this tenant; repeatable.")
+    ] = None,
+    type: Annotated[
+        list[str] | None, typer.Option(help="Only job types like this: report.*; repeatable.")
+    ] = None,
+) -> None:
+    """Run jobs until told to stop: SIGTERM lets them finish, a second one releases them at once."""
+    from jobforge_mcp.client import load_registry
+    from jobforge_mcp.db.installation import open_installation
+    from jobforge_mcp.errors import InvalidInputError
+    from jobforge_mcp.types import TenantId
+    from jobforge_mcp.worker.main import run_worker
+
+    settings = load_settings(worker_concurrency=concurrency)
+    configure_logging(settings.log_level, settings.log_format)
+    registry = load_registry(settings)
+    patterns = type or ["*"]
+
+    def announce(pool: WorkerPool) -> None:
+        if not pool.job_types:
+            raise InvalidInputError(
+                f"no job is named like {', '.join(patterns)}", hint="jobforge jobs lists them"
+            )
+        say(f"worker {pool.worker_id}: {len(pool.job_types)} job types, ready")
+
+    with open_installation(settings, on_progress=say) as installation:
+
+        async def work(settings: Settings) -> None:
+            await run_worker(
+                settings,
+                registry,
+                url=installation.worker_url,
+                tenant_ids=[TenantId(name) for name in tenant] if tenant else None,
+                type_patterns=patterns,
+                on_started=announce,
+            )
+
+        _run(work, settings)
+
+
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="End when all runs have ended.")] = False,
+) -> int:
+    """Show the main job end to end: a success, retries, a killed worker, a cancellation."""
+    from jobforge_mcp.cli.demo import run_demo
+
+    return run_demo(is_once=once)
+
+
+async def _serve_http(settings: Settings) -> None:
+    """Serve until a signal; the first one answers waiting calls and drains, the second gives up running jobs."""
+    import anyio
+
+    from jobforge_mcp.app import open_app
+    from jobforge_mcp.server.http import serve_http
+    from jobforge_mcp.server.signals import stop_on_signals
+
+    # Callers bring their own; no handler and no child process may find ours.
+    clear_token_from_environment()
+    stop = anyio.Event()
+    async with open_app(settings) as app, anyio.create_task_group() as tasks:
+        tasks.start_soon(stop_on_signals, stop, app.pool.abandon if app.pool else None)
+        await serve_http(app.parts, stop=stop, on_ready=_announce(app.gate.accepts_tokens))
+        if app.pool is not None:
+            await app.pool.drain(settings.drain_grace_seconds)
+        tasks.cancel_scope.cancel()
+
+
+async def _serve_stdio(settings: Settings) -> None:
+    """Serve until the client closes its end, or a signal comes."""
+    import anyio
+
+    from jobforge_mcp.app import open_app
+    from jobforge_mcp.server.signals import stop_on_signals
+    from jobforge_mcp.server.stdio import serve_stdio
+
+    stop = anyio.Event()
+    async with open_app(settings) as app, anyio.create_task_group() as tasks:
+        tasks.start_soon(stop_on_signals, stop, app.pool.abandon if app.pool else None)
+        await serve_stdio(app.parts, stop=stop)
+        if app.pool is not None:
+            await app.pool.drain(settings.drain_grace_seconds)
+        tasks.cancel_scope.cancel()
+
+
+def _announce(accepts_tokens: bool) -> Callable[[str], None]:
+    def announce(url: str) -> None:
+        say(f"serving MCP at {url}/mcp (streamable HTTP) and {url}/sse")
+        say(
+            "every call needs a policy token: jobforge token issue --tenant TENANT --all-scopes"
+            if accepts_tokens
+            else "no call will be accepted: there are no keys to check tokens with; see jobforge token keys"
+        )
+
+    return announce
+
+
+def _run(work: Callable[[Settings], Awaitable[None]], settings: Settings) -> None:
+    """Run to the end on uvloop where there is one."""
+    import anyio
+
+    options = {"use_uvloop": True} if sys.platform != "win32" else {}
+    anyio.run(work, settings, backend_options=options)
