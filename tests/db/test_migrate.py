@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from jobforge_mcp.db.migrate import MigrationReport, migrate, plan_sql
-from jobforge_mcp.errors import DatabaseUnavailableError, SchemaError, SettingsError
 from jobforge_mcp.embedded.cluster import SUPERUSER
+from jobforge_mcp.errors import DatabaseUnavailableError, SchemaError, SettingsError
 from tests.postgres import ADMIN, DatabaseMaker, ScratchDatabase, choose_binaries
 
 FIRST = "migrations/0001_first.sql"
