@@ -1,0 +1,106 @@
+"""The whole of a server for a test, put together as the app does it: real database, real pool, real gate."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from jobforge_mcp.db.notify import Listener
+from jobforge_mcp.db.pool import Database
+from jobforge_mcp.definitions.registry import Registry
+from jobforge_mcp.policy.gate import Credential, Door, Gate
+from jobforge_mcp.policy.keys import KeyFolder
+from jobforge_mcp.policy.scopes import ALL_SCOPES, Scope
+from jobforge_mcp.policy.tokens import Grant, issue_token
+from jobforge_mcp.progress import RunWatcher
+from jobforge_mcp.router.jobs import Router
+from jobforge_mcp.router.leases import WorkerRouter
+from jobforge_mcp.server.parts import ServerParts
+from jobforge_mcp.settings import Settings, load_settings
+from jobforge_mcp.worker.pool import WorkerPool
+from tests.postgres import ScratchDatabase
+from tests.server.jobs import JOBS
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """An open server with its keys."""
+
+    parts: ServerParts
+    settings: Settings
+    keys: KeyFolder
+    pool: WorkerPool | None
+
+    def token(
+        self,
+        tenant: str = "acme",
+        scopes: Collection[Scope] = ALL_SCOPES,
+        *,
+        projects: Collection[str] = (),
+        lifetime: timedelta = timedelta(hours=1),
+    ) -> str:
+        grant = Grant(tenant, scopes, projects, subject=f"agent@{tenant}", lifetime=lifetime)
+        return issue_token(
+            self.keys.ensure(),
+            grant,
+            issuer=self.settings.token_issuer,
+            audience=self.settings.token_audience,
+        )
+
+    def credential(
+        self, tenant: str = "acme", scopes: Collection[Scope] = ALL_SCOPES
+    ) -> Credential:
+        return Credential(self.token(tenant, scopes), Door.LOCAL)
+
+
+@asynccontextmanager
+async def open_stage(
+    database: ScratchDatabase, tmp_path: Path, *, has_pool: bool = True, **overrides: object
+) -> AsyncGenerator[Stage]:
+    """Open everything a server needs on a test's own database."""
+    keys = KeyFolder(tmp_path / "keys")
+    keys.ensure()
+    settings = load_settings(
+        **{
+            "database_url": database.url("jobforge_api"),
+            "token_keys": str(tmp_path / "keys"),
+            "state_dir": tmp_path,
+            "port": 0,
+            "drain_grace_seconds": 2,
+            "worker_concurrency": 4,
+            **overrides,
+        }
+    )
+    async with AsyncExitStack() as stack:
+        api = await stack.enter_async_context(
+            Database(database.url("jobforge_api"), role="jobforge_api")
+        )
+        listener = await stack.enter_async_context(Listener(database.url("jobforge_api")))
+        router, registry = Router(api), Registry(JOBS)
+        watcher = await stack.enter_async_context(RunWatcher(router, listener))
+        pool = None
+        if has_pool:
+            worker = await stack.enter_async_context(
+                Database(database.url("jobforge_worker"), role="jobforge_worker")
+            )
+            pool = WorkerPool(
+                WorkerRouter(worker),
+                registry,
+                settings,
+                listener=listener,
+                on_change=watcher.publish,
+                heartbeat_url=database.url("jobforge_worker"),
+            )
+            await stack.enter_async_context(pool)
+        parts = ServerParts(
+            registry=registry,
+            router=router,
+            gate=Gate.from_settings(settings),
+            watcher=watcher,
+            settings=settings,
+            pool=pool,
+        )
+        yield Stage(parts, settings, keys, pool)
