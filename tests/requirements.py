@@ -96,6 +96,19 @@ REQUIREMENTS: dict[str, Requirement] = {
         "security", "A URL that two readers could read differently is refused."
     ),
     # --- jobs: what ships in job_definitions
+    "jobs.demo": Requirement(
+        "design 5", "The demo jobs progress, fail, resist and end as they say."
+    ),
+    "jobs.http": Requirement(
+        "design 5", "An HTTP request is tried again when that may help and can do no harm."
+    ),
+    "jobs.report": Requirement(
+        "design 10", "A report holds runs of its own tenant and project, and of no other."
+    ),
+    "jobs.scan": Requirement(
+        "design 5",
+        "The database scan finds what hurts health, security and cost, and says what to do.",
+    ),
     "jobs.shipped": Requirement(
         "design 5", "The shipped jobs keep their names, effects and scopes."
     ),
@@ -167,5 +180,49 @@ REQUIREMENTS: dict[str, Requirement] = {
     "client.transactional-enqueue": Requirement(
         "design 4",
         "A job enqueued in the application's transaction exists if and only if it commits.",
+    ),
+    # --- migrations, connections, routers: sql/ applied, and what stands between Python and it
+    "migrate.check": Requirement(
+        "operations", "migrate --check says what is pending and writes nothing."
+    ),
+    "migrate.changed-file": Requirement(
+        "operations", "A released migration that was changed stops the migrator, which names it."
+    ),
+    "migrate.newer-schema": Requirement(
+        "operations", "A schema newer than this version is refused and left as it is."
+    ),
+    "migrate.half-failed": Requirement(
+        "operations",
+        "A file that fails leaves nothing of itself, and the message says where it failed.",
+    ),
+    "migrate.two-at-once": Requirement("operations", "Two migrators at once apply each file once."),
+    "migrate.any-owner": Requirement(
+        "operations", "A superuser and an ordinary owner with createrole can both migrate."
+    ),
+    "migrate.plan": Requirement("operations", "migrate --sql prints what psql can run."),
+    "database.bound-roles": Requirement(
+        "design 10", "A role that row level security does not bind is never served with."
+    ),
+    "database.unknown-outcome": Requirement(
+        "security", "A call whose answer was lost is repeated only if that cannot do it twice."
+    ),
+    "database.canceled-caller": Requirement(
+        "operations", "A canceled caller costs no connection and leaves no statement in doubt."
+    ),
+    "database.listener-tests-itself": Requirement(
+        "design 6", "A listener that hears nothing knows it, and says so."
+    ),
+    "heartbeat.bounded": Requirement(
+        "design 4", "A server that does not answer holds a heartbeat no longer than a few seconds."
+    ),
+    "router.strangers": Requirement(
+        "design 5", "Another tenant's or project's run answers in the words of an unknown one."
+    ),
+    "router.projects": Requirement(
+        "security", "A token confined to projects enqueues, sees and changes jobs of these alone."
+    ),
+    "router.effects-once": Requirement(
+        "design 1",
+        "Effects in the same database and the completion of their job are one transaction.",
     ),
 }

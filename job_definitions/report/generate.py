@@ -33,7 +33,7 @@ class ReportInput(_Model):
     ) = Field(default=None, description="Only runs of this status.")
     job_name: str | None = Field(default=None, max_length=100, description="Only runs of this job.")
     since: AwareDatetime | None = Field(default=None, description="Only runs created since then.")
-    limit: int = Field(default=100, ge=1, le=1_000, description="Most runs, newest first.")
+    limit: int = Field(default=100, ge=1, le=500, description="Most runs, newest first.")
 
 
 class ReportOutput(_Model):
@@ -88,10 +88,10 @@ async def generate(input: ReportInput, job: JobContext) -> ReportOutput:
                 input.job_name,
                 input.status,
                 input.since,
-                input.limit,
+                input.limit + 1,
             ),
         )
-    rows = [_row(row) for row in found]
+    rows = [_row(row) for row in found[: input.limit]]
     job.progress(1, 2, f"{len(rows)} runs")
     content, listed = write(rows, input.format)
     job.progress(2, 2)
@@ -100,7 +100,7 @@ async def generate(input: ReportInput, job: JobContext) -> ReportOutput:
         media_type=_MEDIA_TYPES[input.format],
         generated_at=job.now(),
         rows=listed,
-        truncated=listed < len(rows) or len(found) >= input.limit,
+        truncated=listed < len(found),
         counts=dict(Counter(row.status for row in rows[:listed])),
         content=content,
     )

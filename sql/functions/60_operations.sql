@@ -80,12 +80,14 @@ create or replace function jobforge.scan_foreign_keys() returns table (constrain
 language sql stable
 security definer set search_path = jobforge, pg_temp
 as $$
-  select k.conname::text, k.conrelid::pg_catalog.regclass::text,
+  select k.conname::text, format('%I.%I', n.nspname, c.relname),
     exists (
       select from pg_catalog.pg_index i
       where i.indrelid = k.conrelid and i.indisvalid and i.indpred is null
         and (i.indkey::smallint[])[0:cardinality(k.conkey) - 1] @> k.conkey)
   from pg_catalog.pg_constraint k
+  join pg_catalog.pg_class c on c.oid = k.conrelid
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
   where k.contype = 'f' and k.conparentid = 0
   order by 2, 1
 $$;
@@ -121,23 +123,23 @@ as $$
   where (r.rolsuper or r.rolbypassrls) and (r.rolname = session_user or r.rolname in ('jobforge_owner', 'jobforge_rpc',
     'jobforge_sys', 'jobforge_admin', 'jobforge_api', 'jobforge_worker', 'jobforge_scheduler', 'jobforge_readonly', 'jobforge_auditor'))
   union all
-  select 'public_can_execute', f.oid::pg_catalog.regprocedure::text, null
+  select 'public_can_execute', 'jobforge.' || f.oid::pg_catalog.regprocedure::text, null
   from pg_catalog.pg_proc f
   cross join lateral pg_catalog.aclexplode(coalesce(f.proacl, pg_catalog.acldefault('f', f.proowner))) a
   where f.pronamespace = 'jobforge'::pg_catalog.regnamespace and a.grantee = 0 and a.privilege_type = 'EXECUTE'
   union all
-  select 'login_has_table_rights', c.oid::pg_catalog.regclass::text, coalesce(r.rolname, 'public') || ' ' || lower(a.privilege_type)
+  select 'login_has_table_rights', 'jobforge.' || c.relname, coalesce(r.rolname, 'public') || ' ' || lower(a.privilege_type)
   from pg_catalog.pg_class c
   cross join lateral pg_catalog.aclexplode(c.relacl) a
   left join pg_catalog.pg_roles r on r.oid = a.grantee
   where c.relnamespace = 'jobforge'::pg_catalog.regnamespace and c.relkind in ('r', 'p') and (a.grantee = 0 or r.rolcanlogin)
   union all
-  select 'unsafe_search_path', f.oid::pg_catalog.regprocedure::text, null
+  select 'unsafe_search_path', 'jobforge.' || f.oid::pg_catalog.regprocedure::text, null
   from pg_catalog.pg_proc f
   where f.pronamespace = 'jobforge'::pg_catalog.regnamespace and f.prosecdef
     and not exists (select from unnest(f.proconfig) o(option) where o.option like 'search\_path=%')
   union all
-  select 'definer_bypasses_rls', f.oid::pg_catalog.regprocedure::text, r.rolname::text
+  select 'definer_bypasses_rls', 'jobforge.' || f.oid::pg_catalog.regprocedure::text, r.rolname::text
   from pg_catalog.pg_proc f
   join pg_catalog.pg_roles r on r.oid = f.proowner
   where f.pronamespace = 'jobforge'::pg_catalog.regnamespace and f.prosecdef and (r.rolsuper or r.rolbypassrls)
@@ -212,8 +214,10 @@ begin
   return query
   select r.job_id, r.job_type::text, r.status::text, r.attempt_no::integer, r.max_attempts::integer, r.project_id::text,
     r.trace_id, r.created_at, r.started_at, r.finished_at, r.error
-  from jobforge.list_runs(p_tenant_id, p_job_type, p_status, case when v_project is not null then array[v_project] end, null, p_since, null, p_limit) r
-  where r.job_id <> p_job_id;
+  from jobforge.list_runs(p_tenant_id, p_job_type, p_status, case when v_project is not null then array[v_project] end, null,
+    p_since, null, p_limit + 1) r
+  where r.job_id <> p_job_id
+  order by r.job_id desc limit p_limit;
   perform pg_catalog.set_config('jobforge.tenant_id', '', true);
 end $$;
 comment on function jobforge.read_runs(text, uuid, integer, text, text, timestamptz, integer) is

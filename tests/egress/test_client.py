@@ -24,6 +24,9 @@ class Receiver:
         default_factory=list[tuple[str, dict[str, str], bytes]]
     )
 
+    is_silent: bool = False
+    """Reads requests and never answers."""
+
     def url(self, path: str = "/", host: str = "127.0.0.1") -> str:
         return f"http://{host}:{self.port}{path}"
 
@@ -38,6 +41,8 @@ class Receiver:
             while len(body) < int(headers.get("content-length", "0")):
                 body += await stream.receive()
             self.asked.append((first.rsplit(" ", 1)[0], headers, body))
+            if self.is_silent:
+                await anyio.sleep_forever()
             await stream.send(self.answers.get(first.split(" ")[1], answer(b"404 None", b"")))
 
 
