@@ -71,6 +71,7 @@ def test_everything_is_applied_in_order_and_then_nothing_is_pending(
     assert sorted(recorded(empty_database)) == sorted((FIRST, GREET, RIGHTS))
 
 
+@pytest.mark.requirement("migrate.check")
 def test_check_says_what_is_pending_and_writes_nothing(
     url: str, folder: Path, empty_database: ScratchDatabase
 ) -> None:
@@ -83,6 +84,7 @@ def test_check_says_what_is_pending_and_writes_nothing(
 
 
 @pytest.mark.parametrize("role", [ADMIN, SUPERUSER])
+@pytest.mark.requirement("migrate.any-owner")
 def test_the_real_schema_is_applied_by_a_superuser_and_by_an_ordinary_owner(
     empty_database: ScratchDatabase, role: str
 ) -> None:
@@ -144,6 +146,7 @@ def test_line_ends_of_the_checkout_do_not_count(url: str, folder: Path) -> None:
     assert migrate(url, folder=folder).is_current
 
 
+@pytest.mark.requirement("migrate.changed-file")
 def test_a_changed_released_migration_is_refused_by_name(url: str, folder: Path) -> None:
     migrate(url, folder=folder)
     write(folder, FIRST, "create table jobforge.things (id bigint primary key);")
@@ -152,6 +155,7 @@ def test_a_changed_released_migration_is_refused_by_name(url: str, folder: Path)
         migrate(url, folder=folder)
 
 
+@pytest.mark.requirement("migrate.newer-schema")
 def test_a_schema_newer_than_this_version_is_refused(url: str, folder: Path) -> None:
     write(folder, SECOND, "select 1;")
     migrate(url, folder=folder)
@@ -183,6 +187,7 @@ def test_a_folder_without_migrations_is_refused(url: str, tmp_path: Path) -> Non
         migrate(url, folder=tmp_path)
 
 
+@pytest.mark.requirement("migrate.half-failed")
 def test_a_failed_file_leaves_nothing_of_itself_and_says_where_it_failed(
     url: str, folder: Path, empty_database: ScratchDatabase
 ) -> None:
@@ -244,6 +249,7 @@ def test_a_file_can_ask_for_no_transaction(
         assert valid.fetchone() == (True,)
 
 
+@pytest.mark.requirement("migrate.two-at-once")
 def test_two_migrators_at_once_apply_each_file_once(
     url: str, folder: Path, empty_database: ScratchDatabase
 ) -> None:
@@ -287,6 +293,7 @@ def test_databases_of_one_cluster_can_be_migrated_at_once(databases: DatabaseMak
     assert all(report.applied for report in reports)
 
 
+@pytest.mark.requirement("migrate.plan")
 def test_the_plan_is_what_psql_can_run(empty_database: ScratchDatabase, tmp_path: Path) -> None:
     script = tmp_path / "plan.sql"
     script.write_text(plan_sql())

@@ -38,6 +38,7 @@ async def test_a_hint_that_came_before_the_wait_is_not_lost_and_is_taken_once(
             assert not await second.wait(0)
 
 
+@pytest.mark.requirement("database.listener-tests-itself")
 async def test_a_lost_listener_is_unhealthy_comes_back_and_wakes_everybody(
     database: ScratchDatabase, admin: psycopg.Connection
 ) -> None:
@@ -62,6 +63,7 @@ async def test_a_listener_goes_on_while_there_is_no_database() -> None:
         assert not listener.is_healthy
 
 
+@pytest.mark.requirement("database.listener-tests-itself")
 async def test_a_listener_whose_notifications_are_swallowed_is_not_healthy(
     database: ScratchDatabase, admin: psycopg.Connection
 ) -> None:

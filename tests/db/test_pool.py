@@ -28,6 +28,7 @@ async def test_a_login_that_is_somebody_else_acts_as_the_role(database: ScratchD
 
 
 @pytest.mark.parametrize("role", ["jobforge_superuser", "unbound"])
+@pytest.mark.requirement("database.bound-roles")
 async def test_a_role_that_row_level_security_does_not_bind_is_refused(
     database: ScratchDatabase, admin: psycopg.Connection, role: str
 ) -> None:
@@ -117,6 +118,7 @@ BREAK_ONCE = """
     select pg_terminate_backend(pg_backend_pid()) where nextval('jobforge_test.breaks') = 1"""
 
 
+@pytest.mark.requirement("database.unknown-outcome")
 async def test_a_connection_that_breaks_before_the_answer_is_an_unknown_outcome_for_a_write(
     api_database: Database, admin: psycopg.Connection
 ) -> None:
@@ -129,6 +131,7 @@ async def test_a_connection_that_breaks_before_the_answer_is_an_unknown_outcome_
     assert (unknown.value.code, unknown.value.retryable) == ("OUTCOME_UNKNOWN", False)
 
 
+@pytest.mark.requirement("database.unknown-outcome")
 async def test_a_connection_that_breaks_before_the_answer_is_no_matter_for_what_may_be_repeated(
     api_database: Database, admin: psycopg.Connection
 ) -> None:
@@ -169,6 +172,7 @@ async def test_callers_beyond_the_pool_wait_in_turn_and_not_for_ever(
         assert await opened.fetch("select 1 as one") == [{"one": 1}]
 
 
+@pytest.mark.requirement("database.canceled-caller")
 async def test_a_canceled_caller_costs_no_connection(database: ScratchDatabase) -> None:
     async with Database(database.url("jobforge_api"), role="jobforge_api", max_size=1) as opened:
         for _ in range(5):
@@ -179,6 +183,7 @@ async def test_a_canceled_caller_costs_no_connection(database: ScratchDatabase) 
             assert await opened.fetch("select 1 as one") == [{"one": 1}]
 
 
+@pytest.mark.requirement("database.canceled-caller")
 async def test_a_statement_that_was_sent_is_carried_out_though_its_caller_is_canceled(
     api_database: Database, admin: psycopg.Connection
 ) -> None:

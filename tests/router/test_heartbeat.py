@@ -70,6 +70,7 @@ async def test_a_beat_whose_connection_was_lost_says_so_and_the_next_begins_afre
         assert len(heartbeat.beat(WORKER, lease_of(claimed), 30_000)) == 1
 
 
+@pytest.mark.requirement("heartbeat.bounded")
 async def test_a_server_that_does_not_answer_is_given_up_well_within_a_lease(
     database: ScratchDatabase, claimed: ClaimedJob, admin: psycopg.Connection
 ) -> None:

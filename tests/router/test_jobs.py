@@ -285,6 +285,7 @@ def shown(error: JobForgeError, job_id: JobId) -> str:
 
 @pytest.mark.parametrize("who", ["another tenant", "another project", "no project"])
 @pytest.mark.parametrize("name", OF_ONE_RUN)
+@pytest.mark.requirement("router.strangers")
 async def test_a_run_of_others_answers_in_the_words_of_an_unknown_one_and_is_untouched(
     router: Router, acme: Caller, make_caller: CallerMaker, who: str, name: str
 ) -> None:
@@ -328,6 +329,7 @@ async def test_a_run_of_others_is_in_no_list(
         assert len(await router.list_runs(owner, RunFilter())) == 1
 
 
+@pytest.mark.requirement("router.projects")
 async def test_a_caller_confined_to_projects_works_within_them(
     router: Router, make_caller: CallerMaker
 ) -> None:

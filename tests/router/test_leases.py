@@ -285,6 +285,7 @@ def written(effects: psycopg.Connection) -> list[tuple[str]]:
     return effects.execute("select e.note from public.effects e").fetchall()
 
 
+@pytest.mark.requirement("router.effects-once")
 async def test_an_effect_and_its_completion_are_one_transaction(
     router: Router, worker_router: WorkerRouter, acme: Caller, effects: psycopg.Connection
 ) -> None:
@@ -297,6 +298,7 @@ async def test_an_effect_and_its_completion_are_one_transaction(
     assert (await router.get_run(acme, enqueued.job_id)).result == '{"b": 2}'
 
 
+@pytest.mark.requirement("router.effects-once")
 async def test_an_effect_of_a_lost_claim_is_rolled_back(
     router: Router,
     worker_router: WorkerRouter,
