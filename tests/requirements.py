@@ -112,6 +112,45 @@ REQUIREMENTS: dict[str, Requirement] = {
     "jobs.shipped": Requirement(
         "design 5", "The shipped jobs keep their names, effects and scopes."
     ),
+    # --- local: bridge, node, configuration of clients
+    "local.both-eras": Requirement(
+        "design 14", "A chat over stdio is served in both protocol eras through the node."
+    ),
+    "local.idle-end": Requirement(
+        "design 18",
+        "A node ends when no chat is left and nothing runs or is due soon, unless it is kept.",
+    ),
+    "local.light-bridge": Requirement("design 18", "A bridge takes at most 12 MB."),
+    "local.no-orphans": Requirement(
+        "design 18", "A bridge ends within a second of its input or its parent."
+    ),
+    "local.node-lost": Requirement(
+        "design 18", "A chat survives its node, and what was committed survives both and Postgres."
+    ),
+    "local.one-node": Requirement(
+        "design 18", "One state directory and database have one node, however many chats start."
+    ),
+    "local.outlives-chat": Requirement("design 18", "A job goes on when its chat is closed."),
+    "local.own-user-only": Requirement(
+        "security", "Nobody but its own user gets an answer from a node."
+    ),
+    "local.stale-socket": Requirement(
+        "design 18", "What a killed node leaves behind does not hinder the next."
+    ),
+    "local.told-why": Requirement(
+        "operations", "When no node can be had, client and log say why and what to do."
+    ),
+    "local.token": Requirement(
+        "security", "Each chat acts as its own token says, and the token stays with the chat."
+    ),
+    "local.upgrade": Requirement("design 18", "An older node gives way to a newer bridge."),
+    "install.clients": Requirement(
+        "design 6", "Each client's own file gets an entry with an absolute command."
+    ),
+    "install.no-secrets-shown": Requirement("security", "What is printed holds no secret."),
+    "install.nothing-lost": Requirement(
+        "design 6", "Whatever else a client's file holds stays, or the file is not touched."
+    ),
     # --- policy: tokens, scopes, the gate
     "policy.gate": Requirement(
         "security", "A verified token and its scopes decide who acts; every refusal reads the same."
@@ -225,4 +264,16 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 1",
         "Effects in the same database and the completion of their job are one transaction.",
     ),
+    # --- cli: the command line
+    "cli.doctor": Requirement(
+        "design 6", "The doctor proves tenant isolation both ways and names what does not hold."
+    ),
+    "cli.exit-codes": Requirement(
+        "operations", "A command ends with 0 done, 1 caller's mistake, 2 usage, 3 operator's turn."
+    ),
+    "cli.json": Requirement("design 6", "With --json a command prints one JSON document."),
+    "cli.migrate": Requirement(
+        "operations", "migrate says what is pending, prints it, and applies it once."
+    ),
+    "cli.secrets": Requirement("design 6", "No command prints a secret but the token it issues."),
 }

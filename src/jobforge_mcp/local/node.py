@@ -25,9 +25,10 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from jobforge_mcp.embedded import Cluster, ensure_running
+from jobforge_mcp.errors import JobForgeError
 from jobforge_mcp.local import rendezvous
 from jobforge_mcp.local.rendezvous import NodeError, Place
 
@@ -195,11 +196,12 @@ class _PostgresStart:
 
 def _refuse_all(listener: socket.socket, error: Exception) -> None:
     """Tell those who wait in the socket's queue why there will be no node."""
-    message = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
+    cause = _first_cause(error)
+    is_ours = isinstance(cause, JobForgeError)
     answer = {
         "protocol": rendezvous.PROTOCOL,
-        "error": f"the local node cannot start: {message}",
-        "hint": getattr(error, "hint", None) or "node.log in the state directory says more",
+        "error": f"the local node cannot start: {cause if is_ours else repr(cause)}",
+        "hint": (cause.hint if is_ours else None) or "node.log in the state directory says more",
     }
     deadline = time.monotonic() + _REFUSE_SECONDS
     try:
@@ -212,6 +214,13 @@ def _refuse_all(listener: socket.socket, error: Exception) -> None:
                 connection.sendall(rendezvous.write_object(answer))
     except OSError:
         return
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """Look into groups that task groups make of one error."""
+    while isinstance(error, BaseExceptionGroup):
+        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+    return error
 
 
 def _ask(place: Place, want: str) -> dict[str, object] | None:
