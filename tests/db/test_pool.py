@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from jobforge_mcp.db.pool import Database
+from jobforge_mcp.db.pool import Database, Row
 from jobforge_mcp.errors import (
     DatabaseUnavailableError,
     JobForgeError,
@@ -156,6 +156,28 @@ async def test_a_database_that_is_gone_is_unavailable_and_may_be_asked_again(
             await opened.fetch("select 1")
 
     assert (gone.value.code, gone.value.retryable) == ("DATABASE_UNAVAILABLE", True)
+
+
+async def test_a_pool_recovers_by_itself_when_the_database_is_back(
+    database: ScratchDatabase, admin: psycopg.Connection
+) -> None:
+    limit = sql.SQL("alter database {} connection limit {}")
+    name = sql.Identifier(database.name)
+    url = database.url("jobforge_api")
+    async with Database(url, role="jobforge_api", acquire_timeout_seconds=0.2) as opened:
+        admin.execute(limit.format(name, sql.Literal(0)))
+        terminate_all(admin)
+        with pytest.raises(DatabaseUnavailableError):
+            await opened.fetch("select 1")
+        admin.execute(limit.format(name, sql.Literal(-1)))
+
+        rows: list[Row] = []
+        with anyio.fail_after(5):
+            while not rows:
+                with suppress(DatabaseUnavailableError):
+                    rows = await opened.fetch("select 1 as one")
+
+    assert rows == [{"one": 1}]
 
 
 async def test_callers_beyond_the_pool_wait_in_turn_and_not_for_ever(
