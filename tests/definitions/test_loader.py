@@ -187,3 +187,20 @@ def test_the_shipped_definitions_are_these() -> None:
         "report.generate": ("async", "none"),
     }
     assert all(bound.definition.title and bound.definition.description for bound in shipped)
+
+
+def test_a_file_imports_helpers_from_its_own_folder(folder: Path) -> None:
+    (folder / "greetings" / "_words.py").write_text('WORD = "hello"\n')
+    (folder / "greetings" / "with-helper.py").write_text(
+        GREET.replace("test.greet", "test.helped").replace(
+            "from pydantic", "from ._words import WORD\nfrom pydantic", 1
+        )
+    )
+    (folder / "greetings" / "greet.v2.py").write_text(GREET.replace("test.greet", "test.greet2"))
+
+    assert [bound.name for bound in load_jobs([folder])] == [
+        "test.greet",
+        "test.greet2",
+        "test.helped",
+        "test.hello",
+    ]

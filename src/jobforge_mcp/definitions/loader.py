@@ -24,7 +24,8 @@ from jobforge_mcp.errors import DefinitionError
 def load_jobs(sources: Iterable[str | Path]) -> list[BoundJob]:
     """Load every job of the sources: folders, ``.py`` and ``.json`` files, and dotted names of modules.
 
-    In a folder each file whose name does not begin with ``_`` is read, folders within included, in the order of names.
+    In a folder each file whose name does not begin with ``_`` is read, folders within included, in the order of names;
+    the others are helpers, which a file imports as ``from ._helpers import …``.
 
     Raises:
         DefinitionError: A source does not exist, a definition is wrong, or a name is taken twice.
@@ -117,7 +118,7 @@ def _load_module(item: Path | str) -> ModuleType:
 
 
 def _load_file(path: Path) -> ModuleType:
-    name = f"{FILE_MODULE_PREFIX}{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
+    name = f"{_package_of(path.parent)}.{path.stem.replace('.', '_')}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -132,6 +133,16 @@ def _load_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _package_of(folder: Path) -> str:
+    """Return a package that stands for a folder, so that ``from ._helpers import …`` finds its neighbours."""
+    name = f"{FILE_MODULE_PREFIX}{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}"
+    if name not in sys.modules:
+        package = ModuleType(name, f"The job definitions in {folder}.")
+        package.__path__ = [str(folder)]
+        sys.modules[name] = package
+    return name
 
 
 def _place(error: Exception, item: Path | str) -> str:
