@@ -108,7 +108,7 @@ def worker_input(config: pytest.Config) -> dict[str, str] | None:
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
-    """psycopg knows asyncio only."""
+    """Choose the one loop that psycopg can run on."""
     return "asyncio"
 
 
