@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -89,9 +90,7 @@ def desk(router: Router, registry: Registry, acme: Caller) -> Desk:
 
 
 @pytest.fixture
-async def make_pool(
-    database: ScratchDatabase, registry: Registry, desk: Desk
-) -> AsyncGenerator[PoolMaker]:
+def make_pool(database: ScratchDatabase, registry: Registry, desk: Desk) -> PoolMaker:
     url = database.url("jobforge_worker")
 
     @asynccontextmanager
@@ -119,12 +118,12 @@ async def make_pool(
                 on_change=desk.changed.append,
                 heartbeat_url=url,
                 blocked_seconds=blocked_seconds,
-                **({} if environ is None else {"environ": environ}),
+                environ=os.environ if environ is None else environ,
             )
             await opened.enter_async_context(pool)
             yield pool
 
-    yield make
+    return make
 
 
 async def eventually(holds: Callable[[], bool | Awaitable[bool]], seconds: float = 10) -> None:

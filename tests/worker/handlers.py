@@ -48,12 +48,12 @@ def echo_on_thread(input: Numbered, job: JobContext) -> int:
 def echo_in_process(input: Numbered, job: JobContext) -> dict[str, JsonValue]:
     job.progress(input.number, 10, "half")
     job.log("in a process", level="warning")
-    print("printed by the handler")
+    print("printed by the handler")  # noqa: T201 - that is the point
     return {
         "number": input.number,
         "pid": os.getpid(),
         "run_id": str(job.run_id),
-        "environment": sorted(os.environ),
+        "environment": list[JsonValue](sorted(os.environ)),
     }
 
 
@@ -163,8 +163,7 @@ async def sleep_too_long(input: Nothing, job: JobContext) -> None:
 async def swallow(input: Named, job: JobContext) -> str:
     """Go on after being cancelled, until a file appears."""
     with anyio.CancelScope(shield=True):
-        while not Path(input.name).exists():
-            await anyio.sleep(0.01)
+        await _appearance_of(input.name)
     return "too late"
 
 
@@ -196,7 +195,7 @@ def stubborn(input: Named, job: JobContext) -> None:
         time.sleep(1)
 
 
-@job(name="stubborn.briefly", timeout="1s", retry=Retry(max_attempts=1))
+@job(name="stubborn.briefly", timeout="2s", retry=Retry(max_attempts=1))
 def stubborn_with_timeout(input: Named, job: JobContext) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     Path(input.name).write_text(str(os.getpid()))
@@ -204,12 +203,17 @@ def stubborn_with_timeout(input: Named, job: JobContext) -> None:
         time.sleep(1)
 
 
-@job(name="clean-up.process", timeout="1s", retry=Retry(max_attempts=1))
+@job(name="clean-up.process", timeout="2s", retry=Retry(max_attempts=1))
 def clean_up(input: Named, job: JobContext) -> None:
     try:
         time.sleep(60)
     finally:
         Path(input.name).write_text("cleaned up")
+
+
+async def _appearance_of(name: str) -> None:
+    while not await anyio.Path(name).exists():  # noqa: ASYNC110 - the test that makes it may be another process
+        await anyio.sleep(0.01)
 
 
 @job(name="wait.thread", timeout="300ms", isolation="thread", retry=Retry(max_attempts=1))
@@ -283,7 +287,7 @@ async def tell_secret(input: Nothing, job: JobContext) -> None:
 def tell_secret_in_process(input: Nothing, job: JobContext) -> None:
     value = job.secret("api-key")
     job.log(f"the key is {value}")
-    print(f"printed {value}")
+    print(f"printed {value}")  # noqa: T201 - that is the point
     raise PermanentError(f"refused {value}")
 
 
@@ -300,8 +304,7 @@ async def write(input: Named, job: JobContext) -> str:
 async def write_late(input: Named, job: JobContext) -> str:
     """Write when a file appears, and let nothing stop it."""
     with anyio.CancelScope(shield=True):
-        while not Path(input.name).exists():
-            await anyio.sleep(0.01)
+        await _appearance_of(input.name)
         async with job.transaction() as transaction:
             await transaction.execute("insert into app.effects (name) values ('late')")
             transaction.complete("late")

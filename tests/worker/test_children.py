@@ -117,6 +117,9 @@ async def test_a_timeout_kills_a_stubborn_child(
     desk: Desk, pool: WorkerPool, tmp_path: Path
 ) -> None:
     noted = tmp_path / "pid"
+    await desk.until_final(
+        await desk.enqueue("echo.process")
+    )  # a child is warm: its start takes time as well
 
     run = await desk.until_final(await desk.enqueue("stubborn.briefly", name=str(noted)))
 
@@ -130,6 +133,7 @@ async def test_a_child_that_is_ended_may_clean_up(
     desk: Desk, pool: WorkerPool, tmp_path: Path
 ) -> None:
     noted = tmp_path / "noted"
+    await desk.until_final(await desk.enqueue("echo.process"))
 
     run = await desk.until_final(await desk.enqueue("clean-up.process", name=str(noted)))
 

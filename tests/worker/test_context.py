@@ -16,7 +16,7 @@ from jobforge_mcp.types import JobId, RunStatus
 from jobforge_mcp.worker.pool import WorkerPool
 from tests.worker.conftest import Desk, PoolMaker
 
-SECRET = "hunter2-hunter2"  # noqa: S105 - a canary of these tests
+SECRET = "hunter2-hunter2"
 
 
 @pytest.fixture

@@ -67,6 +67,28 @@ class Release:
 Verdict: TypeAlias = Completion | Failure | Release
 
 
+class Signal:
+    """Something that happens once; costs nothing while nobody waits for it, as in most attempts."""
+
+    __slots__ = ("_event", "is_set")
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._event: anyio.Event | None = None
+
+    def set(self) -> None:
+        """Let it happen."""
+        self.is_set = True
+        if self._event is not None:
+            self._event.set()
+
+    async def wait(self) -> None:
+        """Return once it has happened."""
+        if not self.is_set:
+            self._event = self._event or anyio.Event()
+            await self._event.wait()
+
+
 @dataclass(eq=False, slots=True)
 class LeaseHold:
     """A lease this process holds, shared by the attempts of one claim and tenant."""
@@ -90,7 +112,7 @@ class Attempt:
     isolation: Isolation | None = None
     """Set when the definition was found."""
     stop_reason: StopReason | None = None
-    stop_requested: anyio.Event = field(default_factory=anyio.Event)
+    stop_requested: Signal = field(default_factory=Signal)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     """Around the handler; cancelled when asking was not enough."""
     is_enforced: bool = False
@@ -101,7 +123,7 @@ class Attempt:
     """The handler has been told that it should end."""
     committed: Settled | None = None
     """Its own transaction completed the run: there is nothing left to settle."""
-    finished: anyio.Event = field(default_factory=anyio.Event)
+    finished: Signal = field(default_factory=Signal)
     """The handler has really ended."""
     verdict: Verdict | None = None
     is_settling: bool = False

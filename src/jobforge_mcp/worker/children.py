@@ -36,7 +36,7 @@ MAX_USES = 1_000
 """Jobs after which a child is replaced: handlers leak."""
 
 RELEASE_GRACE_SECONDS = 0.25
-"""When a worker drains, its grace period is already over."""
+"""When a worker drains its grace period is over already, and a lost job may be running elsewhere already."""
 
 END_OF_OUTPUT = "\0jobforge:end:"
 """What a child writes after a job's own output, with the number of the call."""
@@ -116,8 +116,8 @@ class ChildPool:
             await self._end(child, grace=0)
             return Told(FailureKind.FAILED, RunError("CHILD_DIED", ended.message, retryable=True))
         except BaseException:
-            is_draining = attempt.stop_reason is StopReason.RELEASED
-            grace = RELEASE_GRACE_SECONDS if is_draining else self._limits.kill_grace_seconds
+            is_hurried = attempt.stop_reason in (StopReason.RELEASED, StopReason.LEASE_LOST)
+            grace = RELEASE_GRACE_SECONDS if is_hurried else self._limits.kill_grace_seconds
             await self._end(child, grace=grace)
             raise
         if len(self._idle) < self._limits.warm and child.uses < MAX_USES:

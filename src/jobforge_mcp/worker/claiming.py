@@ -76,25 +76,19 @@ class Claimer:
         self._reaped_at = 0.0
         self._asked_until = 0.0
         self._scope = anyio.CancelScope()
-        self.is_stopping = False
+        self._stopped = anyio.Event()
 
-    def stop(self) -> None:
-        """Claim no more; a claim under way is still answered."""
-        self.is_stopping = True
+    async def stop(self) -> None:
+        """Claim no more, and return when the answer to a claim under way was dealt with."""
         self._scope.cancel()
+        await self._stopped.wait()
 
     async def run(self) -> None:
         """Claim, until stopped."""
-        backoff = 0.1
-        with self._scope:
-            while True:
-                try:
-                    await self._work_or_sleep()
-                    backoff = 0.1
-                except Exception as error:  # noqa: BLE001 - a worker outlives whatever a claim may meet
-                    self._complain(error)
-                    await anyio.sleep(backoff * random.uniform(0.5, 1.0))
-                    backoff = min(backoff * 2, _MAX_BACKOFF_SECONDS)
+        try:
+            await self._run()
+        finally:
+            self._stopped.set()
 
     async def tend(self) -> None:
         """Look after leases and lanes when no claim does: all slots may be taken for a long time."""
@@ -110,6 +104,18 @@ class Claimer:
                     await self._router.tend_lanes()
             except Exception as error:  # noqa: BLE001 - the next turn tries again
                 self._complain(error)
+
+    async def _run(self) -> None:
+        backoff = 0.1
+        with self._scope:
+            while True:
+                try:
+                    await self._work_or_sleep()
+                    backoff = 0.1
+                except Exception as error:  # noqa: BLE001 - a worker outlives whatever a claim may meet
+                    self._complain(error)
+                    await anyio.sleep(backoff * random.uniform(0.5, 1.0))
+                    backoff = min(backoff * 2, _MAX_BACKOFF_SECONDS)
 
     async def _work_or_sleep(self) -> None:
         await self._slots.wait_free()

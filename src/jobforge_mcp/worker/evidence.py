@@ -29,12 +29,8 @@ class Evidence:
     """Kind and value of each reading, oldest first."""
     dropped: int = 0
     """Readings beyond ``MAX_ENTRIES``."""
-    _random: random.Random = field(init=False, repr=False)
-    _started: float = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._random = random.Random(self.seed)
-        self._started = time.monotonic()
+    _random: random.Random | None = field(default=None, repr=False)
+    _started: float = field(default_factory=time.monotonic, repr=False)
 
     def now(self) -> datetime:
         """Read the database's clock, as it was at the claim and has run on since."""
@@ -44,15 +40,20 @@ class Evidence:
 
     def random(self) -> float:
         """Draw a number of [0, 1)."""
-        value = self._random.random()
+        value = self._generator().random()
         self._record("random", value)
         return value
 
     def uuid(self) -> UUID:
         """Draw a version 4 UUID."""
-        value = UUID(int=self._random.getrandbits(128), version=4)
+        value = UUID(int=self._generator().getrandbits(128), version=4)
         self._record("uuid", str(value))
         return value
+
+    def _generator(self) -> random.Random:
+        # Made when it is first needed: seeding costs more than everything else about a short attempt.
+        self._random = self._random or random.Random(self.seed)
+        return self._random
 
     def _record(self, kind: str, value: JsonValue) -> None:
         if len(self.entries) < MAX_ENTRIES:

@@ -64,7 +64,11 @@ async def execute(execution: Execution) -> Verdict | None:
     steps: tuple[Callable[[Execution], Awaitable[None]], ...] = (load, check, run)
     for step in steps:
         if execution.told is None:
-            await step(execution)
+            try:
+                await step(execution)
+            except Exception as error:
+                log.exception("attempt_broke", step=step.__name__, **execution.attempt.names)
+                execution.told = tell(error)
     return conclude(execution)
 
 

@@ -57,10 +57,14 @@ TICK_SECONDS = 0.1
 MAX_KILL_GRACE_SECONDS = 10.0
 """The database ends a lease 15 s after the timeout of its job, whatever the worker says."""
 
-REGISTER_SECONDS = 60.0
+REGISTER_SECONDS = 20.0
+"""A worker not heard of for a minute counts as gone, and heartbeats tell only of those that hold leases."""
 
 LAST_WORDS_SECONDS = 0.75
 """What remains, once the drain's grace is over, for handlers to be stopped and their jobs to be released."""
+
+LAST_SETTLES_SECONDS = 5.0
+"""What a drain waits for a database that does not answer; then the leases have to end by themselves."""
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -143,12 +147,18 @@ class WorkerPool:
         self._slots.take()
         self._start_one(claimed, time.monotonic())
 
+    def cancel(self, job_id: JobId) -> None:
+        """Stop a job whose cancellation was committed just now, without waiting for a heartbeat to tell of it."""
+        for attempt in [a for a in self._running if a.fence.job_id == job_id]:
+            self._cancel(attempt)
+
     async def drain(self, grace_seconds: float) -> None:
         """Claim no more, let running jobs finish for so long, release the rest; :meth:`abandon` cuts the wait short."""
         if self._is_drained:
             return
         self._is_draining = True
-        self._claimer.stop()
+        with anyio.move_on_after(LAST_SETTLES_SECONDS):
+            await self._claimer.stop()
         with anyio.move_on_after(grace_seconds) as waiting:
             self._waiting_scopes.append(waiting)
             if self._is_abandoned:
@@ -162,7 +172,7 @@ class WorkerPool:
         for attempt in self._running:
             log.warning("handler_not_stoppable", reason=StopReason.RELEASED, **attempt.names)
             self._settler.put(attempt, Release(attempt.fence))
-        with anyio.move_on_after(5):
+        with anyio.move_on_after(LAST_SETTLES_SECONDS):
             await self._settler.wait_idle()
         self._is_drained = True
 
@@ -175,6 +185,31 @@ class WorkerPool:
     async def __aenter__(self) -> Self:
         self._idle = anyio.Event()
         self._mailbox = Mailbox()
+        try:
+            self._build()
+            await self._register()
+            self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        except BaseException:
+            self._mailbox.close()
+            await self._stack.aclose()
+            raise
+        self._heartbeat.start(call_on_loop.__code__)
+        for task in (
+            self._mailbox.deliver,
+            self._keep_time,
+            self._stay_registered,
+            self._reporter.run,
+            self._settler.run,
+            self._claimer.run,
+            self._claimer.tend,
+        ):
+            self._tasks.start_soon(task)
+        log.info("worker_started", worker_id=self.worker_id, concurrency=self._slots.total)
+        return self
+
+    def _build(self) -> None:
+        """Make the parts; nothing runs yet."""
+        settings = self._settings
         self._heartbeat = Heartbeat(
             lambda: HeartbeatConnection(self._heartbeat_url, "jobforge_worker"),
             self.worker_id,
@@ -192,40 +227,27 @@ class WorkerPool:
             self._start_task,
             self._environ,
         )
-        settings = self._settings
         self._children = ChildPool(
             ChildLimits(settings.process_children, settings.child_memory_mb, self._kill_grace),
             asked=self._services,
             start=self._start_task,
             environ=self._environ,
         )
-        rules = ClaimRules(
-            self.worker_id, self._job_types, self._tenant_ids, settings.lease_ms, settings.poll_ms
-        )
-        self._hints = self._stack.enter_context(self._listener.subscribe(READY))
+        hints = self._stack.enter_context(self._listener.subscribe(READY))
         self._claimer = Claimer(
             self._router,
-            rules,
+            ClaimRules(
+                self.worker_id,
+                self._job_types,
+                self._tenant_ids,
+                settings.lease_ms,
+                settings.poll_ms,
+            ),
             self._slots,
-            wait_for_hint=self._hints.wait,
+            wait_for_hint=hints.wait,
             start=self._start_claimed,
             settler=self._settler,
         )
-        await self._register()
-        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
-        self._heartbeat.start(call_on_loop.__code__)
-        for task in (
-            self._mailbox.deliver,
-            self._keep_time,
-            self._stay_registered,
-            self._reporter.run,
-            self._settler.run,
-            self._claimer.run,
-            self._claimer.tend,
-        ):
-            self._tasks.start_soon(task)
-        log.info("worker_started", worker_id=self.worker_id, concurrency=self._slots.total)
-        return self
 
     async def __aexit__(
         self,
@@ -321,7 +343,7 @@ class WorkerPool:
         attempt.stop_requested.set()
         if is_first:
             self._tasks.start_soon(self._see_off, attempt)
-        elif not attempt.finished.is_set():
+        elif not attempt.finished.is_set:
             attempt.enforce()
 
     async def _see_off(self, attempt: Attempt) -> None:
@@ -397,7 +419,7 @@ class WorkerPool:
             await anyio.sleep(REGISTER_SECONDS)
             try:
                 await self._register()
-            except Exception:  # the next minute tries again; heartbeats say the same
+            except Exception:  # the next turn tries again
                 log.warning("worker_not_registered", exc_info=True)
 
     async def _forget(self) -> None:

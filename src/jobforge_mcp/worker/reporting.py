@@ -47,13 +47,14 @@ class Reporter:
         while True:
             await self._woken.wait()
             self._woken = anyio.Event()
-            await self.flush(list(self._dirty))
+            async with self._one_at_a_time:
+                await self._send(list(self._dirty))
             await anyio.sleep(INTERVAL_SECONDS)
             if self._dirty:
                 self._woken.set()
 
     async def flush(self, attempts: Iterable[Attempt]) -> None:
-        """Say all that these attempts have to say; what cannot be delivered now waits for the next try."""
+        """Say all that attempts which are at their end have to say; what cannot be delivered waits for the next try."""
         async with self._one_at_a_time:
             remaining = [attempt for attempt in attempts if attempt.is_dirty]
             while remaining:
@@ -70,6 +71,10 @@ class Reporter:
                 self._dirty[attempt] = None
             elif (report := attempt.take_report()) is not None:
                 batch[attempt.fence.job_id] = (attempt, report)
+                if attempt.is_dirty:
+                    self._dirty[attempt] = None
+        if not batch:
+            return True
         sent_at = time.monotonic()
         try:
             answers = await self._router.report_progress([report for _, report in batch.values()])
