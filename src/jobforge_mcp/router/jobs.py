@@ -189,9 +189,9 @@ class Router:
             ConflictError: it ended otherwise.
         """
         await self._require_visible(caller, job_id)
-        # A repeated cancel changes nothing, so it is safe when the answer was lost.
+        # Not repeated by us: while the run is running a second request would count as a change and be audited twice.
         rows = await self._fetch_of_run(
-            caller, job_id, _CANCEL_JOB, [job_id, reason], origin=origin
+            caller, job_id, _CANCEL_JOB, [job_id, reason], origin=origin, is_repeatable=False
         )
         return to_run(rows[0])
 
