@@ -144,6 +144,9 @@ REQUIREMENTS: dict[str, Requirement] = {
         "security", "Each chat acts as its own token says, and the token stays with the chat."
     ),
     "local.upgrade": Requirement("design 18", "An older node gives way to a newer bridge."),
+    "local.without-node": Requirement(
+        "design 18", "JOBFORGE_NODE=off serves a chat in one process and starts no node."
+    ),
     "install.clients": Requirement(
         "design 6", "Each client's own file gets an entry with an absolute command."
     ),
@@ -272,6 +275,9 @@ REQUIREMENTS: dict[str, Requirement] = {
         "operations", "A command ends with 0 done, 1 caller's mistake, 2 usage, 3 operator's turn."
     ),
     "cli.json": Requirement("design 6", "With --json a command prints one JSON document."),
+    "cli.leaving": Requirement(
+        "design 9", "Whoever interrupts a command that waits stops no run and is told its id."
+    ),
     "cli.migrate": Requirement(
         "operations", "migrate says what is pending, prints it, and applies it once."
     ),

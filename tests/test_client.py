@@ -104,6 +104,7 @@ async def test_a_job_is_enqueued_waited_for_and_its_result_returned(
 ) -> None:
     client = make_client()
     enqueued = await client.enqueue("test.greet", {"name": "Ada"})
+    result = None
 
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:

@@ -11,7 +11,7 @@ import sys
 from typing import Literal
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 
 def configure_logging(
@@ -33,7 +33,11 @@ def configure_logging(
     renderer: list[Processor] = (
         [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
         if is_console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        else [
+            structlog.processors.format_exc_info,
+            _put_first,
+            structlog.processors.JSONRenderer(ensure_ascii=False),
+        ]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -46,7 +50,8 @@ def configure_logging(
     # What libraries say at debug level may hold statements, headers or payloads: it is never wanted.
     logging.getLogger("jobforge_mcp").setLevel(number)
     logging.getLogger("jobforge").setLevel(number)
-    for name in ("psycopg.pool", "httpx", "httpx2", "uvicorn.access"):
+    # Sessions' ids are as good as keys to them, and the rest is noise.
+    for name in ("psycopg.pool", "httpx", "httpx2", "mcp", "uvicorn"):
         logging.getLogger(name).setLevel(logging.WARNING)
     structlog.configure(
         processors=[
@@ -59,3 +64,9 @@ def configure_logging(
         # Tests and nodes configure anew; the cost is one lookup per line.
         cache_logger_on_first_use=False,
     )
+
+
+def _put_first(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Begin each line with what a person looks for."""
+    first = {name: event[name] for name in ("timestamp", "level", "event") if name in event}
+    return {**first, **event}

@@ -28,6 +28,8 @@ INTERRUPTED_EXIT = 130
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
+_PIPE_WIDTH = 200
+
 STATUS_STYLES = {
     "queued": "cyan",
     "running": "blue",
@@ -70,8 +72,8 @@ def console() -> Console:
     """Return the console of stdout."""
     from rich.console import Console
 
-    # soft_wrap: what is piped into a file or a pager keeps its lines, so that it can be searched.
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    # What is piped into a file or a pager keeps its lines, so that it can be searched.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -81,8 +83,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     from rich.text import Text
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        made.add_column(column, overflow="fold")
+    for place, column in enumerate(columns):
+        # The first one is what a person copies: an id or a name.
+        made.add_column(column, overflow="fold", no_wrap=place == 0)
     for row in rows:
         made.add_row(*[Text(printable(cell), style=STATUS_STYLES.get(cell, "")) for cell in row])
     return made

@@ -32,7 +32,7 @@ def run_program(arguments: Sequence[str] | None = None) -> int:
         code = command.main(given, prog_name="jobforge", standalone_mode=False)
         sys.stdout.flush()
     except typer.TyperException as error:
-        return show_error("USAGE", error.format_message(), "jobforge --help", is_json, USAGE_EXIT)
+        return show_error("USAGE", error.format_message(), _help_for(given), is_json, USAGE_EXIT)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED_EXIT
     except BrokenPipeError:
@@ -114,6 +114,15 @@ def _describe_version(
     pass
 
 
+def _help_for(given: Sequence[str]) -> str:
+    """Name the help of the command that was meant, as far as one was."""
+    groups = {"node", "token"}
+    words = [word for word in given if not word.startswith("-")][
+        : 2 if given[:1] and given[0] in groups else 1
+    ]
+    return " ".join(("jobforge", *words, "--help"))
+
+
 def _known(error: BaseException) -> tuple[str, str, str | None] | None:
     """Return code, message and hint of an error that was raised for people; ``None`` for a fault of ours."""
     error = _innermost(error)
@@ -132,5 +141,5 @@ def _innermost(error: BaseException) -> BaseException:
     """Task groups wrap what is raised in them, even a single error."""
     if not isinstance(error, BaseExceptionGroup):
         return error
-    inner = cast("BaseExceptionGroup[BaseException]", error).exceptions
-    return _innermost(inner[0]) if len(inner) == 1 else error
+    group = cast("BaseExceptionGroup[BaseException]", error)
+    return _innermost(group.exceptions[0]) if len(group.exceptions) == 1 else group

@@ -58,6 +58,8 @@ def worker(
 
     settings = load_settings(worker_concurrency=concurrency)
     configure_logging(settings.log_level, settings.log_format)
+    # No handler and no child process may find it.
+    clear_token_from_environment()
     registry = load_registry(settings)
     patterns = type or ["*"]
 
@@ -84,12 +86,12 @@ def worker(
 
 
 def demo(
-    once: Annotated[bool, typer.Option("--once", help="End when all runs have ended.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="For scripts; it always ends by itself.")] = False,
 ) -> int:
     """Show the main job end to end: a success, retries, a killed worker, a cancellation."""
     from jobforge_mcp.cli.demo import run_demo
 
-    return run_demo(is_once=once)
+    return run_demo()
 
 
 async def _serve_http(settings: Settings) -> None:

@@ -82,8 +82,10 @@ def print_run(
         console.print(Text(f"  {run.error.code}: {printable(run.error.message)}", style="red"))
         if run.error.hint:
             console.print(Text(f"  {printable(run.error.hint)}", style="dim"))
-    if run.cancel_reason is not None:
-        console.print(Text(f"  canceled because: {printable(run.cancel_reason)}", style="dim"))
+    if run.cancel_requested_at is not None:
+        said = "canceled" if run.status.is_final else "cancellation was asked for"
+        reason = f": {printable(run.cancel_reason)}" if run.cancel_reason else ""
+        console.print(Text(f"  {said}{reason}", style="dim"))
     if input is not None:
         _print_json(console, "input", input)
     for attempt in attempts:

@@ -63,8 +63,9 @@ async def run_worker(
         ) as pool,
         anyio.create_task_group() as tasks,
     ):
-        on_started(pool)
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            # Said only now: whoever hears it may send a signal at once.
+            on_started(pool)
             async for number in signals:
                 log.info("worker_draining", signal=number.name, running=pool.running)
                 break
