@@ -10,14 +10,30 @@ from tests.postgres import ScratchDatabase
 from tests.server.stage import Stage, open_stage
 
 
-@pytest.fixture(params=["memory", "stdio", "http", "sse"])
-def kind(request: pytest.FixtureRequest) -> Kind:
+DOORS: list[tuple[Kind, Era]] = [
+    ("memory", "auto"),
+    ("memory", "legacy"),
+    ("stdio", "auto"),  # a process for each test: its other era has a test of its own
+    ("http", "auto"),
+    ("http", "legacy"),
+    ("sse", "auto"),
+    ("sse", "legacy"),
+]
+
+
+@pytest.fixture(params=DOORS, ids="-".join)
+def door(request: pytest.FixtureRequest) -> tuple[Kind, Era]:
     return request.param
 
 
-@pytest.fixture(params=["auto", "legacy"])
-def era(request: pytest.FixtureRequest) -> Era:
-    return request.param
+@pytest.fixture
+def kind(door: tuple[Kind, Era]) -> Kind:
+    return door[0]
+
+
+@pytest.fixture
+def era(door: tuple[Kind, Era]) -> Era:
+    return door[1]
 
 
 @pytest.fixture

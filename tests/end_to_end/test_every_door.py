@@ -35,7 +35,11 @@ async def test_an_agent_runs_a_job_and_reads_it_again(connect: Connect, stage: S
         resource = await client.read_resource(f"jobforge://runs/{run['runId']}/result")
 
     assert [job["name"] for job in run_of(listed)["jobs"]] == ["test.echo"]
-    assert (answer.is_error, run["status"], run["result"]) == (False, "succeeded", {"said": "hello"})
+    assert (answer.is_error, run["status"], run["result"]) == (
+        False,
+        "succeeded",
+        {"said": "hello"},
+    )
     assert {**run_of(again), "outcome": "created"} == run
     assert run["runId"] in text_of(answer)
     assert '{"said":"hello"}' in text_of(answer)
@@ -89,7 +93,9 @@ async def test_a_run_is_canceled_and_retried(connect: Connect, stage: Stage) -> 
         run_id = run_of(started)["runId"]
         await client.call_tool("cancel-job", {"runId": run_id, "reason": "enough"})
         ended = await client.call_tool("get-job-status", {"runId": run_id, "waitSeconds": 20})
-        retried = await client.call_tool("retry-job", {"runId": run_id, "runAt": "2099-01-01T00:00:00Z"})
+        retried = await client.call_tool(
+            "retry-job", {"runId": run_id, "runAt": "2099-01-01T00:00:00Z"}
+        )
         refused = await client.call_tool("retry-job", {"runId": run_id})
         await client.call_tool("cancel-job", {"runId": run_id})
 
@@ -165,7 +171,11 @@ async def test_the_clients_timeout_does_not_cancel_the_job(connect: Connect, sta
         with pytest.raises(MCPError):
             await client.call_tool(
                 "execute-job",
-                {"name": "test.steps", "input": {"steps": 3, "seconds": 0.5}, "idempotencyKey": "k"},
+                {
+                    "name": "test.steps",
+                    "input": {"steps": 3, "seconds": 0.5},
+                    "idempotencyKey": "k",
+                },
                 read_timeout_seconds=0.7,
             )
         runs = run_of(await client.call_tool("list-runs", {}))["runs"]
@@ -204,7 +214,9 @@ async def test_what_a_handler_prints_does_not_reach_the_protocol(
     assert run_of(environment)["result"] is False
 
 
-async def test_instructions_are_given_in_both_eras(connect: Connect, stage: Stage, era: Era) -> None:
+async def test_instructions_are_given_in_both_eras(
+    connect: Connect, stage: Stage, era: Era
+) -> None:
     async with connect(stage.token()) as client:
         assert isinstance(client, Client)
         assert client.instructions is not None

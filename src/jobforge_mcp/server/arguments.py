@@ -79,38 +79,51 @@ class Arguments(BaseModel):
 class ListJobs(Arguments):
     """Which definitions to list."""
 
-    query: Annotated[_Short | None, Field(description="words to find in name and description")] = (
+    query: Annotated[_Short | None, Field(description="words, all must occur")] = None
+    tags: Annotated[list[_Name] | None, Field(max_length=20, description="all must be there")] = (
         None
     )
-    tags: Annotated[list[_Name] | None, Field(max_length=20)] = None
     labels: _Labels | None = None
-    detail: Annotated[bool | None, Field(description="with schemas and limits")] = None
-    cursor: _Short | None = None
-    limit: _Limit | None = None
+    detail: Annotated[bool | None, Field(description="add schemas, timeout, retry")] = None
+    cursor: Annotated[_Short | None, Field(description="nextCursor of the page before")] = None
+    limit: Annotated[_Limit | None, Field(description="default 20")] = None
 
 
 class ExecuteJob(Arguments):
     """What to run, and how long to wait for it."""
 
-    name: Annotated[_Name, Field(description="from list-jobs")]
+    name: Annotated[_Name, Field(description="job name from list-jobs")]
     # Any JSON value is taken (it has passed check_value), and the job's own schema says what fits; models are told the
     # usual case.
-    input: Annotated[object, WithJsonSchema({"type": "object"})] = None
-    background: Annotated[bool | None, Field(description="do not wait")] = None
-    wait_seconds: Annotated[_Seconds | None, Field(description="default 20, cap 45")] = None
+    input: Annotated[
+        object, WithJsonSchema({"type": "object"}), Field(description="fits the job's inputSchema")
+    ] = None
+    background: Annotated[bool | None, Field(description="return at once, do not wait")] = None
+    wait_seconds: Annotated[
+        _Seconds | None, Field(description="wait this long for the end; default 20, cap 45")
+    ] = None
     idempotency_key: Annotated[
-        str | None, Field(description="same key and input: same run, never a second one")
+        str | None,
+        Field(
+            description="your own id of this request: repeated with the same input it returns the same run instead of "
+            "a second one"
+        ),
     ] = None
-    run_at: Annotated[_Time | None, Field(description="not before")] = None
-    priority: Annotated[int | None, Field(ge=0, le=3, description="0 first, default 2")] = None
+    run_at: Annotated[_Time | None, Field(description="do not start before")] = None
+    priority: Annotated[int | None, Field(ge=0, le=3, description="0 is first; default 2")] = None
     ordering_key: Annotated[
-        str | None, Field(description="runs of one key go one by one, in order")
+        str | None, Field(description="runs with the same key run one at a time, in order")
     ] = None
-    project_id: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,62}$")] = None
+    project_id: Annotated[
+        str | None,
+        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,62}$"),
+        WithJsonSchema({"type": "string"}),
+    ] = None
     labels: Annotated[_Labels | None, Field(max_length=20)] = None
     dry_run: Annotated[bool | None, Field(description="only say what would happen")] = None
     cancel_on_disconnect: Annotated[
-        bool | None, Field(description="cancel if this call is cut off")
+        bool | None,
+        Field(description="cancel the run if this call is cut off; default: it goes on"),
     ] = None
 
 
@@ -118,26 +131,32 @@ class GetJobStatus(Arguments):
     """Which runs to tell about."""
 
     run_id: _RunId | None = None
-    run_ids: Annotated[list[_RunId] | None, Field(max_length=RUN_IDS_MOST)] = None
-    wait_seconds: Annotated[_Seconds | None, Field(description="wait for the end, cap 45")] = None
-    since_version: Annotated[
-        int | None, Field(ge=0, description="with waitSeconds: return on any change past it")
+    run_ids: Annotated[
+        list[_RunId] | None, Field(max_length=RUN_IDS_MOST, description="instead of runId")
     ] = None
-    include: list[Literal["input", "logs", "attempts"]] | None = None
+    wait_seconds: Annotated[
+        _Seconds | None, Field(description="wait this long for the end; default 0, cap 45")
+    ] = None
+    since_version: Annotated[
+        int | None, Field(ge=0, description="end the wait on any change past this version")
+    ] = None
+    include: Annotated[
+        list[Literal["input", "logs", "attempts"]] | None, Field(description="tell these too")
+    ] = None
 
 
 class ListRuns(Arguments):
     """Which runs to list."""
 
-    name: Annotated[_Name | None, Field(description="of the job")] = None
+    name: Annotated[_Name | None, Field(description="job name")] = None
     status: (
         Literal["queued", "running", "waiting", "succeeded", "failed", "dead", "canceled"] | None
     ) = None
     project_id: _Name | None = None
     trace_id: _Short | None = None
-    since: Annotated[_Time | None, Field(description="created at or after")] = None
-    cursor: _Short | None = None
-    limit: _Limit | None = None
+    since: Annotated[_Time | None, Field(description="created then or later")] = None
+    cursor: Annotated[_Short | None, Field(description="nextCursor of the page before")] = None
+    limit: Annotated[_Limit | None, Field(description="default 20")] = None
 
 
 class CancelJob(Arguments):
@@ -151,12 +170,12 @@ class RetryJob(Arguments):
     """Which run to queue again."""
 
     run_id: _RunId
-    if_version: Annotated[int | None, Field(ge=0, description="only if still at this version")] = (
-        None
-    )
-    run_at: _Time | None = None
-    reset_attempts: bool | None = None
-    force: Annotated[bool | None, Field(description="also a succeeded run")] = None
+    if_version: Annotated[
+        int | None, Field(ge=0, description="refuse if the run changed since this version")
+    ] = None
+    run_at: Annotated[_Time | None, Field(description="do not start before")] = None
+    reset_attempts: Annotated[bool | None, Field(description="grant all attempts anew")] = None
+    force: Annotated[bool | None, Field(description="needed for a succeeded run")] = None
 
 
 ModelT = TypeVar("ModelT", bound=Arguments)
@@ -291,7 +310,7 @@ def _complaint(problem: ErrorDetails) -> str:
 _COMPLAINTS = {
     "string_type": "must be a string",
     "string_too_long": "is longer than {max_length} characters",
-    "string_pattern_mismatch": "does not match its pattern",
+    "string_pattern_mismatch": "must be 1 to 63 letters, digits or . _ : - and begin with a letter or digit",
     "int_type": "must be a whole number",
     "float_type": "must be a number",
     "finite_number": "must be a finite number",

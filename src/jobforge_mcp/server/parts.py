@@ -13,7 +13,7 @@ from jobforge_mcp.progress import RunWatcher
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.server.metrics import Metrics
 from jobforge_mcp.settings import Settings
-from jobforge_mcp.types import Caller, CallOrigin, ClaimedJob, WorkerId
+from jobforge_mcp.types import Caller, CallOrigin, ClaimedJob, JobId, WorkerId
 
 Check = Callable[[], Awaitable[None]]
 """Returns when a part is ready, raises when it is not."""
@@ -44,6 +44,10 @@ class InlinePool(Protocol):
 
     def try_reserve(self) -> Reservation | None:
         """Keep one slot, if one is free."""
+        ...
+
+    def cancel(self, job_id: JobId) -> None:
+        """Stop a job whose cancellation was committed, if it runs here."""
         ...
 
 

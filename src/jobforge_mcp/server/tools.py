@@ -175,10 +175,7 @@ async def list_runs(parts: ServerParts, call: Call, given: args.ListRuns) -> wir
 async def cancel_job(parts: ServerParts, call: Call, given: args.CancelJob) -> wire.Answer:
     """Ask for a run's end."""
     with _unknown_is_unknown():
-        run = await parts.router.cancel_job(
-            call.caller, JobId(given.run_id), reason=given.reason, origin=call.origin
-        )
-    parts.watcher.publish(run.job_id)
+        run = await _cancel(parts, call, JobId(given.run_id), given.reason)
     return _answer(run, call)
 
 
@@ -212,7 +209,8 @@ TOOLS: tuple[AnyTool, ...] = (
         name="list-jobs",
         scope=Scope.JOBS_LIST,
         title="List jobs",
-        description="Find jobs that can be run. detail true adds input schemas. Then call execute-job.",
+        description="Find jobs that can be run, with what each does. Use detail true and a query to see the input schema of one "
+        "before you run it with execute-job.",
         arguments=args.ListJobs,
         answers=(wire.JobPage,),
         run=list_jobs,
@@ -223,8 +221,9 @@ TOOLS: tuple[AnyTool, ...] = (
         name="execute-job",
         scope=Scope.JOBS_EXECUTE,
         title="Execute a job",
-        description="Run a job. The run is stored first and survives this call; the answer is its result, or status and "
-        "runId when it takes longer: then call get-job-status. Pass idempotencyKey so that repeating the call is safe.",
+        description="Run a job and wait for its result. The run is stored before anything happens, so it survives this call and this "
+        "chat. If it takes longer than the wait you get its runId and status: call get-job-status then. Pass an "
+        "idempotencyKey, so that repeating a lost call runs nothing twice.",
         arguments=args.ExecuteJob,
         answers=(wire.RunView, wire.PlanView),
         run=execute_job,
@@ -234,7 +233,7 @@ TOOLS: tuple[AnyTool, ...] = (
         name="get-job-status",
         scope=Scope.JOBS_READ,
         title="Get the status of a run",
-        description="Status, progress, result or error of a run. waitSeconds waits instead of polling; follow next.",
+        description="Status, progress, result or error of a run. Pass waitSeconds to wait for the end instead of polling; follow next.",
         arguments=args.GetJobStatus,
         answers=(wire.RunView, wire.RunsView),
         run=get_job_status,
@@ -245,7 +244,7 @@ TOOLS: tuple[AnyTool, ...] = (
         name="list-runs",
         scope=Scope.JOBS_READ,
         title="List runs",
-        description="Find runs, newest first, when a runId is lost or to see what failed.",
+        description="Find runs, newest first: when a runId was lost, or to see what failed or still runs.",
         arguments=args.ListRuns,
         answers=(wire.RunPage,),
         run=list_runs,
@@ -256,7 +255,7 @@ TOOLS: tuple[AnyTool, ...] = (
         name="cancel-job",
         scope=Scope.JOBS_CANCEL,
         title="Cancel a run",
-        description="Stop a queued, waiting or running run. A running one ends soon after: see get-job-status.",
+        description="Stop a run that is not final. A running job is asked to stop and ends soon after; get-job-status tells.",
         arguments=args.CancelJob,
         answers=(wire.RunView,),
         run=cancel_job,
@@ -267,7 +266,7 @@ TOOLS: tuple[AnyTool, ...] = (
         name="retry-job",
         scope=Scope.JOBS_RETRY,
         title="Retry a run",
-        description="Queue a failed, dead or canceled run again under the same runId.",
+        description="Run a failed, dead or canceled run again under the same runId, after its cause was mended.",
         arguments=args.RetryJob,
         answers=(wire.RunView,),
         run=retry_job,
@@ -415,13 +414,19 @@ async def _await_run(
         # The client left, or its own timeout did: the run goes on, unless this caller asked otherwise.
         if given.cancel_on_disconnect and not parts.watcher.is_stopping:
             with anyio.move_on_after(DETACH_SECONDS, shield=True):
-                await parts.router.cancel_job(
-                    call.caller,
-                    enqueued.job_id,
-                    reason="the call that waited for it was cut off",
-                    origin=call.origin,
+                await _cancel(
+                    parts, call, enqueued.job_id, "the call that waited for it was cut off"
                 )
         raise
+
+
+async def _cancel(parts: ServerParts, call: Call, job_id: JobId, reason: str | None) -> Run:
+    """Cancel a run, and tell at once whoever runs it or waits for it in this process."""
+    run = await parts.router.cancel_job(call.caller, job_id, reason=reason, origin=call.origin)
+    if parts.pool is not None and not run.status.is_final:
+        parts.pool.cancel(job_id)
+    parts.watcher.publish(job_id)
+    return run
 
 
 def _created(call: Call, job: NewJob, enqueued: Enqueued) -> Run:

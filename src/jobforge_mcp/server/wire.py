@@ -235,7 +235,7 @@ def view_run(run: Run, caller: Caller, extras: Extras | None = None) -> RunView:
     return RunView(
         run_id=str(run.job_id),
         job_name=run.job_type,
-        job_version=run.job_version if is_full else None,
+        job_version=run.job_version,
         status=run.status.value,
         attempt=run.attempt_no or None,
         max_attempts=run.max_attempts,
