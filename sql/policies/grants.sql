@@ -20,6 +20,8 @@ grant select, insert, update, delete on jobforge.jobs, jobforge.ready, jobforge.
 grant select, insert on jobforge.tenants, jobforge.run_logs, jobforge.job_attempts to jobforge_sys;
 grant select on jobforge.job_definitions to jobforge_sys;
 
+grant execute on function jobforge.applied_files() to jobforge_rpc, jobforge_sys, jobforge_api, jobforge_worker, jobforge_readonly;
+
 reset role;
 set local role jobforge_rpc;
 

@@ -202,7 +202,7 @@ def _checks(database: Database, listener: Listener, installation: Installation) 
 
     async def schema_is_current() -> None:
         report = await anyio.to_thread.run_sync(
-            lambda: migrate(installation.admin_url, check=True), abandon_on_cancel=True
+            lambda: migrate(installation.api_url, check=True), abandon_on_cancel=True
         )
         if not report.is_current:
             raise SchemaError("migrations are pending", hint="run: jobforge migrate")

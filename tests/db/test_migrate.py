@@ -15,6 +15,9 @@ from jobforge_mcp.embedded.cluster import SUPERUSER
 from jobforge_mcp.errors import DatabaseUnavailableError, SchemaError, SettingsError
 from tests.postgres import ADMIN, DatabaseMaker, ScratchDatabase, choose_binaries
 
+# Roles belong to the cluster: made by a superuser first, they would not be the ordinary owner's to act as.
+pytestmark = pytest.mark.usefixtures("template")
+
 FIRST = "migrations/0001_first.sql"
 SECOND = "migrations/0002_second.sql"
 GREET = "functions/10_greet.sql"
@@ -362,3 +365,11 @@ def test_the_record_is_as_closed_as_every_table(database: ScratchDatabase) -> No
 
 def _report_migration(url: str, reports: list[MigrationReport]) -> None:
     reports.append(migrate(url))
+
+
+def test_a_role_that_serves_may_see_whether_the_schema_is_current(
+    database: ScratchDatabase,
+) -> None:
+    report = migrate(database.url("jobforge_api"), check=True)
+
+    assert report == MigrationReport((), ())

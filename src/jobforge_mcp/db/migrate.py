@@ -146,7 +146,7 @@ def migrate(url: str, *, check: bool = False, folder: Path | None = None) -> Mig
     files = read_files(folder)
     with _connected(url) as connection:
         if check:
-            pending = _pending(files, _recorded(connection))
+            pending = _pending(files, _published(connection))
             return MigrationReport((), tuple(file.name for file in pending))
         applied: list[str] = []
         while step := _next_step(connection, files):
@@ -434,6 +434,15 @@ def _connected(url: str) -> Generator[Connection]:
                 f"the migrator cannot use this database: {said}",
                 hint="migrate as a superuser, or as a role with createrole that owns the database",
             ) from error
+
+
+def _published(connection: Connection) -> dict[str, str]:
+    """Read the same as `_recorded` by way of the function that serving roles may call, where there is one."""
+    found = connection.execute("select to_regprocedure('jobforge.applied_files()')").fetchone()
+    if found is None or found[0] is None:
+        return _recorded(connection)
+    rows = connection.execute("select a.name, a.sha256 from jobforge.applied_files() a")
+    return {str(name): str(sha256) for name, sha256 in rows}
 
 
 def _recorded(connection: Connection) -> dict[str, str]:
