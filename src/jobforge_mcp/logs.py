@@ -53,6 +53,8 @@ def configure_logging(
     # Sessions' ids are as good as keys to them, and the rest is noise.
     for name in ("psycopg.pool", "httpx", "httpx2", "mcp", "uvicorn"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It warns of connections that are closed while they wait, which is how a listener ends.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

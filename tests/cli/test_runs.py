@@ -70,6 +70,15 @@ def test_a_job_in_the_background_is_followed_canceled_and_retried(installed: Run
     assert {queued.code, again.code, waited.code, canceled.code, retried.code} == {0}
 
 
+def test_a_person_is_told_why_a_run_does_not_start(installed: Runner) -> None:
+    # Slow, because nobody is told before two seconds have passed in vain.
+    ran = installed("run", "demo.countdown", "--wait", "2.1")
+
+    assert ran.code == 0
+    assert "queued" in ran.out
+    assert "still queued:" in ran.err
+
+
 @pytest.mark.requirement("cli.leaving")
 def test_a_person_who_stops_waiting_stops_nothing_and_is_told_the_run(installed: Runner) -> None:
     # Slow, because a signal needs a process of its own, which has to start first.

@@ -5,6 +5,7 @@ Whoever stops following stops nothing: the run goes on, and its id is said.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from jobforge_mcp.cli.output import CALLER_EXIT, INTERRUPTED_EXIT, Json, say, show
+from jobforge_mcp.cli.output import CALLER_EXIT, INTERRUPTED_EXIT, Json, printable, say, show
 from jobforge_mcp.cli.runs import RunId, parse_time
 from jobforge_mcp.cli.session import call, open_client, read_settings
 from jobforge_mcp.errors import InvalidInputError
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from jobforge_mcp.client import Client, Options
 
 _LOG_LINES = 200
+
+_PATIENCE_SECONDS = 2.0
+"""After which a person is told why a run does not start."""
 
 
 def run(
@@ -174,11 +178,24 @@ class _Follower:
             if self.seconds == 0:
                 found = await client.get(run_id)
             else:
-                first = await client.get(run_id)
-                await on_change(first)
-                found = await client.wait(run_id, timeout_seconds=self.seconds, on_change=on_change)
+                found = await self._wait(client, run_id, on_change)
         await self._print(client, found)
         return found
+
+    async def _wait(
+        self, client: Client, run_id: str, on_change: Callable[[Run], Awaitable[None]]
+    ) -> Run:
+        """Wait for the end, and say why nothing happens when nothing does."""
+        await on_change(await client.get(run_id))
+        seconds = math.inf if self.seconds is None else self.seconds
+        patience = min(seconds, _PATIENCE_SECONDS)
+        found = await client.wait(run_id, timeout_seconds=patience, on_change=on_change)
+        if found.status.is_final or patience == seconds:
+            return found
+        if found.status is RunStatus.QUEUED and not self._is_json:
+            for cause in await client.explain(run_id):
+                say(f"still queued: {printable(cause.message)}")
+        return await client.wait(run_id, timeout_seconds=seconds - patience, on_change=on_change)
 
     async def _print(self, client: Client, found: Run) -> None:
         from jobforge_mcp.cli.views import print_run, run_document
@@ -225,7 +242,7 @@ def _live_bar(*, is_shown: bool) -> Generator[Callable[[Run], Awaitable[None]]]:
         return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from jobforge_mcp.cli.output import console, printable
+    from jobforge_mcp.cli.output import console
 
     columns = (
         SpinnerColumn(),
