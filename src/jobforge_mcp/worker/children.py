@@ -182,7 +182,7 @@ class _Child:
         try:
             # From the loop's thread and not a helper's: Linux ends the child when the thread that started it ends.
             process = await anyio.open_process(
-                [sys.executable, "-m", "jobforge_mcp.worker.child", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "jobforge_mcp.worker.child", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -289,7 +289,11 @@ class _Child:
 
     async def _pass_stop_on(self, attempt: Attempt) -> None:
         await attempt.stop_requested.wait()
-        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+        # Not to be cut in half by the answer that ends this task: what follows would be no message.
+        with (
+            anyio.CancelScope(shield=True),
+            suppress(anyio.BrokenResourceError, anyio.ClosedResourceError),
+        ):
             await self.send({"op": "stop"})
 
     async def _converse(self, request: JsonObject) -> str | Told:
@@ -343,11 +347,14 @@ class _Child:
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment without anything that opens our database or speaks for our caller."""
-    return {
-        name: value
-        for name, value in environ.items()
-        if name != "DATABASE_URL" and not name.startswith(("JOBFORGE_", "PG"))
-    }
+    return {name: value for name, value in environ.items() if not _is_credential(name)}
+
+
+def _is_credential(name: str) -> bool:
+    if not name.startswith("JOBFORGE_"):
+        return name == "DATABASE_URL" or name.startswith("PG")
+    # The other settings stay: a handler that reads them must find the limits that the operator set.
+    return any(word in name for word in ("URL", "TOKEN", "SECRET", "KEY", "PASSWORD"))
 
 
 def _request(call: int, attempt: Attempt, job: BoundJob, payload: str) -> JsonObject:
