@@ -258,6 +258,22 @@ def start(place: Place, lock: int, arguments: Sequence[str] = ()) -> None:
     os.close(lock)
 
 
+def write_to_log(place: Place) -> None:
+    """Let this process's output and errors go to the node's log; a log that has grown long is put aside first."""
+    if is_log_long(place):
+        os.replace(place.log_path, f"{place.log_path}.1")
+    log = os.open(place.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if log > 2:
+        os.close(log)
+
+
+def is_log_long(place: Place) -> bool:
+    """Tell whether the log has grown as long as one may."""
+    return _size(place.log_path) > _LONGEST_LOG
+
+
 def leave(place: Place, lock: int, inode: int | None) -> None:
     """Stop being the node: first nobody finds the socket any more, then somebody may take the lock."""
     # Whoever removed the directory may have made another one since; that one's socket is not ours.
@@ -397,11 +413,9 @@ def _become_node(place: Place, lock: int, listener: int, arguments: Sequence[str
     """Turn this process into the node: own files, own log, no inherited secret, nothing else open."""
     lock = fcntl.fcntl(lock, fcntl.F_DUPFD, 10)
     listener = fcntl.fcntl(listener, fcntl.F_DUPFD, 10)
-    if _size(place.log_path) > _LONGEST_LOG:
-        os.replace(place.log_path, f"{place.log_path}.1")
-    log = os.open(place.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    write_to_log(place)
     nothing = os.open(os.devnull, os.O_RDONLY)
-    for fd, number in ((nothing, 0), (log, 1), (log, 2), (lock, LOCK_FD), (listener, SOCKET_FD)):
+    for fd, number in ((nothing, 0), (lock, LOCK_FD), (listener, SOCKET_FD)):
         os.dup2(fd, number)
     os.closerange(SOCKET_FD + 1, os.sysconf("SC_OPEN_MAX"))
     environ = {name: value for name, value in os.environ.items() if name not in _SECRET_VARIABLES}

@@ -57,6 +57,8 @@ class Node:
         self._socket_inode = rendezvous.inode_of(place.socket_path)
         self._cluster = cluster
         self._is_kept = is_kept
+        # Not when it was started on a terminal, to be looked at.
+        self._has_log = _is_same_file(2, place.log_path)
         self._started_at = time.time()
         self._ending = anyio.Event()
         self._app: App | None = None
@@ -155,6 +157,8 @@ class Node:
             await anyio.sleep(_WATCH_SECONDS)
             if rendezvous.inode_of(self._place.socket_path) != self._socket_inode:
                 self.stop("its socket is gone")
+            if self._has_log and rendezvous.is_log_long(self._place):
+                rendezvous.write_to_log(self._place)
             if self._cluster:
                 try:
                     await anyio.to_thread.run_sync(self._cluster.ensure_alive)
@@ -167,3 +171,7 @@ class Node:
             return
         rendezvous.leave(self._place, self._lock, self._socket_inode)
         self._lock = None
+
+
+def _is_same_file(descriptor: int, path: str) -> bool:
+    return os.fstat(descriptor).st_ino == rendezvous.inode_of(path)
