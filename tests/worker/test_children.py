@@ -31,11 +31,12 @@ def is_alive(pid: int) -> bool:
 async def test_a_child_is_used_again_and_knows_no_credentials(
     desk: Desk, make_pool: PoolMaker
 ) -> None:
-    environ = dict(os.environ) | {
+    environ = {"PATH": os.environ["PATH"]} | {
         "DATABASE_URL": "postgresql://secret",
         "JOBFORGE_TOKEN": "secret",
         "JOBFORGE_SECRET_API_KEY": "secret",
         "PGPASSWORD": "secret",
+        "JOBFORGE_HTTP_ALLOW_HOSTS": "api.example.com",
     }
     async with make_pool(environ):
         first = await desk.until_final(await desk.enqueue("echo.process", number=1))
@@ -45,7 +46,8 @@ async def test_a_child_is_used_again_and_knows_no_credentials(
     assert second.result is not None
     one, two = json.loads(first.result), json.loads(second.result)
     assert one["pid"] == two["pid"] != os.getpid()
-    assert [n for n in one["environment"] if n.startswith(("DATABASE", "JOBFORGE", "PG"))] == []
+    kept = [n for n in one["environment"] if n.startswith(("DATABASE", "JOBFORGE", "PG"))]
+    assert kept == ["JOBFORGE_HTTP_ALLOW_HOSTS"]
 
 
 async def test_progress_logs_and_output_of_a_child_reach_the_run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import anyio
@@ -278,6 +279,21 @@ async def test_a_worker_gives_its_leases_up_before_the_database_takes_them(
 
     assert "lease_given_up" in [entry["event"] for entry in logs]
     assert admin.execute("select count(*) from jobforge.job_attempts").fetchone() == (0,)
+
+
+async def test_an_expired_lease_is_found_within_a_second_by_a_worker_that_rarely_polls(
+    desk: Desk, make_pool: PoolMaker, worker_router: WorkerRouter
+) -> None:
+    job_id = await desk.enqueue("echo")
+    (lost,) = await worker_router.claim_jobs(WorkerId("gone"), ["echo"], 1, lease_ms=2_000)
+
+    async with make_pool(poll_ms=60_000):
+        run = await desk.until_final(job_id)
+
+    assert run.finished_at is not None
+    assert run.attempt_no == 2
+    # A second, and what a busy machine adds to it.
+    assert timedelta() <= run.finished_at - lost.lease_until < timedelta(seconds=1.5)
 
 
 async def test_leaving_the_pool_lets_running_jobs_finish_within_the_grace(

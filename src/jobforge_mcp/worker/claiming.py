@@ -23,7 +23,11 @@ from jobforge_mcp.worker.trouble import is_connection_trouble
 READY = "ready"
 
 REAP_SECONDS = 1.0
-"""Looking for expired leases more often than that finds none that matter: the promise is lease + 1 s."""
+"""Longest time between two looks for expired leases: the promise is that a job starts again within lease + 1 s."""
+
+REAP_WITH_CLAIM_SECONDS = 0.75
+"""A claim looks as well when the last look is older: the shortest pause of an idle worker is longer, so each of its
+polls does, and a busy worker's many claims do not."""
 
 TEND_SECONDS = 10.0
 
@@ -94,9 +98,10 @@ class Claimer:
         """Look after leases and lanes when no claim does: all slots may be taken for a long time."""
         tended_at = time.monotonic() - TEND_SECONDS * random.random()
         while True:
-            await anyio.sleep(REAP_SECONDS * random.uniform(0.8, 1.0))
+            due_at = self._reaped_at + REAP_SECONDS
+            await anyio.sleep(max(due_at - time.monotonic(), 0.01))
             try:
-                if time.monotonic() - self._reaped_at >= 2 * REAP_SECONDS:
+                if self._reaped_at + REAP_SECONDS <= time.monotonic():
                     self._reaped_at = time.monotonic()
                     await self._router.reap_expired()
                 if time.monotonic() - tended_at >= TEND_SECONDS:
@@ -142,7 +147,7 @@ class Claimer:
         if not wanted:
             return 0
         now = time.monotonic()
-        reap = now - self._reaped_at >= REAP_SECONDS
+        reap = now - self._reaped_at >= REAP_WITH_CLAIM_SECONDS
         self._slots.take(wanted)
         claimed: list[ClaimedJob] = []
         try:
