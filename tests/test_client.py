@@ -66,7 +66,12 @@ async def scan(input: GreetInput, job: JobContext) -> str:
     return "clean"
 
 
-JOBS: list[BoundJob] = [greet, charge, scan]
+@job(name="test.secret", scopes=["vault:open"])
+async def open_vault(input: GreetInput, job: JobContext) -> str:
+    return "open"
+
+
+JOBS: list[BoundJob] = [greet, charge, scan, open_vault]
 WORKER = WorkerId("worker-1")
 
 
@@ -339,3 +344,10 @@ def test_nobody_connects_to_a_database_of_its_own_without_a_token(settings: Sett
 
 def test_options_are_a_value() -> None:
     assert replace(Options(), priority=1) == Options(priority=1)
+
+
+async def test_a_scope_that_nobody_can_hold_is_refused_like_any_other(
+    make_client: ClientMaker,
+) -> None:
+    with pytest.raises(PolicyDeniedError, match="vault:open"):
+        await make_client().enqueue("test.secret", {"name": "Ada"})

@@ -126,7 +126,7 @@ class Gate:
         """Return who acts locally with this token, or without one."""
         return self.identify(Credential(token))
 
-    def require(self, caller: Caller, scope: Scope) -> None:
+    def require(self, caller: Caller, scope: Scope | str) -> None:
         """Refuse a caller whose token does not allow this; see `require_scope`."""
         require_scope(caller, scope)
 
@@ -159,8 +159,10 @@ class Gate:
         )
 
 
-def require_scope(caller: Caller, scope: Scope) -> None:
+def require_scope(caller: Caller, scope: Scope | str) -> None:
     """Refuse a caller whose token does not allow this, and record the refusal.
+
+    A definition may name a scope that is none of ours: nobody holds it.
 
     Raises:
         PolicyDeniedError: the scope is not among the caller's.
@@ -170,11 +172,11 @@ def require_scope(caller: Caller, scope: Scope) -> None:
     _logger.warning(
         "policy_refused",
         reason="scope",
-        scope=scope.value,
+        scope=str(scope),
         tenant_id=caller.tenant_id,
         token_id=caller.token_id,
     )
     raise PolicyDeniedError(
-        f"the policy token does not allow this: it lacks the scope {scope.value}",
-        hint=f"ask whoever issues tokens for one with {scope.value}",
+        f"the policy token does not allow this: it lacks the scope {scope}",
+        hint=f"ask whoever issues tokens for one with {scope}",
     )

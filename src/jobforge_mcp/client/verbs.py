@@ -1,33 +1,25 @@
-"""The Python client: the verbs of the tools, for applications, the command line and tests.
-
-It speaks to the database through the router, as a server would; no server needs to run for it, but a worker must, or
-nothing is executed. It acts as one caller, made from a policy token, and is held to that caller's scopes and projects.
-
-`SyncClient` is the same for code without an event loop.
-"""
+"""The asynchronous client, one method per verb."""
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeAlias, cast
-from uuid import UUID
+from typing import cast
 
 import anyio.to_thread
-from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from jobforge_mcp.client.answers import RunRef, refuse_conflict, result_of, to_job_id
 from jobforge_mcp.db.installation import open_installation
 from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.json_limits import check_key
 from jobforge_mcp.definitions.loader import load_jobs
 from jobforge_mcp.definitions.registry import Registry
-from jobforge_mcp.errors import ConflictError, InvalidInputError
+from jobforge_mcp.errors import InvalidInputError
 from jobforge_mcp.policy.gate import Gate, require_scope
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.progress import OnChange, RunWatcher
@@ -35,9 +27,7 @@ from jobforge_mcp.resources import job_definitions_folder
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.router.transactional import (
     AsyncConnection,
-    SyncConnection,
     enqueue_job_in,
-    enqueue_job_in_sync,
 )
 from jobforge_mcp.settings import Settings, load_settings
 from jobforge_mcp.types import (
@@ -47,18 +37,12 @@ from jobforge_mcp.types import (
     Cause,
     Effects,
     Enqueued,
-    EnqueueOutcome,
-    JobId,
     JsonValue,
     LogLine,
     NewJob,
     Run,
     RunFilter,
-    RunStatus,
 )
-
-RunRef: TypeAlias = JobId | UUID | str
-"""A run's id, as the database or as an agent writes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +64,7 @@ class Options:
     """Run the handler with ``dry_run`` set, which is its own business to honour."""
 
 
-_DEFAULTS = Options()
+DEFAULTS = Options()
 
 
 class Client:
@@ -156,7 +140,7 @@ class Client:
         self,
         name: str,
         input: JsonValue = None,
-        options: Options = _DEFAULTS,
+        options: Options = DEFAULTS,
         *,
         connection: AsyncConnection | None = None,
     ) -> Enqueued:
@@ -185,7 +169,7 @@ class Client:
         return await self._router.enqueue_jobs(self.caller, prepared, origin=self.origin())
 
     async def plan(
-        self, name: str, input: JsonValue = None, options: Options = _DEFAULTS
+        self, name: str, input: JsonValue = None, options: Options = DEFAULTS
     ) -> Enqueued:
         """Say what `enqueue` would do, and do nothing."""
         job = self.prepare(name, input, options)
@@ -286,12 +270,12 @@ class Client:
         """Return what the audit log is told of a call."""
         return CallOrigin(tool=self._tool, trace_id=job.trace_id if job is not None else None)
 
-    def prepare(self, name: str, input: JsonValue, options: Options = _DEFAULTS) -> NewJob:
+    def prepare(self, name: str, input: JsonValue, options: Options = DEFAULTS) -> NewJob:
         """Check that the caller may enqueue this job with this input, and return it ready for the router."""
         require_scope(self.caller, Scope.JOBS_EXECUTE)
         bound = self.registry.get(name)
         for scope in sorted(bound.definition.required_scopes("execute")):
-            require_scope(self.caller, Scope(scope))
+            require_scope(self.caller, scope)
         if bound.effects is Effects.EXTERNAL and options.idempotency_key is None:
             raise InvalidInputError(
                 f"{bound.name} acts outside this database, so it needs an idempotency key",
@@ -325,138 +309,9 @@ class Client:
         )
 
 
-class SyncClient:
-    """`Client` for code without an event loop: the same verbs, each of which blocks its thread.
-
-    It runs an event loop on a thread of its own; one client may be shared by many threads.
-    """
-
-    def __init__(self, portal: BlockingPortal, client: Client) -> None:
-        self._portal = portal
-        self._client = client
-
-    @classmethod
-    @contextmanager
-    def connect(
-        cls,
-        settings: Settings | None = None,
-        *,
-        token: str | None = None,
-        registry: Registry | None = None,
-        tool: str = "client",
-    ) -> Generator[SyncClient]:
-        """Connect as `Client.connect` does."""
-        with start_blocking_portal("asyncio") as portal:
-            opening = Client.connect(settings, token=token, registry=registry, tool=tool)
-            with portal.wrap_async_context_manager(opening) as client:
-                yield cls(portal, client)
-
-    @property
-    def caller(self) -> Caller:
-        """As whom the client acts."""
-        return self._client.caller
-
-    def enqueue(
-        self,
-        name: str,
-        input: JsonValue = None,
-        options: Options = _DEFAULTS,
-        *,
-        connection: SyncConnection | None = None,
-    ) -> Enqueued:
-        """Commit one job, or make it part of the transaction on ``connection``; see `Client.enqueue`."""
-        if connection is None:
-            return self._portal.call(self._client.enqueue, name, input, options)
-        job = self._client.prepare(name, input, options)
-        origin = self._client.origin(job)
-        return refuse_conflict(enqueue_job_in_sync(connection, self.caller, job, origin=origin))
-
-    def enqueue_many(self, jobs: Iterable[tuple[str, JsonValue, Options]]) -> list[Enqueued]:
-        """Commit many jobs at once; see `Client.enqueue_many`."""
-        return self._portal.call(self._client.enqueue_many, jobs)
-
-    def get(self, run_id: RunRef) -> Run:
-        """Read a run with its result."""
-        return self._portal.call(self._client.get, run_id)
-
-    def wait(self, run_id: RunRef, *, timeout_seconds: float | None = None) -> Run:
-        """Return the run once it is final, or as it stands when the time is up."""
-        wait = functools.partial(self._client.wait, run_id, timeout_seconds=timeout_seconds)
-        return self._portal.call(wait)
-
-    def result(self, run_id: RunRef, *, timeout_seconds: float | None = None) -> JsonValue:
-        """Wait for a run and return what its handler returned; see `Client.result`."""
-        return result_of(self.wait(run_id, timeout_seconds=timeout_seconds))
-
-    def cancel(self, run_id: RunRef, *, reason: str | None = None) -> Run:
-        """Ask for a run's end."""
-        return self._portal.call(functools.partial(self._client.cancel, run_id, reason=reason))
-
-    def retry(self, run_id: RunRef, *, reset_attempts: bool = False, force: bool = False) -> Run:
-        """Queue a final run again under the same id."""
-        retry = functools.partial(
-            self._client.retry, run_id, reset_attempts=reset_attempts, force=force
-        )
-        return self._portal.call(retry)
-
-    def list_runs(self, wanted: RunFilter | None = None) -> list[Run]:
-        """Return runs, newest first, without results."""
-        return self._portal.call(self._client.list_runs, wanted)
-
-
 def load_registry(settings: Settings) -> Registry:
     """Load the jobs of an installation: those that come with the package, then those of the setting ``jobs``."""
     return Registry(load_jobs([job_definitions_folder(), *settings.jobs]))
-
-
-def result_of(run: Run) -> JsonValue:
-    """Return what a run's handler returned.
-
-    Raises:
-        ConflictError: the run is not final, or ended without a result.
-    """
-    if run.status is RunStatus.SUCCEEDED:
-        return cast("JsonValue", json.loads(run.result)) if run.result is not None else None
-    if not run.status.is_final:
-        raise ConflictError(
-            f"run {run.job_id} is still {run.status.value}",
-            code="RUN_NOT_FINISHED",
-            hint="wait longer; leaving a wait does not stop the run",
-            retryable=True,
-        )
-    error = run.error
-    raise ConflictError(
-        f"run {run.job_id} is {run.status.value}" + (f": {error.message}" if error else ""),
-        code=error.code if error else "RUN_CANCELED",
-        hint=error.hint if error else None,
-    )
-
-
-def refuse_conflict(enqueued: Enqueued) -> Enqueued:
-    """Raise for an idempotency key that was used with another input; nothing was written then."""
-    if enqueued.outcome is EnqueueOutcome.CONFLICT:
-        raise ConflictError(
-            "this idempotency key was used before with another input, so nothing was created",
-            code="IDEMPOTENCY_CONFLICT",
-            hint="use a new key for new work, or repeat the first input unchanged",
-        )
-    return enqueued
-
-
-def to_job_id(run_id: RunRef) -> JobId:
-    """Read a run's id.
-
-    Raises:
-        InvalidInputError: it is not one.
-    """
-    if isinstance(run_id, UUID):
-        return JobId(run_id)
-    try:
-        return JobId(UUID(run_id))
-    except ValueError:
-        raise InvalidInputError(
-            "the run id is not a UUID", hint="it was printed when the job was enqueued"
-        ) from None
 
 
 def _only_project(caller: Caller) -> str | None:

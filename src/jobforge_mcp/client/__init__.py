@@ -1,0 +1,23 @@
+"""The Python client: the verbs of the tools, for applications, the command line and tests.
+
+It speaks to the database through the router, as a server would; no server needs to run for it, but a worker must, or
+nothing is executed. It acts as one caller, made from a policy token, and is held to that caller's scopes and projects.
+
+Not empty as other packages' ``__init__`` are: to applications this is one module, ``client``.
+"""
+
+from __future__ import annotations
+
+from jobforge_mcp.client.answers import RunRef, result_of, to_job_id
+from jobforge_mcp.client.blocking import SyncClient
+from jobforge_mcp.client.verbs import Client, Options, load_registry
+
+__all__ = [
+    "Client",
+    "Options",
+    "RunRef",
+    "SyncClient",
+    "load_registry",
+    "result_of",
+    "to_job_id",
+]

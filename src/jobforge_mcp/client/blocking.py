@@ -1,0 +1,104 @@
+"""The same client for code without an event loop."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from jobforge_mcp.client.answers import RunRef, refuse_conflict, result_of
+from jobforge_mcp.client.verbs import DEFAULTS, Client, Options
+from jobforge_mcp.definitions.registry import Registry
+from jobforge_mcp.router.transactional import (
+    SyncConnection,
+    enqueue_job_in_sync,
+)
+from jobforge_mcp.settings import Settings
+from jobforge_mcp.types import (
+    Caller,
+    Enqueued,
+    JsonValue,
+    Run,
+    RunFilter,
+)
+
+
+class SyncClient:
+    """`Client` for code without an event loop: the same verbs, each of which blocks its thread.
+
+    It runs an event loop on a thread of its own; one client may be shared by many threads.
+    """
+
+    def __init__(self, portal: BlockingPortal, client: Client) -> None:
+        self._portal = portal
+        self._client = client
+
+    @classmethod
+    @contextmanager
+    def connect(
+        cls,
+        settings: Settings | None = None,
+        *,
+        token: str | None = None,
+        registry: Registry | None = None,
+        tool: str = "client",
+    ) -> Generator[SyncClient]:
+        """Connect as `Client.connect` does."""
+        with start_blocking_portal("asyncio") as portal:
+            opening = Client.connect(settings, token=token, registry=registry, tool=tool)
+            with portal.wrap_async_context_manager(opening) as client:
+                yield cls(portal, client)
+
+    @property
+    def caller(self) -> Caller:
+        """As whom the client acts."""
+        return self._client.caller
+
+    def enqueue(
+        self,
+        name: str,
+        input: JsonValue = None,
+        options: Options = DEFAULTS,
+        *,
+        connection: SyncConnection | None = None,
+    ) -> Enqueued:
+        """Commit one job, or make it part of the transaction on ``connection``; see `Client.enqueue`."""
+        if connection is None:
+            return self._portal.call(self._client.enqueue, name, input, options)
+        job = self._client.prepare(name, input, options)
+        origin = self._client.origin(job)
+        return refuse_conflict(enqueue_job_in_sync(connection, self.caller, job, origin=origin))
+
+    def enqueue_many(self, jobs: Iterable[tuple[str, JsonValue, Options]]) -> list[Enqueued]:
+        """Commit many jobs at once; see `Client.enqueue_many`."""
+        return self._portal.call(self._client.enqueue_many, jobs)
+
+    def get(self, run_id: RunRef) -> Run:
+        """Read a run with its result."""
+        return self._portal.call(self._client.get, run_id)
+
+    def wait(self, run_id: RunRef, *, timeout_seconds: float | None = None) -> Run:
+        """Return the run once it is final, or as it stands when the time is up."""
+        wait = functools.partial(self._client.wait, run_id, timeout_seconds=timeout_seconds)
+        return self._portal.call(wait)
+
+    def result(self, run_id: RunRef, *, timeout_seconds: float | None = None) -> JsonValue:
+        """Wait for a run and return what its handler returned; see `Client.result`."""
+        return result_of(self.wait(run_id, timeout_seconds=timeout_seconds))
+
+    def cancel(self, run_id: RunRef, *, reason: str | None = None) -> Run:
+        """Ask for a run's end."""
+        return self._portal.call(functools.partial(self._client.cancel, run_id, reason=reason))
+
+    def retry(self, run_id: RunRef, *, reset_attempts: bool = False, force: bool = False) -> Run:
+        """Queue a final run again under the same id."""
+        retry = functools.partial(
+            self._client.retry, run_id, reset_attempts=reset_attempts, force=force
+        )
+        return self._portal.call(retry)
+
+    def list_runs(self, wanted: RunFilter | None = None) -> list[Run]:
+        """Return runs, newest first, without results."""
+        return self._portal.call(self._client.list_runs, wanted)
