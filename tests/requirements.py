@@ -77,6 +77,50 @@ REQUIREMENTS: dict[str, Requirement] = {
     "definitions.visible": Requirement(
         "design 5", "A caller is shown the jobs that its scopes allow, and no hidden one."
     ),
+    # --- worker: claims, leases, attempts, and how they end
+    "worker.blocked-loop": Requirement(
+        "design 4",
+        "A handler that blocks the event loop is named and costs no neighbour its lease.",
+    ),
+    "worker.child-dies-alone": Requirement(
+        "design 5", "A child process that dies fails its attempt and nothing else."
+    ),
+    "worker.child-knows-nothing": Requirement(
+        "security", "A child process holds no database URL, no token and no secret."
+    ),
+    "worker.drain": Requirement(
+        "operations", "SIGTERM finishes or releases every job, burns no attempt, and ends in time."
+    ),
+    "worker.effects-once": Requirement(
+        "design 2", "What a handler writes in its transaction is committed with its result or not."
+    ),
+    "worker.fails-alone": Requirement(
+        "design 7", "A row that cannot be decoded, or an outcome that is refused, fails alone."
+    ),
+    "worker.fence": Requirement(
+        "design 2", "An attempt that lost its lease is stopped, and what it settles is refused."
+    ),
+    "worker.gives-up-first": Requirement(
+        "design 3", "A worker that cannot extend a lease stops its jobs before the lease ends."
+    ),
+    "worker.poison": Requirement(
+        "design 3", "A job that kills its worker goes dead, and its neighbours are not charged."
+    ),
+    "worker.rescue": Requirement(
+        "design 3", "The job of a killed worker starts again within lease + 1 s."
+    ),
+    "worker.secrets": Requirement(
+        "security", "A secret is struck from the logs, progress and errors of its attempt."
+    ),
+    "worker.stdout": Requirement(
+        "operations", "Nothing that a handler prints reaches the worker's own stdout."
+    ),
+    "worker.stops-for-real": Requirement(
+        "design 5", "A timeout and a cancel end the work, with every process it started."
+    ),
+    "worker.unstoppable": Requirement(
+        "design 5", "What cannot be stopped is named, settled, and keeps its slot until it ends."
+    ),
     # --- egress: requests that jobs send
     "egress.addresses": Requirement(
         "security", "Only public addresses are connected to, in whatever notation they come."
@@ -144,6 +188,9 @@ REQUIREMENTS: dict[str, Requirement] = {
         "security", "Each chat acts as its own token says, and the token stays with the chat."
     ),
     "local.upgrade": Requirement("design 18", "An older node gives way to a newer bridge."),
+    "local.whole-messages": Requirement(
+        "design 18", "A chat's messages arrive whole, and one that is too long costs only itself."
+    ),
     "local.without-node": Requirement(
         "design 18", "JOBFORGE_NODE=off serves a chat in one process and starts no node."
     ),

@@ -45,6 +45,8 @@ _REFUSAL_SECONDS = 0.2
 
 _LOST = "the local node ended before it answered; a job that was already accepted goes on in the next one"
 _LOST_HINT = "call again: with the same idempotencyKey nothing is done twice, and list-runs shows what was accepted"
+_TOO_LONG = f"a message may have at most {rendezvous.LONGEST_LINE} bytes"
+_TOO_LONG_HINT = "pass large data by reference, a URL for example, instead of inside the input"
 
 _CHUNK = 65_536
 _PIPE_WRITE = 4_096
@@ -224,8 +226,18 @@ class Bridge:
             self._has_input = False
             chunk = self._from_client.rest()
         for line in self._from_client.feed(chunk):
+            if len(line) > rendezvous.LONGEST_LINE:
+                self._refuse_line(line)
+                continue
             self._note_sent(line)
             self._to_node += line
+
+    def _refuse_line(self, line: bytes) -> None:
+        """Answer a message that is too long; the node could not, because it would have to read it for the id."""
+        message = rendezvous.read_object(line)
+        if "method" in message and "id" in message:
+            key = json.dumps(message["id"])
+            self._to_client += _error_answer(key, "LIMIT_EXCEEDED", _TOO_LONG, _TOO_LONG_HINT)
 
     def _write_node(self) -> None:
         assert self._node is not None

@@ -31,14 +31,14 @@ log = structlog.stdlib.get_logger(__name__)
 HELLO_SECONDS = 5.0
 """A bridge says hello as soon as it is connected."""
 
-LONGEST_LINE = 8 * 1024 * 1024
-"""Bytes of one message. An input of up to 1 MiB, escaped at worst, still gets the server's own words for too long."""
-
 _NEVER_ANSWERED = frozenset({"subscriptions/listen"})
 _TOO_LONG: JsonObject = {
     "jsonrpc": "2.0",
     "id": None,
-    "error": {"code": -32600, "message": f"a message may have at most {LONGEST_LINE} bytes"},
+    "error": {
+        "code": -32600,
+        "message": f"a message may have at most {rendezvous.LONGEST_LINE} bytes",
+    },
 }
 
 ReadStream: TypeAlias = MemoryObjectReceiveStream[SessionMessage | Exception]
@@ -288,13 +288,13 @@ async def _lines(stream: SocketStream, received: bytes) -> AsyncGenerator[bytes 
         for line in lines:
             whole = bytes(pending) + line
             pending.clear()
-            if is_skipping:
+            if is_skipping or len(whole) > rendezvous.LONGEST_LINE:
                 is_skipping = False
                 yield None
             elif whole.strip():
                 yield whole
         pending += rest
-        if len(pending) > LONGEST_LINE:
+        if len(pending) > rendezvous.LONGEST_LINE:
             pending.clear()
             is_skipping = True
         try:

@@ -46,6 +46,9 @@ LOCK_FD, SOCKET_FD = 3, 4
 LONGEST_HELLO = 65_536
 """Bytes of a hello line or its answer; a policy token has a few hundred."""
 
+LONGEST_LINE = 8 * 1024 * 1024
+"""Bytes of one message. An input of 1 MiB, escaped at worst, still gets the server's own words for too long."""
+
 START_SECONDS = 30.0
 """How long a bridge waits for a node that is ready. Hosts give up after 10 to 60 seconds."""
 
