@@ -208,6 +208,9 @@ REQUIREMENTS: dict[str, Requirement] = {
     "policy.hostile-tokens": Requirement(
         "security", "A token that is not exactly of our form is refused, whatever signed it."
     ),
+    "policy.http-without-keys": Requirement(
+        "design 6", "Without token keys HTTP refuses every address but loopback, and says why."
+    ),
     "policy.local-tenant": Requirement(
         "design 6", "On embedded Postgres a local door needs no token; HTTP always does."
     ),

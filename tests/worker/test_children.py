@@ -28,6 +28,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.requirement("worker.child-knows-nothing")
 async def test_a_child_is_used_again_and_knows_no_credentials(
     desk: Desk, make_pool: PoolMaker
 ) -> None:
@@ -65,6 +66,7 @@ async def test_progress_logs_and_output_of_a_child_reach_the_run(
     assert "printed by the handler" not in capfd.readouterr().out
 
 
+@pytest.mark.requirement("worker.child-dies-alone")
 @pytest.mark.parametrize(
     ("how", "said"),
     [
@@ -98,6 +100,7 @@ async def test_a_child_above_its_memory_limit_fails_its_attempt(
     assert run.error.type == "MemoryError"
 
 
+@pytest.mark.requirement("worker.stops-for-real")
 async def test_cancel_kills_a_stubborn_child_and_its_children(
     desk: Desk, make_pool: PoolMaker
 ) -> None:
@@ -115,6 +118,7 @@ async def test_cancel_kills_a_stubborn_child_and_its_children(
     assert run.status is RunStatus.CANCELED
 
 
+@pytest.mark.requirement("worker.stops-for-real")
 async def test_a_timeout_kills_a_stubborn_child(
     desk: Desk, pool: WorkerPool, tmp_path: Path
 ) -> None:

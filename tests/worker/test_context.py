@@ -99,6 +99,7 @@ async def test_a_line_is_capped_and_made_storable(desk: Desk, pool: WorkerPool) 
     assert len(line.encode()) <= 4_096
 
 
+@pytest.mark.requirement("worker.secrets")
 @pytest.mark.parametrize("name", ["tell", "tell.process"])
 async def test_a_secret_is_struck_from_logs_progress_and_errors(
     desk: Desk, pool: WorkerPool, admin: psycopg.Connection, name: str
@@ -154,6 +155,7 @@ async def test_an_unknown_child_fails_the_parents_attempt_with_its_code(
     assert (run.error.code, run.error.type) == ("JOB_NOT_FOUND", "NotFoundError")
 
 
+@pytest.mark.requirement("worker.effects-once")
 async def test_a_transaction_writes_and_completes_together(
     desk: Desk, pool: WorkerPool, effects: None, admin: psycopg.Connection
 ) -> None:
@@ -165,6 +167,7 @@ async def test_a_transaction_writes_and_completes_together(
     assert admin.execute("select name from app.effects").fetchall() == [("once",)]
 
 
+@pytest.mark.requirement("worker.effects-once")
 async def test_a_transaction_of_a_lost_attempt_leaves_nothing_behind(
     desk: Desk, make_pool: PoolMaker, effects: None, admin: psycopg.Connection, tmp_path: Path
 ) -> None:

@@ -130,6 +130,7 @@ async def test_a_result_that_does_not_fit_fails_the_run(
     assert run.error.code == "OUTPUT_INVALID"
 
 
+@pytest.mark.requirement("worker.fails-alone")
 async def test_an_input_that_does_not_fit_fails_alone(desk: Desk, make_pool: PoolMaker) -> None:
     payloads = ['{"number": 1}', '{"number": "many"}', "[]", '{"number": 2}']
     job_ids = [await desk.enqueue_raw("echo", payload) for payload in payloads]

@@ -179,6 +179,7 @@ async def test_a_handler_that_looks_ends_by_itself_when_canceled(
     assert run.status is RunStatus.CANCELED
 
 
+@pytest.mark.requirement("worker.stops-for-real")
 async def test_a_timeout_ends_the_work(desk: Desk, make_pool: PoolMaker) -> None:
     async with make_pool() as pool:
         job_id = await desk.enqueue("sleep.briefly")
@@ -190,6 +191,7 @@ async def test_a_timeout_ends_the_work(desk: Desk, make_pool: PoolMaker) -> None
     assert (run.error.code, run.error.retryable) == ("TIMED_OUT", True)
 
 
+@pytest.mark.requirement("worker.unstoppable")
 @pytest.mark.parametrize("name", ["swallow", "wait.thread"])
 async def test_a_handler_that_cannot_be_stopped_keeps_its_slot_and_is_named(
     desk: Desk, make_pool: PoolMaker, tmp_path: Path, name: str
@@ -212,6 +214,7 @@ async def test_a_handler_that_cannot_be_stopped_keeps_its_slot_and_is_named(
     assert [(entry["job_type"], entry["job_id"]) for entry in warnings] == [(name, str(job_id))]
 
 
+@pytest.mark.requirement("worker.blocked-loop")
 async def test_a_blocked_loop_is_reported_by_name_and_costs_no_lease(
     desk: Desk, make_pool: PoolMaker
 ) -> None:
@@ -232,6 +235,7 @@ async def test_a_blocked_loop_is_reported_by_name_and_costs_no_lease(
     assert "handlers.py" in blocked[0]["place"]
 
 
+@pytest.mark.requirement("worker.fence")
 async def test_an_attempt_whose_lease_was_taken_is_stopped_and_settles_nothing(
     desk: Desk, make_pool: PoolMaker, admin: psycopg.Connection
 ) -> None:
@@ -247,6 +251,7 @@ async def test_an_attempt_whose_lease_was_taken_is_stopped_and_settles_nothing(
     assert admin.execute("select count(*) from jobforge.job_attempts").fetchone() == (0,)
 
 
+@pytest.mark.requirement("worker.fence")
 async def test_a_settle_after_the_lease_was_lost_is_refused(
     desk: Desk, make_pool: PoolMaker, worker_router: WorkerRouter
 ) -> None:
@@ -261,6 +266,7 @@ async def test_a_settle_after_the_lease_was_lost_is_refused(
     assert (run.status, run.result, run.epoch) == (RunStatus.SUCCEEDED, "1", 2)
 
 
+@pytest.mark.requirement("worker.gives-up-first")
 async def test_a_worker_gives_its_leases_up_before_the_database_takes_them(
     desk: Desk, make_pool: PoolMaker, admin: psycopg.Connection
 ) -> None:
@@ -307,6 +313,7 @@ async def test_leaving_the_pool_lets_running_jobs_finish_within_the_grace(
     assert {run.status for run in runs} == {RunStatus.SUCCEEDED}
 
 
+@pytest.mark.requirement("worker.drain")
 @pytest.mark.parametrize("name", ["sleep", "obey", "stubborn.process"])
 async def test_what_does_not_finish_within_the_grace_is_released_uncharged(
     desk: Desk, make_pool: PoolMaker, name: str
@@ -357,6 +364,7 @@ async def test_abandoning_ends_the_grace_at_once(desk: Desk, make_pool: PoolMake
     assert (run.status, run.attempt_no) == (RunStatus.QUEUED, 0)
 
 
+@pytest.mark.requirement("worker.fails-alone")
 async def test_one_outcome_the_database_refuses_does_not_take_the_others_with_it(
     desk: Desk, make_pool: PoolMaker, admin: psycopg.Connection
 ) -> None:

@@ -55,6 +55,7 @@ async def exit_of(process: subprocess.Popen[bytes], seconds: float = 10) -> int:
     return process.returncode
 
 
+@pytest.mark.requirement("worker.rescue")
 async def test_the_job_of_a_killed_worker_starts_again_within_lease_and_a_second(
     desk: Desk, start_worker: Starter, admin: psycopg.Connection
 ) -> None:
@@ -71,6 +72,7 @@ async def test_the_job_of_a_killed_worker_starts_again_within_lease_and_a_second
     assert before.worker_id != after.worker_id
 
 
+@pytest.mark.requirement("worker.poison")
 async def test_a_job_that_kills_its_worker_goes_dead_and_its_neighbours_live(
     desk: Desk, start_worker: Starter
 ) -> None:
@@ -96,6 +98,7 @@ async def test_a_job_that_kills_its_worker_goes_dead_and_its_neighbours_live(
     assert {run.attempt_no for run in echoes} == {1}
 
 
+@pytest.mark.requirement("worker.drain")
 async def test_sigterm_lets_jobs_finish_releases_the_rest_and_burns_no_attempt(
     desk: Desk, start_worker: Starter
 ) -> None:
@@ -151,6 +154,7 @@ async def test_children_die_with_a_killed_worker(desk: Desk, start_worker: Start
     await eventually(lambda: not is_alive(pid))
 
 
+@pytest.mark.requirement("worker.stdout")
 async def test_a_worker_says_nothing_on_stdout(desk: Desk, start_worker: Starter) -> None:
     worker = start_worker()
     await desk.until_final(await desk.enqueue("echo.process"))
