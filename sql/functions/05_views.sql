@@ -8,7 +8,7 @@ set local role jobforge_rpc;
 
 create or replace view jobforge.runs as
 select
-  j.tenant_id, j.id as job_id, j.project_id, j.job_type, j.job_version, s.status, s.waiting_for, s.attempt_no,
+  s.tenant_id, s.job_id, j.project_id, j.job_type, j.job_version, s.status, s.waiting_for, s.attempt_no,
   j.max_attempts, s.epoch,
   -- Grows with every visible change and is written by none of them: a claim raises the epoch, within one epoch a job
   -- runs, then waits or is lost, then is queued again, then ends, and `changes` counts what these do not show.
@@ -20,9 +20,12 @@ select
   case when p.epoch = s.epoch then p.message end as progress_message,
   p.cancel_requested_at, p.cancel_reason, j.error, j.result
 from (
-  select r.tenant_id, r.job_id, 'queued'::text as status, null::text as waiting_for, r.attempt_no, r.epoch, 2 as step,
+  select q.tenant_id, q.id as job_id, 'queued'::text as status, null::text as waiting_for, r.attempt_no, r.epoch, 2 as step,
     null::timestamptz as started_at, null::text as worker_id, null::timestamptz as lease_until
-  from jobforge.ready r
+  -- A ready row is found by its whole key, which its job knows: without the join a search by id would read the tenant's.
+  from jobforge.jobs q
+  join jobforge.ready r on r.tenant_id = q.tenant_id and r.job_type = q.job_type and r.priority = q.priority
+    and r.run_at = q.run_at and r.job_id = q.id
   union all
   select w.tenant_id, w.job_id, 'waiting', w.waiting_for, w.attempt_no, w.epoch, 1, null, null, null
   from jobforge.waiting w

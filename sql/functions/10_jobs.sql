@@ -184,7 +184,8 @@ begin
       coalesce(v_outcomes[u.ord], 'created'), r.status, r.version, coalesce(r.run_at, p_run_ats[u.ord], v_now), r.created_at,
       null::uuid, null::timestamptz
     from generate_series(1, v_count) u(ord)
-    left join jobforge.runs r on v_outcomes[u.ord] <> 'created' and r.tenant_id = p_tenant_id and r.job_id = v_found_ids[u.ord]
+    left join (select x.* from jobforge.runs x where x.tenant_id = p_tenant_id and x.job_id = any (v_found_ids)) r
+      on v_outcomes[u.ord] <> 'created' and r.job_id = v_found_ids[u.ord]
     order by u.ord;
     return;
   end if;
@@ -261,7 +262,9 @@ begin
       case when v_outcomes[u.ord] is not distinct from 'created' then v_lease_id end,
       case when v_outcomes[u.ord] is not distinct from 'created' then v_lease_until end
     from unnest(coalesce(v_found_ids, v_ids)) with ordinality u(id, ord)
-    left join jobforge.runs r on r.tenant_id = p_tenant_id and r.job_id = u.id
+    left join (
+      select x.* from jobforge.runs x
+      where x.tenant_id = p_tenant_id and x.job_id = any (coalesce(v_found_ids, v_ids))) r on r.job_id = u.id
     order by u.ord;
   end if;
 end $$;

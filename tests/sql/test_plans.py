@@ -1,0 +1,162 @@
+"""Query plans with a hundred thousand ready rows and statistics that know of none: indexes, no scans.
+
+Slower than a second: the rows have to be there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.sql.acting import ECHO, Queue, within
+
+ROWS = 100_000
+BIG = {"jobs", "ready"}
+
+
+@pytest.fixture(scope="module")
+def crowded(shared_database: Any) -> Iterator[psycopg.Connection]:
+    with shared_database.connect(autocommit=False) as connection:
+        connection.execute(
+            """with made as (
+              insert into jobforge.jobs (tenant_id, id, job_type, job_version, payload, priority,
+                max_attempts, timeout_ms, backoff_ms, max_backoff_ms, backoff_multiplier, run_at,
+                created_at)
+              select 'acme', jobforge.new_id(), %s, '1', '{}', n %% 4, 3, 300000, 1, 1, 1,
+                jobforge.now() + (n - 50000) * interval '1 second', jobforge.now()
+              from generate_series(1, %s) n
+              returning *)
+            insert into jobforge.ready
+              (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no)
+            select tenant_id, job_type, priority, run_at, id, 0, 0 from made""",
+            [ECHO, ROWS],
+        )
+        connection.execute(
+            "insert into jobforge.lanes (tenant_id, job_type, seen_at) values ('acme', %s, now())",
+            [ECHO],
+        )
+        yield connection
+        connection.rollback()
+
+
+Explain = Callable[[Callable[[], object]], list[dict[str, Any]]]
+
+
+@pytest.fixture
+def explain(crowded: psycopg.Connection) -> Iterator[Explain]:
+    """Collect the plans of all statements, however deep in functions, that an act runs."""
+    plans: list[dict[str, Any]] = []
+
+    def keep(diagnostic: psycopg.errors.Diagnostic) -> None:
+        message = diagnostic.message_primary or ""
+        if "plan:" in message:
+            plans.append(json.loads(message.split("plan:", 1)[1]))
+
+    def run(act: Callable[[], object]) -> list[dict[str, Any]]:
+        plans.clear()
+        act()
+        return list(plans)
+
+    with crowded.transaction(force_rollback=True):
+        crowded.execute("load 'auto_explain'")
+        for setting, value in {
+            "auto_explain.log_min_duration": "0",
+            "auto_explain.log_nested_statements": "on",
+            "auto_explain.log_format": "json",
+            "auto_explain.log_level": "notice",
+            "auto_explain.log_analyze": "on",
+            "auto_explain.log_timing": "off",
+            "auto_explain.log_buffers": "on",
+            "client_min_messages": "notice",
+        }.items():
+            crowded.execute("select set_config(%s, %s, true)", [setting, value])
+        crowded.add_notice_handler(keep)
+        yield run
+        crowded.remove_notice_handler(keep)
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def offences(plans: list[dict[str, Any]], most_rows: int = 1000) -> list[str]:
+    """Name what reads a big table whole, or far more of it than is needed."""
+    assert plans != []
+    found: list[str] = []
+    for plan in plans:
+        for node in nodes(plan["Plan"]):
+            if node.get("Relation Name") not in BIG:
+                continue
+            read = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node[
+                "Actual Loops"
+            ]
+            pages = node["Shared Hit Blocks"] + node["Shared Read Blocks"]
+            is_scan = node["Node Type"] == "Seq Scan" and node["Actual Loops"]
+            if is_scan or read > most_rows or pages > 10 * most_rows + 20:
+                found.append(f"{node['Node Type']} of {node['Relation Name']}: {read}, {pages}")
+    return found
+
+
+def test_a_claim_reads_no_more_than_it_takes(crowded: psycopg.Connection, explain: Explain) -> None:
+    queue = Queue(within(crowded))
+
+    plans = explain(lambda: queue.claim(50))
+
+    assert offences(plans, 200) == []
+
+
+def test_settles_find_their_jobs_by_key(crowded: psycopg.Connection, explain: Explain) -> None:
+    queue = Queue(within(crowded))
+    claimed = queue.claim(30)
+
+    for settle in (queue.complete, queue.fail, queue.release):
+        plans = explain(lambda settle=settle: settle(*[claimed.pop() for _ in range(10)]))
+        assert offences(plans, 100) == []
+
+
+def test_callers_find_their_run_by_key(crowded: psycopg.Connection, explain: Explain) -> None:
+    queue = Queue(within(crowded))
+    job = queue.enqueue(idempotency_key="k")
+
+    for act in (
+        lambda: queue.run(job.job_id),
+        lambda: queue.enqueue(idempotency_key="k"),
+        lambda: queue.enqueue(ordering_key="o"),
+        lambda: queue.cancel(job.job_id),
+        lambda: queue.retry(job.job_id),
+        lambda: queue.ask("list_runs", "acme", limit=20),
+        lambda: queue.ask("list_runs", "acme", limit=20, trace_id="t"),
+    ):
+        assert offences(explain(act), 20) == []
+
+
+def test_explaining_counts_at_most_ten_thousand(
+    crowded: psycopg.Connection, explain: Explain
+) -> None:
+    queue = Queue(within(crowded))
+    job = queue.enqueue(priority=3)
+    queue.register()
+
+    assert offences(explain(lambda: queue.explain(job.job_id)), 10_100) == []
+
+
+def test_a_worker_tends_lanes_without_reading_their_rows(
+    crowded: psycopg.Connection, explain: Explain
+) -> None:
+    queue = Queue(within(crowded))
+
+    assert offences(explain(lambda: queue.work("tend_lanes")), 100) == []
+
+
+def test_a_heartbeat_reads_none_of_it(crowded: psycopg.Connection, explain: Explain) -> None:
+    queue = Queue(within(crowded))
+    claimed = queue.claim(10)
+
+    assert offences(explain(lambda: queue.heartbeat(*claimed)), 0) == []
+    assert offences(explain(lambda: queue.report(claimed[0], 1)), 10) == []
