@@ -12,14 +12,16 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import cast
 
 import anyio
 from anyio.abc import TaskStatus
 from mcp.client import Client
-from mcp.client.stdio import StdioServerParameters
+from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.shared.exceptions import MCPError
 
 from jobforge_mcp.cli.demo_scenes import SCENES, BrokenPromiseError, Scene, Stage
@@ -95,24 +97,25 @@ class Demo:
             command=self._command.program, args=[*self._command.arguments], env=dict(os.environ)
         )
         endings: list[Ending] = []
-        try:
-            async with Client(server) as client:
-                self._say_place()
-                stage = Stage(self._screen, self._command, client)
-                # An interruption ends the scenes now and leaves the connection, to cancel what they left running.
-                self._scope = anyio.CancelScope()
-                with self._scope:
-                    for number, scene in enumerate(SCENES, 1):
-                        endings.append(await self._play(stage, number, scene))
-                with anyio.move_on_after(CLEANUP_SECONDS):
-                    await _cancel_open_runs(stage)
-        except* (MCPError, OSError) as errors:
-            reason = _innermost(errors)
-            raise OperatorError(
-                f"no MCP client can use this installation: {reason}",
-                hint="jobforge doctor looks for the cause",
-            ) from reason
+        # What the server logs would tear the picture; it is told if nothing else is.
+        with TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+            try:
+                async with Client(stdio_client(server, errlog=log)) as client:
+                    self._say_place()
+                    await self._play_all(Stage(self._screen, self._command, client), endings)
+            except* (MCPError, OSError) as errors:
+                log.seek(0)
+                raise _unusable(_innermost(errors), log.read()) from errors
         return endings
+
+    async def _play_all(self, stage: Stage, endings: list[Ending]) -> None:
+        """Play the scenes; an interruption ends them and leaves the connection, to cancel what they left running."""
+        self._scope = anyio.CancelScope()
+        with self._scope:
+            for number, scene in enumerate(SCENES, 1):
+                endings.append(await self._play(stage, number, scene))
+        with anyio.move_on_after(CLEANUP_SECONDS):
+            await _cancel_open_runs(stage)
 
     async def _play(self, stage: Stage, number: int, scene: Scene) -> Ending:
         """Play one scene; whatever goes wrong in it, the others are still played."""
@@ -209,6 +212,18 @@ async def _cancel_open_runs(stage: Stage) -> None:
         if not RunStatus(run.status).is_final:
             arguments = {"runId": run.run_id, "reason": "the demo ended before it"}
             await stage.client.call_tool("cancel-job", arguments)
+
+
+def _unusable(reason: BaseException, log: str) -> OperatorError:
+    """Say why there is no server to talk to, in the server's own words where it left any."""
+    hint = ""
+    if isinstance(reason, MCPError) and isinstance(reason.error.data, dict):
+        hint = str(cast("Mapping[str, object]", reason.error.data).get("hint") or "")
+    last_words = "\n".join(log.strip().splitlines()[-5:])
+    return OperatorError(
+        f"the demo has no server to talk to: {reason}",
+        hint=hint or last_words or "jobforge doctor looks for the cause",
+    )
 
 
 def _row(ending: Ending) -> tuple[str, str, str, str, str]:

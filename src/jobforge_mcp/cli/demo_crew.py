@@ -44,7 +44,10 @@ async def open_crew(command: Command) -> AsyncGenerator[tuple[Crew, Client]]:
         try:
             with crew.open_log("server.log") as log:
                 async with Client(stdio_client(crew.server(), errlog=log)) as client:
-                    yield crew, client
+                    try:
+                        yield crew, client
+                    finally:
+                        crew.dismiss()
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(crew.stop)
@@ -113,10 +116,14 @@ class Crew:
                 return f"worker process {pid} ended by itself: {log.strip()[-500:]}"
         return ""
 
-    def stop(self) -> None:
-        """End the workers that still live."""
+    def dismiss(self) -> None:
+        """Tell the workers that still live to end, and wait for nothing."""
         for worker in self._workers.values():
             worker.terminate()
+
+    def stop(self) -> None:
+        """End the workers that still live, for certain."""
+        self.dismiss()
         for worker in self._workers.values():
             try:
                 worker.wait(_STOP_SECONDS)
