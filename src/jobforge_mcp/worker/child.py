@@ -39,10 +39,7 @@ from jobforge_mcp.worker.context import (
 )
 from jobforge_mcp.worker.evidence import Evidence, seed_of
 from jobforge_mcp.worker.failures import Told, tell
-from jobforge_mcp.worker.framing import FrameReader, encode_frame
-
-END_OF_OUTPUT = "\0jobforge:end:"
-"""The same as in ``children.py``, which would pull half the worker in here."""
+from jobforge_mcp.worker.framing import END_OF_OUTPUT, FrameReader, encode_frame
 
 PR_SET_PDEATHSIG = 1
 

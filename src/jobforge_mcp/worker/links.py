@@ -6,11 +6,11 @@ A child process has its own link (``child.py``); what it asks for over the pipe 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, LiteralString, TypeAlias
+from typing import Any, LiteralString
 
 from jobforge_mcp.definitions.model import JobDefinition
 from jobforge_mcp.definitions.registry import Registry
@@ -18,15 +18,13 @@ from jobforge_mcp.errors import ConflictError, PermanentError
 from jobforge_mcp.router.leases import JobTransaction, WorkerRouter
 from jobforge_mcp.types import EnqueueOutcome, JobId, NewJob
 from jobforge_mcp.worker.attempt import Attempt
+from jobforge_mcp.worker.child_process import Starter
 from jobforge_mcp.worker.context import ChildRequest, Transaction, UsageError
 from jobforge_mcp.worker.mailbox import Mailbox
 from jobforge_mcp.worker.reporting import Reporter
 
 SECRET_PREFIX = "JOBFORGE_SECRET_"
 """Environment variables of a worker that handlers may ask for, by the rest of the name in any case."""
-
-Starter: TypeAlias = Callable[[Callable[[], Coroutine[object, object, None]]], None]
-"""Starts a task of the worker."""
 
 
 @dataclass(frozen=True, slots=True)

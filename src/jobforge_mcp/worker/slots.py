@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -65,7 +66,7 @@ class SlotReservation:
         if not self._is_open:
             raise RuntimeError("the slot was used or given back")
         self._is_open = False
-        self._start(claimed, anyio.current_time() if leased_at is None else leased_at)
+        self._start(claimed, time.monotonic() if leased_at is None else leased_at)
 
     def release(self) -> None:
         """Give the slot back, unless it was used."""
