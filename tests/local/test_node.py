@@ -39,6 +39,19 @@ def test_each_chat_acts_as_its_own_token_says(home: Home) -> None:
 
 
 @pytest.mark.requirement("local.token")
+def test_a_token_in_the_settings_file_counts_as_well(home: Home) -> None:
+    file = home.state_dir / "jobforge.toml"
+    file.write_text('token = "no.such.token"')
+    try:
+        with home.chat() as chat:
+            answer = chat.ask("initialize")
+    finally:
+        file.unlink()
+
+    assert "TOKEN_INVALID" in answer["error"]["message"]
+
+
+@pytest.mark.requirement("local.token")
 def test_a_bad_token_is_refused_in_words_at_the_start(home: Home) -> None:
     with home.chat(JOBFORGE_TOKEN="no.such.token") as chat:
         answer = chat.ask("initialize")

@@ -60,7 +60,7 @@ _ANSWER_HEAD = b'{"jsonrpc":"2.0","id":'
 
 def main() -> int:
     """Serve one chat from the file descriptors 0 and 1, and return the exit code."""
-    token = os.environ.get("JOBFORGE_TOKEN") or None
+    token = os.environ.get("JOBFORGE_TOKEN") or rendezvous.read_settings_file().get("token")
     if sys.stdin is not None and sys.stdin.isatty():
         _tell("speaking MCP on standard input and output; for people: jobforge --help")
     try:

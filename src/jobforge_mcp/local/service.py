@@ -34,6 +34,8 @@ ANSWER_SECONDS = 5.0
 _IDLE_LOOK_SECONDS = 5.0
 """Between looks whether there is still something to do, once the linger time is over."""
 
+_SHORTEST_LOOK_SECONDS = 0.2
+
 _WATCH_SECONDS = 1.0
 """Between looks at what the node stands on: its place, and the keeper of its Postgres."""
 
@@ -138,7 +140,8 @@ class Node:
                 if not self._is_kept and not await self._has_work(app):
                     self.stop("idle")
                     return
-                with anyio.move_on_after(min(_IDLE_LOOK_SECONDS, linger)):
+                pause = min(_IDLE_LOOK_SECONDS, max(linger, _SHORTEST_LOOK_SECONDS))
+                with anyio.move_on_after(pause):
                     await connections.changed.wait()
 
     async def _has_work(self, app: App) -> bool:
@@ -157,13 +160,15 @@ class Node:
             await anyio.sleep(_WATCH_SECONDS)
             if rendezvous.inode_of(self._place.socket_path) != self._socket_inode:
                 self.stop("its socket is gone")
+                return
             if self._has_log and rendezvous.is_log_long(self._place):
                 rendezvous.write_to_log(self._place)
             if self._cluster:
                 try:
                     await anyio.to_thread.run_sync(self._cluster.ensure_alive)
-                except JobForgeError as error:
-                    log.error("postgres_lost", error=error.message, hint=error.hint)
+                except (JobForgeError, OSError) as error:
+                    # Tried again in a second; until then calls are told that the database is away.
+                    log.error("postgres_lost", error=str(error), hint=getattr(error, "hint", None))
 
     def _leave_place(self) -> None:
         """Give the place to whoever comes next: first nobody finds the socket, then somebody may take the lock."""
