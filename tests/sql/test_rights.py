@@ -69,9 +69,9 @@ def test_the_lists_of_tables_are_whole(queue: Queue) -> None:
 def test_a_login_may_do_nothing_with_a_table(queue: Queue, login: str, table: str) -> None:
     name = sql.SQL("jobforge.{}").format(sql.Identifier(table))
 
-    for statement in ("select from {}", "delete from {}", "truncate {}", "lock table {}"):
+    for verb in ("select from", "delete from", "truncate", "lock table"):
         with refused("42501"), queue.acting(login) as connection:
-            connection.execute(sql.SQL(statement).format(name))  # pyright: ignore
+            connection.execute(sql.SQL(verb) + sql.SQL(" ") + name)
 
 
 @pytest.mark.parametrize("table", TENANT_TABLES)
@@ -98,10 +98,8 @@ def test_the_tenants_role_sees_the_rows_of_its_scope_alone(
     assert everything >= 2
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", [*TENANT_TABLES, "workers", "listeners"])
 def test_the_owner_of_the_tables_sees_nothing(filled: Queue, table: str) -> None:
-    if table == "schema_migrations":
-        pytest.skip("it belongs to the migrator, whose own policy it has")
     with filled.acting("jobforge_owner") as connection:
         assert count(connection, table) == 0
 
