@@ -20,18 +20,16 @@ from jobforge_mcp.db.installation import Installation, open_installation
 from jobforge_mcp.db.migrate import migrate
 from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.db.pool import Database
-from jobforge_mcp.definitions.loader import load_jobs
+from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import DatabaseUnavailableError, SchemaError
 from jobforge_mcp.policy.gate import Credential, Gate
 from jobforge_mcp.progress import RunWatcher
-from jobforge_mcp.resources import job_definitions_folder
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.router.leases import WorkerRouter
 from jobforge_mcp.server.build import build_server
 from jobforge_mcp.server.parts import Check, ServerParts
 from jobforge_mcp.settings import Settings
-from jobforge_mcp.types import TenantId
 from jobforge_mcp.worker.pool import WorkerPool
 
 Incoming = MemoryObjectReceiveStream[SessionMessage | Exception]
@@ -101,49 +99,6 @@ async def open_app(settings: Settings, *, with_workers: bool | None = None) -> A
         yield App(
             settings, installation, registry, router, worker_router, gate, watcher, pool, parts
         )
-
-
-@asynccontextmanager
-async def open_worker(
-    settings: Settings,
-    *,
-    tenant_ids: tuple[TenantId, ...] | None = None,
-    type_patterns: tuple[str, ...] = ("*",),
-) -> AsyncGenerator[WorkerPool]:
-    """Open what a process needs that runs jobs and serves nobody.
-
-    Raises:
-        OperatorError: a setting, the schema, a job definition or the embedded server stands in the way.
-        DatabaseUnavailableError: the database cannot be reached.
-    """
-    registry = load_registry(settings)
-    async with AsyncExitStack() as stack:
-        installation = await _enter_installation(stack, settings)
-        listener = Listener(
-            installation.worker_url, "jobforge_worker", channels=("jobforge_ready",)
-        )
-        await stack.enter_async_context(listener)
-        database = _worker_database(settings, installation)
-        pool = WorkerPool(
-            WorkerRouter(await stack.enter_async_context(database)),
-            registry,
-            settings,
-            listener=listener,
-            on_change=lambda _: None,
-            heartbeat_url=installation.worker_url,
-            tenant_ids=tenant_ids,
-            type_patterns=type_patterns,
-        )
-        yield await stack.enter_async_context(pool)
-
-
-def load_registry(settings: Settings) -> Registry:
-    """Load the jobs that ship with the package and those the settings name.
-
-    Raises:
-        DefinitionError: one of them is wrong, or two have one name.
-    """
-    return Registry(load_jobs([job_definitions_folder(), *settings.jobs]))
 
 
 async def _enter_installation(stack: AsyncExitStack, settings: Settings) -> Installation:

@@ -52,8 +52,8 @@ def doctor(json: Json = False) -> int:
 def _examine_package(settings: Settings) -> Iterator[Finding]:
     from importlib.metadata import version
 
-    from jobforge_mcp.client import load_registry
     from jobforge_mcp.db.doctor import Finding, State
+    from jobforge_mcp.definitions.installed import load_registry
 
     python = ".".join(map(str, sys.version_info[:3]))
     versions = ", ".join(f"{name} {version(name)}" for name in ("mcp", "psycopg", "pydantic"))

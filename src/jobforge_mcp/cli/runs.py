@@ -23,7 +23,7 @@ def jobs(
 ) -> None:
     """List the jobs that may be run."""
     from jobforge_mcp.cli.output import table
-    from jobforge_mcp.client import load_registry
+    from jobforge_mcp.definitions.installed import load_registry
     from jobforge_mcp.policy.gate import Credential, Gate
     from jobforge_mcp.policy.scopes import Scope
     from jobforge_mcp.server.wire import compact, view_definition

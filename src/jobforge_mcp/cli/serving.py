@@ -50,8 +50,8 @@ def worker(
     ] = None,
 ) -> None:
     """Run jobs until told to stop: SIGTERM lets them finish, a second one releases them at once."""
-    from jobforge_mcp.client import load_registry
     from jobforge_mcp.db.installation import open_installation
+    from jobforge_mcp.definitions.installed import load_registry
     from jobforge_mcp.errors import InvalidInputError
     from jobforge_mcp.types import TenantId
     from jobforge_mcp.worker.main import run_worker

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from jobforge_mcp.client.answers import RunRef, result_of, to_job_id
 from jobforge_mcp.client.blocking import SyncClient
-from jobforge_mcp.client.verbs import Client, Options, load_registry
+from jobforge_mcp.client.verbs import Client, Options
 
 __all__ = [
     "Client",
     "Options",
     "RunRef",
     "SyncClient",
-    "load_registry",
     "result_of",
     "to_job_id",
 ]

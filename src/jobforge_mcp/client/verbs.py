@@ -16,14 +16,13 @@ from jobforge_mcp.client.answers import RunRef, refuse_conflict, result_of, to_j
 from jobforge_mcp.db.installation import open_installation
 from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.db.pool import Database
+from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.definitions.json_limits import check_key
-from jobforge_mcp.definitions.loader import load_jobs
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import InvalidInputError
 from jobforge_mcp.policy.gate import Gate, require_scope
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.progress import OnChange, RunWatcher
-from jobforge_mcp.resources import job_definitions_folder
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.router.transactional import (
     AsyncConnection,
@@ -307,11 +306,6 @@ class Client:
             timeout_ms=prepared.definition.timeout_ms,
             is_dry_run=options.is_dry_run,
         )
-
-
-def load_registry(settings: Settings) -> Registry:
-    """Load the jobs of an installation: those that come with the package, then those of the setting ``jobs``."""
-    return Registry(load_jobs([job_definitions_folder(), *settings.jobs]))
 
 
 def _only_project(caller: Caller) -> str | None:

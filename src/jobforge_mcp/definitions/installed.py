@@ -1,0 +1,17 @@
+"""The jobs of an installation: those that ship with the package, then those that its settings name."""
+
+from __future__ import annotations
+
+from jobforge_mcp.definitions.loader import load_jobs
+from jobforge_mcp.definitions.registry import Registry
+from jobforge_mcp.resources import job_definitions_folder
+from jobforge_mcp.settings import Settings
+
+
+def load_registry(settings: Settings) -> Registry:
+    """Load every job that this installation knows.
+
+    Raises:
+        DefinitionError: one of them is wrong, or two have one name.
+    """
+    return Registry(load_jobs([job_definitions_folder(), *settings.jobs]))
