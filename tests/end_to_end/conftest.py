@@ -9,7 +9,6 @@ from tests.end_to_end.doors import Connect, Era, Kind, any_door
 from tests.postgres import ScratchDatabase
 from tests.server.stage import Stage, open_stage
 
-
 DOORS: list[tuple[Kind, Era]] = [
     ("memory", "auto"),
     ("memory", "legacy"),

@@ -52,8 +52,8 @@ async def test_progress_arrives_while_the_call_waits_and_only_grows(
 ) -> None:
     heard: list[tuple[float, float | None, str | None]] = []
 
-    async def hear(done: float, total: float | None, message: str | None) -> None:
-        heard.append((done, total, message))
+    async def hear(progress: float, total: float | None, message: str | None) -> None:
+        heard.append((progress, total, message))
 
     async with connect(stage.token()) as client:
         answer = await client.call_tool(

@@ -1,10 +1,356 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psycopg
+import pytest
 from mcp.client import Client
+from mcp.types import CallToolResult, ResourceLink, TextContent
+
+from jobforge_mcp.policy.scopes import Scope
+from jobforge_mcp.server.build import INSTRUCTIONS, build_server
+from jobforge_mcp.types import Caller, JsonValue, Run
+from tests.postgres import ScratchDatabase
+from tests.server.stage import Stage, open_stage
+from tests.server.tokens import count_tokens
+
+FIVE_SCOPES = [
+    Scope.JOBS_LIST, Scope.JOBS_READ, Scope.JOBS_EXECUTE, Scope.JOBS_CANCEL, Scope.JOBS_RETRY,
+]  # fmt: skip
 
 
-async def test_a_job_is_executed_inline_and_its_result_comes_back(client: Client) -> None:
-    answer = await client.call_tool("execute-job", {"name": "test.echo", "input": {"text": "hi"}})
+def run_of(answer: CallToolResult) -> dict[str, Any]:
+    assert answer.structured_content is not None
+    return answer.structured_content
 
-    run = answer.structured_content or {}
-    assert (answer.is_error, run["status"], run["result"]) == (False, "succeeded", {"said": "hi"})
+
+def text_of(answer: CallToolResult) -> str:
+    assert isinstance(answer.content[0], TextContent)
+    return answer.content[0].text
+
+
+def error_of(answer: CallToolResult) -> dict[str, Any]:
+    assert answer.is_error
+    return run_of(answer)["error"]
+
+
+async def test_the_tool_list_costs_at_most_1500_tokens_and_the_instructions_150(
+    stage: Stage,
+) -> None:
+    credential = stage.credential(scopes=FIVE_SCOPES)
+    async with Client(build_server(stage.parts, credential)) as client:
+        tools = (await client.list_tools()).tools
+
+    shown: list[JsonValue] = [
+        {"name": tool.name, "description": tool.description, "inputSchema": tool.input_schema}
+        for tool in tools
+    ]
+    assert len(tools) == 6
+    assert count_tokens(shown) <= 1_500
+    assert count_tokens(INSTRUCTIONS) <= 150
+
+
+async def test_tool_descriptions_stay_under_60_words(client: Client) -> None:
+    tools = (await client.list_tools()).tools
+
+    assert [tool.name for tool in tools if len((tool.description or "").split()) >= 60] == []
+
+
+async def test_the_tool_list_is_private_and_stable(client: Client) -> None:
+    first = await client.list_tools()
+    second = await client.list_tools(cache_mode="bypass")
+
+    assert first.cache_scope == "private"
+    assert first.tools == second.tools
+
+
+async def test_one_status_answer_costs_at_most_120_tokens_whatever_the_length_of_the_log(
+    client: Client,
+) -> None:
+    started = await client.call_tool("execute-job", {"name": "test.forever", "waitSeconds": 0.3})
+    looked = await client.call_tool("get-job-status", {"runId": run_of(started)["runId"]})
+
+    assert run_of(looked)["status"] == "running"
+    assert count_tokens(run_of(looked)) <= 120
+    assert count_tokens(text_of(looked)) <= 120
+
+
+async def test_a_running_run_tells_neither_times_nor_trace_until_asked(client: Client) -> None:
+    started = await client.call_tool("execute-job", {"name": "test.forever", "waitSeconds": 0.2})
+    run_id = run_of(started)["runId"]
+    plain = run_of(await client.call_tool("get-job-status", {"runId": run_id}))
+    asked = run_of(
+        await client.call_tool(
+            "get-job-status", {"runId": run_id, "include": ["input", "logs", "attempts"]}
+        )
+    )
+
+    assert not {"createdAt", "startedAt", "traceId"} & set(plain)
+    assert {"createdAt", "startedAt", "traceId"} <= set(asked)
+    assert (asked["input"], asked["logs"], asked["attempts"]) == ({}, [], [])
+
+
+async def test_an_answer_has_no_nulls(client: Client) -> None:
+    answers = [
+        await client.call_tool("execute-job", {"name": "test.noop"}),
+        await client.call_tool("list-runs", {}),
+        await client.call_tool("list-jobs", {"detail": True}),
+        await client.call_tool("execute-job", {"name": "test.noop", "dryRun": True}),
+    ]
+
+    assert [answer for answer in answers if ":null" in _compact(answer)] == []
+
+
+async def test_both_halves_of_an_answer_say_what_to_do_next(client: Client) -> None:
+    answer = await client.call_tool("execute-job", {"name": "test.forever", "waitSeconds": 0.2})
+    run = run_of(answer)
+
+    assert run["next"] in text_of(answer)
+    for fact in (run["runId"], run["jobName"], run["status"], str(run["pollAfterMs"])):
+        assert fact in text_of(answer)
+
+
+async def test_at_the_cap_a_wait_ends_with_the_run_as_it_stands_and_is_no_error(
+    database: ScratchDatabase, tmp_path: Path
+) -> None:
+    overrides = {"wait_seconds_cap": 0.3, "wait_seconds_default": 0.1}
+    async with (
+        open_stage(database, tmp_path, **overrides) as stage,
+        Client(build_server(stage.parts, stage.credential())) as client,
+    ):
+        with anyio.fail_after(5):
+            answer = await client.call_tool(
+                "execute-job", {"name": "test.forever", "waitSeconds": 40}
+            )
+
+    assert (answer.is_error, run_of(answer)["status"]) == (False, "running")
+    assert run_of(answer)["pollAfterMs"] > 0
+
+
+async def test_a_quiet_wait_sends_beats_that_grow(
+    database: ScratchDatabase, tmp_path: Path
+) -> None:
+    heard: list[float] = []
+
+    async def hear(done: float, total: float | None, message: str | None) -> None:
+        heard.append(done)
+
+    async with (
+        open_stage(database, tmp_path, beat_seconds=0.1) as stage,
+        Client(build_server(stage.parts, stage.credential())) as client,
+    ):
+        await client.call_tool(
+            "execute-job", {"name": "test.forever", "waitSeconds": 1}, progress_callback=hear
+        )
+
+    assert len(heard) >= 5
+    assert heard == sorted(set(heard))
+    assert max(heard) < 1
+
+
+async def test_a_long_poll_ends_when_the_version_passes(client: Client) -> None:
+    started = run_of(
+        await client.call_tool(
+            "execute-job",
+            {"name": "test.steps", "input": {"steps": 4, "seconds": 0.4}, "background": True},
+        )
+    )
+    with anyio.fail_after(10):
+        changed = run_of(
+            await client.call_tool(
+                "get-job-status",
+                {"runId": started["runId"], "waitSeconds": 20, "sinceVersion": started["version"]},
+            )
+        )
+
+    assert changed["version"] > started["version"]
+    assert changed["status"] == "running"
+
+
+async def test_several_runs_are_waited_for_together(client: Client) -> None:
+    ids = [
+        run_of(await client.call_tool("execute-job", {"name": name, "background": True}))["runId"]
+        for name in ("test.steps", "test.fails", "test.noop")
+    ]
+    unknown = "01890a5d-ac96-774b-bcce-b302099a8057"
+    answer = await client.call_tool(
+        "get-job-status", {"runIds": [*ids, unknown], "waitSeconds": 20}
+    )
+
+    runs = run_of(answer)["runs"]
+    assert [run["runId"] for run in runs] == ids
+    assert [run["status"] for run in runs] == ["succeeded", "failed", "succeeded"]
+    assert run_of(answer)["notFound"] == [unknown]
+
+
+async def test_a_long_result_comes_as_a_link_with_a_preview(client: Client) -> None:
+    answer = await client.call_tool(
+        "execute-job", {"name": "test.big", "input": {"length": 100_000}}
+    )
+    run = run_of(answer)
+    resource = await client.read_resource(run["resultUri"])
+
+    assert "result" not in run
+    assert len(run["resultPreview"]) <= 600
+    assert [link.uri for link in answer.content if isinstance(link, ResourceLink)] == [
+        run["resultUri"]
+    ]
+    assert len(json.loads(resource.contents[0].text)) == 99_999  # pyright: ignore  # a text resource
+    assert count_tokens(run) + count_tokens(text_of(answer)) < 8_000
+
+
+async def test_a_result_of_some_thousand_words_is_told_in_full(client: Client) -> None:
+    answer = await client.call_tool(
+        "execute-job", {"name": "test.big", "input": {"length": 15_000}}
+    )
+
+    assert len(run_of(answer)["result"]) == 15_000
+    assert count_tokens(run_of(answer)) < 8_000
+
+
+async def test_a_job_that_acts_outside_needs_a_key(client: Client) -> None:
+    refused = await client.call_tool("execute-job", {"name": "test.email"})
+    done = await client.call_tool("execute-job", {"name": "test.email", "idempotencyKey": "k"})
+
+    assert error_of(refused)["code"] == "IDEMPOTENCY_KEY_REQUIRED"
+    assert error_of(refused)["hint"]
+    assert run_of(done)["result"] == "sent"
+
+
+async def test_a_dry_run_says_what_would_happen_and_writes_no_run(
+    client: Client, admin: psycopg.Connection
+) -> None:
+    plan = await client.call_tool(
+        "execute-job", {"name": "test.echo", "dryRun": True, "idempotencyKey": "k"}
+    )
+    before = admin.execute("select count(*) from jobforge.jobs").fetchone()
+    made = run_of(
+        await client.call_tool("execute-job", {"name": "test.echo", "idempotencyKey": "k"})
+    )
+    again = run_of(
+        await client.call_tool(
+            "execute-job", {"name": "test.echo", "dryRun": True, "idempotencyKey": "k"}
+        )
+    )
+    conflict = run_of(
+        await client.call_tool(
+            "execute-job",
+            {"name": "test.echo", "dryRun": True, "idempotencyKey": "k", "input": {"text": "b"}},
+        )
+    )
+
+    assert before == (0,)
+    assert run_of(plan)["outcome"] == "created"
+    assert (again["outcome"], again["runId"]) == ("replayed", made["runId"])
+    assert conflict["outcome"] == "conflict"
+    assert admin.execute("select count(*) from jobforge.audit_log").fetchone() == (4,)
+
+
+async def test_a_job_may_need_a_scope_of_its_own(stage: Stage) -> None:
+    async with Client(build_server(stage.parts, stage.credential(scopes=FIVE_SCOPES))) as client:
+        listed = run_of(await client.call_tool("list-jobs", {"query": "guarded"}))
+        refused = await client.call_tool("execute-job", {"name": "test.guarded"})
+
+    assert listed["jobs"] == []
+    assert error_of(refused)["code"] == "POLICY_DENIED"
+
+
+async def test_lists_are_paged_by_cursor(client: Client) -> None:
+    for _ in range(3):
+        await client.call_tool("execute-job", {"name": "test.noop"})
+
+    first = run_of(await client.call_tool("list-runs", {"limit": 2}))
+    second = run_of(
+        await client.call_tool("list-runs", {"limit": 2, "cursor": first["nextCursor"]})
+    )
+    jobs = run_of(await client.call_tool("list-jobs", {"limit": 1}))
+    more = run_of(await client.call_tool("list-jobs", {"limit": 50, "cursor": jobs["nextCursor"]}))
+
+    assert (len(first["runs"]), len(second["runs"])) == (2, 1)
+    assert "nextCursor" not in second
+    assert jobs["jobs"][0]["name"] not in [job["name"] for job in more["jobs"]]
+
+
+async def test_an_inline_call_costs_two_flushed_commits(
+    client: Client, admin: psycopg.Connection
+) -> None:
+    await client.call_tool("execute-job", {"name": "test.noop"})
+    before = _flushes(admin)
+    for _ in range(20):
+        await client.call_tool("execute-job", {"name": "test.noop"})
+    after = _flushes(admin)
+
+    assert (after - before) / 20 <= 2.5  # the pool's own housekeeping may add one now and then
+
+
+async def test_without_a_pool_a_run_is_queued_and_next_says_why(
+    database: ScratchDatabase, tmp_path: Path
+) -> None:
+    async with (
+        open_stage(database, tmp_path, has_pool=False) as stage,
+        Client(build_server(stage.parts, stage.credential())) as client,
+    ):
+        answer = await client.call_tool("execute-job", {"name": "test.noop", "waitSeconds": 0.2})
+
+    assert (answer.is_error, run_of(answer)["status"]) == (False, "queued")
+    assert "worker" in run_of(answer)["next"]
+
+
+async def test_what_breaks_inside_is_told_as_internal_with_a_trace_and_nothing_else(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(caller: Caller, job_id: object) -> Run:
+        raise RuntimeError("password=hunter2")
+
+    monkeypatch.setattr(stage.parts.router, "get_run", broken)
+    async with Client(build_server(stage.parts, stage.credential())) as client:
+        answer = await client.call_tool(
+            "get-job-status", {"runId": "01890a5d-ac96-774b-bcce-b302099a8057"}
+        )
+
+    assert error_of(answer)["code"] == "INTERNAL"
+    assert "trace" in error_of(answer)["message"]
+    assert "hunter2" not in _compact(answer)
+
+
+async def test_the_trace_of_the_client_is_the_trace_of_the_run(client: Client) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    answer = await client.call_tool(
+        "execute-job",
+        {"name": "test.noop"},
+        meta={"traceparent": f"00-{trace}-00f067aa0ba902b7-01"},
+    )
+    found = run_of(await client.call_tool("list-runs", {"traceId": trace}))
+
+    assert run_of(answer)["traceId"] == trace
+    assert [run["runId"] for run in found["runs"]] == [run_of(answer)["runId"]]
+
+
+def _compact(answer: CallToolResult) -> str:
+    return json.dumps(answer.structured_content, separators=(",", ":")) + text_of(answer)
+
+
+def _flushes(admin: psycopg.Connection) -> int:
+    """Count flushed commits: those of the database that are not asynchronous, by the WAL's own statistics."""
+    admin.execute("select pg_stat_force_next_flush()")
+    row = (
+        admin.execute("select wal_sync from pg_stat_wal").fetchone()
+        if _has_wal_sync(admin)
+        else None
+    )
+    if row is None:
+        row = admin.execute(
+            "select sum(fsyncs)::bigint from pg_stat_io where object = 'wal'"
+        ).fetchone()
+    assert row is not None
+    return int(row[0] or 0)
+
+
+def _has_wal_sync(admin: psycopg.Connection) -> bool:
+    found = admin.execute(
+        "select 1 from pg_attribute where attrelid = 'pg_stat_wal'::regclass and attname = 'wal_sync'"
+    ).fetchone()
+    return found is not None

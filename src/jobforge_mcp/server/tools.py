@@ -133,7 +133,9 @@ async def get_job_status(parts: ServerParts, call: Call, given: args.GetJobStatu
     """Return one run or several, after a wait if asked."""
     if (given.run_id is None) == (given.run_ids is None):
         raise InvalidInputError(
-            "either runId or runIds is required, and not both", code="INVALID_ARGUMENTS"
+            "either runId or runIds is required, and not both",
+            code="INVALID_ARGUMENTS",
+            hint="pass runId for one run, runIds for several; list-runs finds them",
         )
     seconds = capped(parts, given.wait_seconds, 0)
     if given.run_ids is not None:
@@ -489,7 +491,9 @@ async def _several(
     """Answer for several runs; a wait ends when all are final."""
     if given.include or given.since_version is not None:
         raise InvalidInputError(
-            "include and sinceVersion go with runId, not with runIds", code="INVALID_ARGUMENTS"
+            "include and sinceVersion go with runId, not with runIds",
+            code="INVALID_ARGUMENTS",
+            hint="call get-job-status for each run by itself",
         )
     ends_at = anyio.current_time() + seconds
     runs = {run.job_id: run for run in await parts.router.get_runs(call.caller, job_ids)}

@@ -39,7 +39,7 @@ from jobforge_mcp.types import (
 RESULT_INLINE_BYTES = 32 * 1024
 """Bytes of JSON up to which a result is part of the answer."""
 
-RESULT_INLINE_TOKENS = 6_500
+RESULT_INLINE_TOKENS = 6_000
 """Estimated tokens up to which it is: text full of numbers costs a model more than its bytes tell."""
 
 TEXT_RESULT_CHARS = 2_000
@@ -376,14 +376,14 @@ def iso(time: datetime | None) -> str | None:
 
 
 def estimate_tokens(text: str) -> int:
-    """Return about how many tokens a model reads for a text, never much too few."""
+    """Return about how many tokens a model reads for a text, seldom too few. A single blank belongs to its word."""
     return sum(
         -(-len(piece) // 6) if piece.isalpha() else -(-len(piece) // 3)
         for piece in _PIECES.findall(text)
     )
 
 
-_PIECES = re.compile(r"[^\W\d_]+|\d+|\s+|(?:[^\w\s]|_)+")
+_PIECES = re.compile(r"[^\W\d_]+|\d+|\s{2,}|(?:[^\w\s]|_)+")
 
 
 def _result(run: Run) -> tuple[JsonValue, str | None]:
