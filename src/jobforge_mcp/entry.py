@@ -29,9 +29,9 @@ def _uses_node() -> bool:
         return False
     asked = os.environ.get("JOBFORGE_NODE")
     if not asked:
-        from jobforge_mcp.local import rendezvous
+        from jobforge_mcp.local import place
 
-        asked = rendezvous.read_settings_file().get("node")
+        asked = place.read_settings_file().get("node")
     return asked != "off"
 
 

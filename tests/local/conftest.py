@@ -19,7 +19,7 @@ from mcp.client.stdio import StdioServerParameters
 from jobforge_mcp import embedded
 from jobforge_mcp.local import node, rendezvous
 from jobforge_mcp.local.node import NodeStatus
-from jobforge_mcp.local.rendezvous import Place
+from jobforge_mcp.local.place import Place
 from jobforge_mcp.settings import Settings, load_settings
 
 JOBFORGE = Path(sys.executable).with_name("jobforge")

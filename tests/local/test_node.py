@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from jobforge_mcp.local import rendezvous
+from jobforge_mcp.local.place import Place
 from jobforge_mcp.local.rendezvous import NodeError
 from jobforge_mcp.policy.keys import KeyFolder
 from jobforge_mcp.policy.scopes import ALL_SCOPES
@@ -97,7 +98,7 @@ def test_another_user_gets_no_answer(home: Home, is_directory_open: bool) -> Non
 
 @pytest.mark.requirement("local.own-user-only")
 def test_a_directory_that_others_may_enter_is_refused(tmp_path: Path) -> None:
-    place = rendezvous.Place(str(tmp_path), "")
+    place = Place(str(tmp_path), "")
     Path(place.directory).mkdir(parents=True, mode=0o755)
 
     with pytest.raises(NodeError, match="not a directory of this user alone"):

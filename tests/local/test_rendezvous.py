@@ -12,7 +12,7 @@ import pytest
 from jobforge_mcp.embedded import state_directory
 from jobforge_mcp.local import rendezvous
 from jobforge_mcp.local.node import place_of
-from jobforge_mcp.local.rendezvous import Place, find_place
+from jobforge_mcp.local.place import Place, find_place
 from jobforge_mcp.settings import load_settings
 
 

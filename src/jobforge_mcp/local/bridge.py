@@ -26,7 +26,7 @@ import socket
 import sys
 import time
 
-from jobforge_mcp.local import rendezvous
+from jobforge_mcp.local import place, rendezvous
 from jobforge_mcp.local.rendezvous import BYE, GivenUpError, NodeError
 
 TYPE_CHECKING = False
@@ -60,7 +60,7 @@ _ANSWER_HEAD = b'{"jsonrpc":"2.0","id":'
 
 def main() -> int:
     """Serve one chat from the file descriptors 0 and 1, and return the exit code."""
-    token = os.environ.get("JOBFORGE_TOKEN") or rendezvous.read_settings_file().get("token")
+    token = os.environ.get("JOBFORGE_TOKEN") or place.read_settings_file().get("token")
     if sys.stdin is not None and sys.stdin.isatty():
         _tell("speaking MCP on standard input and output; for people: jobforge --help")
     try:
@@ -81,7 +81,7 @@ class Bridge:
 
     def __init__(self, token: str | None, client_in: int = 0, client_out: int = 1) -> None:
         """Take the policy token of this chat and the descriptors of its client."""
-        self._place = rendezvous.find_place()
+        self._place = place.find_place()
         self._token = token
         self._in = client_in
         self._out = client_out

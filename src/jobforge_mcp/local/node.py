@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Literal, cast
 from jobforge_mcp.embedded import Cluster, ensure_running
 from jobforge_mcp.errors import JobForgeError
 from jobforge_mcp.local import rendezvous
-from jobforge_mcp.local.rendezvous import NodeError, Place
+from jobforge_mcp.local.place import Place, find_place
+from jobforge_mcp.local.rendezvous import NodeError
 
 if TYPE_CHECKING:
     from jobforge_mcp.settings import Settings
@@ -126,7 +127,7 @@ def place_of(settings: Settings) -> Place:
 def main(arguments: Sequence[str] = ()) -> int:
     """Be the node: with the lock and the socket that a bridge handed over, or on this terminal with new ones."""
     is_kept = "--keep" in arguments
-    place = rendezvous.find_place()
+    place = find_place()
     if "--handed-over" in arguments:
         lock: int | None = rendezvous.LOCK_FD
         listener = socket.socket(fileno=rendezvous.SOCKET_FD)

@@ -31,6 +31,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from jobforge_mcp.local.place import Place
+
 VERSION = "0.1.0"
 """Version of this package; a test holds it equal to the metadata, which takes 30 ms to read."""
 
@@ -52,7 +54,6 @@ LONGEST_LINE = 8 * 1024 * 1024
 START_SECONDS = 30.0
 """How long a bridge waits for a node that is ready. Hosts give up after 10 to 60 seconds."""
 
-_LONGEST_SOCKET_PATH = 107 if sys.platform == "linux" else 103
 _LONGEST_LOG = 1024 * 1024
 _BACKLOG = 128
 _STARTS = 3
@@ -74,66 +75,6 @@ class NodeError(Exception):
 
 class GivenUpError(Exception):
     """Whoever waited for the node is not wanted any more."""
-
-
-class Place:
-    """The directory of one node and the files in it."""
-
-    __slots__ = ("directory", "is_embedded", "lock_path", "log_path", "socket_path", "state_dir")
-
-    def __init__(self, state_dir: str, database: str) -> None:
-        """Name the place for a state directory and a database; empty is the embedded Postgres."""
-        name = f"db-{_short_hash(database)}" if database else "local"
-        self.state_dir = state_dir
-        self.is_embedded = not database
-        self.directory = os.path.join(state_dir, "nodes", name)
-        self.lock_path = os.path.join(self.directory, "lock")
-        self.log_path = os.path.join(self.directory, "node.log")
-        self.socket_path = os.path.join(self.directory, "socket")
-        if len(os.fsencode(self.socket_path)) > _LONGEST_SOCKET_PATH:
-            # The same place always gets the same path. /tmp is open to all: owner and mode are checked before use.
-            folder = f"jobforge-{os.geteuid()}-{_short_hash(self.directory)}"
-            self.socket_path = os.path.join(_runtime_directory(), folder, "socket")
-
-
-def find_place(environ: Mapping[str, str] = os.environ) -> Place:
-    """Find the place for the settings of this process, by the same rules as ``settings.py``."""
-    from_file = read_settings_file()
-    database = (
-        environ.get("JOBFORGE_DATABASE_URL")
-        or environ.get("DATABASE_URL")
-        or from_file.get("database_url", "")
-    )
-    worker = environ.get("JOBFORGE_WORKER_DATABASE_URL") or from_file.get("worker_database_url", "")
-    named = environ.get("JOBFORGE_STATE_DIR") or from_file.get("state_dir", "")
-    state_dir = os.path.expanduser(named) if named else default_state_dir(environ)
-    return Place(os.path.realpath(state_dir), "\0".join(filter(None, (database, worker))))
-
-
-def default_state_dir(environ: Mapping[str, str]) -> str:
-    """Name the platform's place for such data; for root a system directory, because its home is closed to Postgres."""
-    if os.geteuid() == 0:
-        return "/var/lib/jobforge"
-    home = os.path.expanduser("~")
-    if sys.platform == "darwin":
-        return os.path.join(home, "Library", "Application Support", "jobforge")
-    base = environ.get("XDG_DATA_HOME", "")
-    return os.path.join(
-        base if base.startswith("/") else os.path.join(home, ".local", "share"), "jobforge"
-    )
-
-
-def read_settings_file() -> dict[str, str]:
-    """Read what matters here from ``jobforge.toml``; a file that is no TOML is the node's to complain about."""
-    try:
-        with open("jobforge.toml", "rb") as file:
-            import tomllib
-
-            return {
-                name: value for name, value in tomllib.load(file).items() if isinstance(value, str)
-            }
-    except (OSError, ValueError):
-        return {}
 
 
 def prepare(place: Place) -> None:
@@ -428,11 +369,6 @@ def _become_node(place: Place, lock: int, listener: int, arguments: Sequence[str
     os.execve(sys.executable, command, environ)  # noqa: S606 - a list, no shell
 
 
-def _runtime_directory() -> str:
-    named = os.environ.get("XDG_RUNTIME_DIR", "")
-    return named if named.startswith("/") and len(named) < 40 else "/tmp"  # noqa: S108 - owner and mode are checked
-
-
 def _make(directory: str, mode: int) -> None:
     if os.path.isdir(directory):
         return
@@ -476,10 +412,3 @@ def _unlink(path: str) -> None:
         os.unlink(path)
     except FileNotFoundError:
         return
-
-
-def _short_hash(text: str) -> str:
-    # hashlib would load OpenSSL: 4 MB for every chat.
-    from _blake2 import blake2b
-
-    return blake2b(text.encode(), digest_size=8).hexdigest()

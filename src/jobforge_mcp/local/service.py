@@ -19,7 +19,7 @@ from jobforge_mcp.embedded import Cluster
 from jobforge_mcp.errors import JobForgeError
 from jobforge_mcp.local import rendezvous
 from jobforge_mcp.local.connections import Connections
-from jobforge_mcp.local.rendezvous import Place
+from jobforge_mcp.local.place import Place
 from jobforge_mcp.settings import Settings
 from jobforge_mcp.types import JsonObject
 
