@@ -90,17 +90,19 @@ async def test_when_the_process_stops_all_waits_return(
 ) -> None:
     job_id = await enqueue(router, acme)
 
+    run = None
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self_stop, watcher)
+            tasks.start_soon(stop_when_waited_for, watcher)
             run = await watcher.wait_for_change(
                 acme, job_id, since_version=None, timeout_seconds=20
             )
 
+    assert run is not None
     assert run.status == "queued"
 
 
-async def self_stop(watcher: RunWatcher) -> None:
+async def stop_when_waited_for(watcher: RunWatcher) -> None:
     while watcher.waiting == 0:
         await anyio.lowlevel.checkpoint()
     watcher.stop_waiting()
@@ -109,11 +111,13 @@ async def self_stop(watcher: RunWatcher) -> None:
 async def test_without_a_listener_polling_alone_ends_a_wait(router: Router, acme: Caller) -> None:
     job_id = await enqueue(router, acme)
 
+    run = None
     async with RunWatcher(router) as deaf, anyio.create_task_group() as tasks:
         tasks.start_soon(cancel_when_waited_for, deaf, router, acme, job_id)
         with anyio.fail_after(5):
             run = await deaf.wait_for_change(acme, job_id, since_version=None, timeout_seconds=20)
 
+    assert run is not None
     assert run.status == "canceled"
 
 

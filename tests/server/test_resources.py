@@ -28,7 +28,8 @@ async def start(client: Client, name: str, **more: object) -> str:
 
 async def test_a_run_its_result_its_log_and_its_job_are_resources(client: Client) -> None:
     answer = await client.call_tool("execute-job", {"name": "test.echo"})
-    run_id = (answer.structured_content or {})["runId"]
+    assert answer.structured_content is not None
+    run_id = answer.structured_content["runId"]
 
     run = await client.read_resource(f"jobforge://runs/{run_id}")
     result = await client.read_resource(f"jobforge://runs/{run_id}/result")
@@ -92,10 +93,9 @@ async def test_a_client_of_2026_listens_to_its_own_runs_and_to_no_others(stage: 
         uris = [f"jobforge://runs/{own}", f"jobforge://runs/{foreign}", "jobforge://jobs/test.echo"]
         async with client.listen(resource_subscriptions=uris, tools_list_changed=True) as heard:
             honored = heard.honored
+            first = None
             with anyio.fail_after(10):
-                async for event in heard:
-                    first = event
-                    break
+                first = await anext(aiter(heard))
 
     assert honored.resource_subscriptions == [uris[0]]
     assert honored.tools_list_changed is None

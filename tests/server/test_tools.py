@@ -8,7 +8,7 @@ import anyio
 import psycopg
 import pytest
 from mcp.client import Client
-from mcp.types import CallToolResult, ResourceLink, TextContent
+from mcp.types import CallToolResult, ResourceLink, TextContent, TextResourceContents
 
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.server.build import INSTRUCTIONS, build_server
@@ -116,9 +116,8 @@ async def test_both_halves_of_an_answer_say_what_to_do_next(client: Client) -> N
 async def test_at_the_cap_a_wait_ends_with_the_run_as_it_stands_and_is_no_error(
     database: ScratchDatabase, tmp_path: Path
 ) -> None:
-    overrides = {"wait_seconds_cap": 0.3, "wait_seconds_default": 0.1}
     async with (
-        open_stage(database, tmp_path, **overrides) as stage,
+        open_stage(database, tmp_path, wait_seconds_cap=0.3, wait_seconds_default=0.1) as stage,
         Client(build_server(stage.parts, stage.credential())) as client,
     ):
         with anyio.fail_after(5):
@@ -135,8 +134,8 @@ async def test_a_quiet_wait_sends_beats_that_grow(
 ) -> None:
     heard: list[float] = []
 
-    async def hear(done: float, total: float | None, message: str | None) -> None:
-        heard.append(done)
+    async def hear(progress: float, total: float | None, message: str | None) -> None:
+        heard.append(progress)
 
     async with (
         open_stage(database, tmp_path, beat_seconds=0.1) as stage,
@@ -198,7 +197,8 @@ async def test_a_long_result_comes_as_a_link_with_a_preview(client: Client) -> N
     assert [link.uri for link in answer.content if isinstance(link, ResourceLink)] == [
         run["resultUri"]
     ]
-    assert len(json.loads(resource.contents[0].text)) == 99_999  # pyright: ignore  # a text resource
+    assert isinstance(resource.contents[0], TextResourceContents)
+    assert len(json.loads(resource.contents[0].text)) == 99_999
     assert count_tokens(run) + count_tokens(text_of(answer)) < 8_000
 
 

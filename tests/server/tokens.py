@@ -19,7 +19,7 @@ def _encoding() -> _Encoding:
     with warnings.catch_warnings():
         # The package opens its own data with a deprecated function.
         warnings.simplefilter("ignore", DeprecationWarning)
-        import bpe_openai
+        import bpe_openai  # pyright: ignore[reportMissingTypeStubs]  # compiled, and has none
 
         return bpe_openai.get_encoding("o200k_base")
 
