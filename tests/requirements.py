@@ -332,4 +332,53 @@ REQUIREMENTS: dict[str, Requirement] = {
         "operations", "migrate says what is pending, prints it, and applies it once."
     ),
     "cli.secrets": Requirement("design 6", "No command prints a secret but the token it issues."),
+    # --- sql: the router's functions
+    "sql.bounded-plans": Requirement(
+        "design 7",
+        "With 100,000 ready rows and no statistics, no hot call reads a table whole.",
+    ),
+    "sql.cancel": Requirement(
+        "design 4",
+        "A run is canceled in every state that is not final, and every race has one winner.",
+    ),
+    "sql.fair": Requirement(
+        "design 7",
+        "Every tenant with due work gets an equal share of a claim, and leftovers go to the rest.",
+    ),
+    "sql.fence": Requirement(
+        "design 2",
+        "A claim that is not the living one changes nothing.",
+    ),
+    "sql.idempotency": Requirement(
+        "design 8",
+        "Racers with one key get one run; the same key with another input is a conflict.",
+    ),
+    "sql.invariants": Requirement(
+        "security",
+        "A job keeps its invariants under any order of calls.",
+    ),
+    "sql.lock-order": Requirement(
+        "design 1",
+        "No pair of calls in flight deadlocks.",
+    ),
+    "sql.order": Requirement(
+        "design 17",
+        "Jobs of an ordering key run one at a time, in the order in which their enqueues committed.",
+    ),
+    "sql.poison": Requirement(
+        "design 3",
+        "A job that kills its workers goes dead, and its neighbours do not pay.",
+    ),
+    "sql.rights": Requirement(
+        "design 10",
+        "Logins hold no right on any table, and row level security shows the scope's tenant alone.",
+    ),
+    "sql.transactional-enqueue": Requirement(
+        "design 4",
+        "A job enqueued in an application's transaction exists if and only if that commits.",
+    ),
+    "sql.version": Requirement(
+        "design 4",
+        "A run's version grows with every visible change.",
+    ),
 }

@@ -147,6 +147,10 @@ class Queue:
         """Claim a batch."""
         return self.work("claim_jobs", worker, list(types), limit, **named)
 
+    def tend(self) -> None:
+        """Find lanes whose waking was skipped: an enqueue never waits for another that wakes the same one."""
+        self.work("tend_lanes")
+
     def claim_one(self, worker: str = "w1", **named: object) -> Row:
         """Claim exactly one job, which must be there."""
         (claimed,) = self.work("claim_jobs", worker, [ECHO], 1, **named)

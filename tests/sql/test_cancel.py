@@ -231,6 +231,7 @@ def test_a_claim_passes_over_a_run_that_is_being_canceled(make_queue: MakeQueue)
     assert canceling.status(job.job_id) == "canceled"
 
 
+@pytest.mark.requirement("sql.cancel")
 def test_a_cancel_that_meets_a_completion_loses(make_queue: MakeQueue) -> None:
     canceling, settling = make_queue(), make_queue()
     job = canceling.enqueue()

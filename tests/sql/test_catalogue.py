@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from inspect import getsource
+from types import ModuleType
 
 import pytest
 
@@ -135,9 +136,9 @@ def test_functions_have_no_overloads(functions: list[Row]) -> None:
     ("role", "modules"), [(API, [jobs]), (WORKER, [leases, heartbeat])], ids=["api", "worker"]
 )
 def test_the_router_calls_every_function_of_its_role_and_no_other(
-    functions: list[Row], role: str, modules: list[object]
+    functions: list[Row], role: str, modules: list[ModuleType]
 ) -> None:
-    sources = "".join(getsource(module) for module in modules)  # pyright: ignore
+    sources = "".join(getsource(module) for module in modules)
     called = set(re.findall(r"jobforge\.([a-z_]+)\(", sources))
     granted = {row.name for row in functions if role in row.logins}
     # of applications in their transactions, of the migrator, and of jobs about the database itself

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+
 from tests.sql.acting import ECHO, SUPERUSER, Queue, Row
 
 
@@ -11,6 +13,7 @@ def shares(claimed: list[Row]) -> dict[str, int]:
     return dict(Counter(row.tenant_id for row in claimed))
 
 
+@pytest.mark.requirement("sql.fair")
 def test_a_small_tenant_is_not_behind_a_large_one(queue: Queue) -> None:
     queue.enqueue_many(100, "acme")
     queue.enqueue_many(10, "globex")

@@ -102,6 +102,7 @@ def test_together_is_what_a_worker_held_in_all_its_leases(queue: Queue) -> None:
     assert [queue.run(job_id).attempt_no for job_id in ids] == [0, 0]
 
 
+@pytest.mark.requirement("sql.poison")
 def test_a_job_that_kills_its_worker_goes_dead_and_its_neighbours_do_not_pay(
     queue: Queue,
 ) -> None:

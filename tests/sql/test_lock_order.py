@@ -113,6 +113,7 @@ def settle_down(queue: Queue, connection: Connection, future: Future[object]) ->
     assert future.done()
 
 
+@pytest.mark.requirement("sql.lock-order")
 def test_no_pair_of_calls_deadlocks(make_queue: MakeQueue) -> None:
     """Slower than a second: some eighty pairs."""
     arranging, first, second, looking = (make_queue() for _ in range(4))
@@ -163,6 +164,7 @@ def test_crowds_of_calls_on_few_keys_never_deadlock(make_queue: MakeQueue, round
 
     futures = [meanwhile(lambda number=number: work(number)) for number in range(6)]
     settled = sum(future.result(30) for future in futures)
+    queues[0].tend()
     while claimed := queues[0].claim(50):
         settled += len(queues[0].complete(*claimed))
 

@@ -26,6 +26,7 @@ from tests.sql.conftest import MakeQueue
 def drain(queue: Queue) -> list[UUID]:
     """Claim and complete until nothing is left; tell in which order jobs started."""
     started: list[UUID] = []
+    queue.tend()
     while claimed := queue.claim(10):
         started += [row.job_id for row in claimed]
         queue.complete(*claimed)
@@ -222,6 +223,7 @@ def test_a_waiting_run_that_is_canceled_and_retried_waits_again(queue: Queue) ->
 # --- in flight
 
 
+@pytest.mark.requirement("sql.order")
 def test_the_job_that_committed_first_starts_first(make_queue: MakeQueue) -> None:
     """The trap: job 1 is written first and commits last; job 2 must not slip in before it."""
     slow, fast = make_queue(), make_queue()

@@ -103,6 +103,7 @@ def offences(plans: list[dict[str, Any]], most_rows: int = 1000) -> list[str]:
     return found
 
 
+@pytest.mark.requirement("sql.bounded-plans")
 def test_a_claim_reads_no_more_than_it_takes(crowded: psycopg.Connection, explain: Explain) -> None:
     queue = Queue(within(crowded))
 

@@ -10,9 +10,9 @@ import pytest
 from tests.sql.acting import Queue, refused
 
 
-def ended(queue: Queue, status: str, **named: object) -> UUID:
+def ended(queue: Queue, status: str) -> UUID:
     """Make a run that ended so."""
-    job_id: UUID = queue.enqueue(max_attempts=1, **named).job_id
+    job_id: UUID = queue.enqueue(max_attempts=1).job_id
     if status == "canceled":
         queue.cancel(job_id)
         return job_id

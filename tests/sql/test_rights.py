@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
@@ -74,6 +75,7 @@ def test_a_login_may_do_nothing_with_a_table(queue: Queue, login: str, table: st
             connection.execute(sql.SQL(verb) + sql.SQL(" ") + name)
 
 
+@pytest.mark.requirement("sql.rights")
 @pytest.mark.parametrize("table", TENANT_TABLES)
 @pytest.mark.parametrize(("tenant", "rows"), [(None, 0), ("", 0), ("other", 0), ("acme", 1)])
 def test_the_tenants_role_sees_the_rows_of_its_scope_alone(
@@ -119,21 +121,21 @@ def test_the_tenants_role_writes_no_row_of_another_tenant(queue: Queue) -> None:
         )
 
 
-@pytest.mark.parametrize(
-    ("function", "arguments"),
-    [
-        ("claim_jobs", ("w", [ECHO], 1)),
-        ("complete_jobs", ([], [], [], [], [])),
-        ("fail_jobs", ([], [], [], [], [], [], [], [])),
-        ("release_jobs", ([], [], [], [])),
-        ("heartbeat", ("w", [], [])),
-        ("report_progress", ([], [], [], [], [], [], [], [])),
-        ("reap_expired", (1,)),
-        ("tend_lanes", ()),
-        ("register_worker", ("w", "h", 1, "1", [], 1)),
-        ("forget_worker", ("w",)),
-    ],
-)
+WORKER_CALLS: list[tuple[str, tuple[Any, ...]]] = [
+    ("claim_jobs", ("w", [ECHO], 1)),
+    ("complete_jobs", ([], [], [], [], [])),
+    ("fail_jobs", ([], [], [], [], [], [], [], [])),
+    ("release_jobs", ([], [], [], [])),
+    ("heartbeat", ("w", [], [])),
+    ("report_progress", ([], [], [], [], [], [], [], [])),
+    ("reap_expired", (1,)),
+    ("tend_lanes", ()),
+    ("register_worker", ("w", "h", 1, "1", [], 1)),
+    ("forget_worker", ("w",)),
+]
+
+
+@pytest.mark.parametrize(("function", "arguments"), WORKER_CALLS)
 def test_the_api_may_not_do_what_workers_do(
     queue: Queue, function: str, arguments: tuple[object, ...]
 ) -> None:
@@ -142,24 +144,24 @@ def test_the_api_may_not_do_what_workers_do(
     queue.work(function, *arguments)
 
 
-@pytest.mark.parametrize(
-    ("function", "arguments"),
-    [
-        ("enqueue_job", ("acme", ECHO)),
-        ("enqueue_jobs", ("acme", [ECHO], ["{}"])),
-        ("get_run", ("acme", uuid4())),
-        ("get_runs", ("acme", [])),
-        ("get_payload", ("acme", uuid4())),
-        ("list_runs", ("acme",)),
-        ("list_attempts", ("acme", uuid4())),
-        ("list_logs", ("acme", uuid4())),
-        ("queue_stats", ("acme",)),
-        ("cancel_job", ("acme", uuid4())),
-        ("retry_job", ("acme", uuid4())),
-        ("explain_run", ("acme", uuid4())),
-        ("enter_scope", ("acme",)),
-    ],
-)
+CALLER_CALLS: list[tuple[str, tuple[Any, ...]]] = [
+    ("enqueue_job", ("acme", ECHO)),
+    ("enqueue_jobs", ("acme", [ECHO], ["{}"])),
+    ("get_run", ("acme", uuid4())),
+    ("get_runs", ("acme", [])),
+    ("get_payload", ("acme", uuid4())),
+    ("list_runs", ("acme",)),
+    ("list_attempts", ("acme", uuid4())),
+    ("list_logs", ("acme", uuid4())),
+    ("queue_stats", ("acme",)),
+    ("cancel_job", ("acme", uuid4())),
+    ("retry_job", ("acme", uuid4())),
+    ("explain_run", ("acme", uuid4())),
+    ("enter_scope", ("acme",)),
+]
+
+
+@pytest.mark.parametrize(("function", "arguments"), CALLER_CALLS)
 @pytest.mark.parametrize("login", [WORKER, "jobforge_scheduler", "jobforge_auditor"])
 def test_only_the_api_does_what_callers_do(
     queue: Queue, login: str, function: str, arguments: tuple[object, ...]

@@ -72,6 +72,7 @@ def test_a_fence_that_is_not_the_living_one_settles_nothing(
     assert queue.place(job.job_id) == ["lease"]
 
 
+@pytest.mark.requirement("sql.fence")
 def test_an_attempt_that_was_replaced_cannot_complete(queue: Queue) -> None:
     job = queue.enqueue()
     old = queue.claim_one("w1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.sql.acting import API, ECHO, SUPERUSER, Queue, call, enter
 from tests.sql.conftest import MakeQueue
 
@@ -25,6 +27,7 @@ def test_a_job_and_its_order_are_committed_together(make_queue: MakeQueue) -> No
     assert [row.job_id for row in worker.claim(10)] == [job.job_id]
 
 
+@pytest.mark.requirement("sql.transactional-enqueue")
 def test_an_order_that_is_rolled_back_leaves_no_job(make_queue: MakeQueue) -> None:
     application = make_queue()
     arrange(application)

@@ -30,12 +30,12 @@ def test_a_long_key_is_refused_by_a_named_check_and_not_by_its_index(
     queue: Queue, column: str
 ) -> None:
     with refused("23514"):
-        queue.enqueue(**{column: incompressible(2700)})  # pyright: ignore[reportArgumentType]
+        queue.enqueue(**{column: incompressible(2700)})
 
 
 @pytest.mark.parametrize("column", ["idempotency_key", "ordering_key", "trace_id"])
 def test_the_longest_key_is_taken_whatever_its_letters(queue: Queue, column: str) -> None:
-    job = queue.enqueue(**{column: incompressible(255)})  # pyright: ignore[reportArgumentType]
+    job = queue.enqueue(**{column: incompressible(255)})
 
     assert job.outcome == "created"
 

@@ -48,6 +48,7 @@ def claim(queue: Queue) -> None:
     assert queue.claim(1) != []
 
 
+@pytest.mark.requirement("sql.version")
 @pytest.mark.parametrize("path", PATHS)
 def test_the_version_grows_at_every_step(queue: Queue, path: str) -> None:
     job_id = queue.enqueue().job_id
