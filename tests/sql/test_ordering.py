@@ -252,7 +252,9 @@ def test_an_enqueue_that_was_rolled_back_leaves_no_gap(make_queue: MakeQueue) ->
         enqueuing = meanwhile(lambda: fast.enqueue(ordering_key="k").job_id)
         wait_until_blocked(make_queue(), connection)
 
-    assert drain(slow) == [enqueuing.result(5)]
+    job_id = enqueuing.result(5)
+
+    assert drain(slow) == [job_id]
     assert keys(slow) == []
 
 
