@@ -109,12 +109,14 @@ class Attempt:
     claimed: ClaimedJob
     lease: LeaseHold
     received_at: float = field(default_factory=time.monotonic)
+    """Monotonic time at which it came; once it has a slot, that at which it got it."""
+    has_slot: bool = False
     isolation: Isolation | None = None
     """Set when the definition was found."""
     stop_reason: StopReason | None = None
     stop_requested: Signal = field(default_factory=Signal)
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    """Around the handler; cancelled when asking was not enough."""
+    scope: anyio.CancelScope | None = None
+    """Around the handler, once it runs; cancelled when asking was not enough."""
     is_enforced: bool = False
     """The handler was cancelled or its child told to end: what it returns now is no result."""
     is_watching: bool = False
@@ -180,7 +182,7 @@ class Attempt:
     def enforce(self) -> None:
         """Stop asking: cancel the handler, or tell its child to end. A thread can only be waited for."""
         self.is_enforced = True
-        if self.isolation is not Isolation.THREAD:
+        if self.isolation is not Isolation.THREAD and self.scope is not None:
             self.scope.cancel()
 
     def look(self) -> bool:

@@ -1,4 +1,4 @@
-"""The loop that claims: as many jobs as slots are free, in turn from the tenants, and asleep when there is nothing.
+"""The loop that claims: for the slots that are free and a little ahead, in turn from the tenants; asleep when idle.
 
 Polling is the truth, the notification a hint. Before it sleeps, a worker asks to be notified and then looks once more,
 so that a job enqueued in between is either seen by that look or announced.
@@ -16,6 +16,7 @@ import structlog
 
 from jobforge_mcp.router.leases import WorkerRouter
 from jobforge_mcp.types import ClaimedJob, TenantId, WorkerId
+from jobforge_mcp.worker.backlog import Backlog
 from jobforge_mcp.worker.settling import Settler
 from jobforge_mcp.worker.slots import Slots
 from jobforge_mcp.worker.trouble import is_connection_trouble
@@ -64,6 +65,7 @@ class Claimer:
         router: WorkerRouter,
         rules: ClaimRules,
         slots: Slots,
+        backlog: Backlog,
         *,
         wait_for_hint: Callable[[float], Awaitable[object]],
         start: Callable[[Sequence[ClaimedJob], float], None],
@@ -73,6 +75,8 @@ class Claimer:
         self._router = router
         self._rules = rules
         self._slots = slots
+        self._backlog = backlog
+        self._is_more = False
         self._wait_for_hint = wait_for_hint
         self._start = start
         self._settler = settler
@@ -123,7 +127,8 @@ class Claimer:
                     backoff = min(backoff * 2, _MAX_BACKOFF_SECONDS)
 
     async def _work_or_sleep(self) -> None:
-        await self._slots.wait_free()
+        while not self._wanted():
+            await self._slots.wait_freed()
         if self._settler.pending > MAX_UNSETTLED:
             await self._settler.wait_idle()
         if await self._claim():
@@ -143,12 +148,13 @@ class Claimer:
 
     async def _claim(self) -> int:
         """Claim for the slots that are free, and start what came."""
-        wanted = min(self._slots.free, MAX_BATCH)
+        wanted = self._wanted()
         if not wanted:
             return 0
         now = time.monotonic()
         reap = now - self._reaped_at >= REAP_WITH_CLAIM_SECONDS
-        self._slots.take(wanted)
+        kept = min(wanted, self._slots.free)
+        self._slots.take(kept)
         claimed: list[ClaimedJob] = []
         try:
             # Shielded: the answer to a claim that was sent is jobs that nobody else will run for a whole lease.
@@ -163,13 +169,23 @@ class Claimer:
                     reap=reap,
                 )
         finally:
-            self._slots.give_back(wanted - len(claimed))
+            # Started at once below, before anybody else could take the slots.
+            self._slots.give_back(kept)
+        self._is_more = len(claimed) == wanted
         if reap:
             self._reaped_at = now
         if claimed:
             self._after_tenant = claimed[-1].fence.tenant_id
             self._start(claimed, now)
         return len(claimed)
+
+    def _wanted(self) -> int:
+        """How many jobs to claim now; none while there is enough to do and a larger claim is cheaper."""
+        ahead = self._backlog.room_when_empty
+        wanted = min(self._slots.free + ahead - len(self._backlog), MAX_BATCH)
+        if self._is_more and self._backlog and wanted < min(ahead, MAX_BATCH) / 2:
+            return 0
+        return max(0, wanted)
 
     def _complain(self, error: Exception) -> None:
         if is_connection_trouble(error):

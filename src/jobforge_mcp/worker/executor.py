@@ -104,18 +104,19 @@ async def run(execution: Execution) -> None:
     if attempt.stop_reason is not None:
         attempt.has_seen_stop = True
         return
-    with attempt.scope:
-        try:
-            execution.result = await _run_isolated(execution)
-        except anyio.get_cancelled_exc_class() as error:
-            if anyio.current_effective_deadline() == float("-inf"):
-                raise
-            # Not ours: the handler cancelled itself.
-            execution.told = tell(error)
-        except _ToldInChild as ended:
-            execution.told = ended.told
-        except BaseException as error:  # noqa: BLE001 - a handler may raise anything, SystemExit too, and the worker goes on
-            execution.told = tell(error)
+    try:
+        execution.result = await _run_isolated(execution)
+    except anyio.get_cancelled_exc_class() as error:
+        if attempt.scope is not None and attempt.scope.cancel_called:
+            return
+        if anyio.current_effective_deadline() == float("-inf"):
+            raise
+        # Not ours: the handler cancelled itself.
+        execution.told = tell(error)
+    except _ToldInChild as ended:
+        execution.told = ended.told
+    except BaseException as error:  # noqa: BLE001 - a handler may raise anything, SystemExit too, and the worker goes on
+        execution.told = tell(error)
 
 
 def conclude(execution: Execution) -> Verdict | None:

@@ -40,7 +40,8 @@ from jobforge_mcp.types import (
     TenantId,
     WorkerId,
 )
-from jobforge_mcp.worker.attempt import Attempt, LeaseHold, Release, StopReason
+from jobforge_mcp.worker.attempt import Attempt, LeaseHold, Release, StopReason, Verdict
+from jobforge_mcp.worker.backlog import Backlog
 from jobforge_mcp.worker.children import ChildLimits, ChildPool
 from jobforge_mcp.worker.claiming import Claimer, ClaimRules
 from jobforge_mcp.worker.executor import Execution, call_on_loop, execute, stopped
@@ -48,6 +49,7 @@ from jobforge_mcp.worker.heartbeat import BLOCKED_SECONDS, BeatTimes, Heartbeat,
 from jobforge_mcp.worker.links import Services
 from jobforge_mcp.worker.mailbox import Mailbox
 from jobforge_mcp.worker.reporting import Reporter
+from jobforge_mcp.worker.runners import Runners
 from jobforge_mcp.worker.settling import Settler
 from jobforge_mcp.worker.slots import SlotReservation, Slots
 
@@ -108,6 +110,8 @@ class WorkerPool:
         self._times = BeatTimes(settings.lease_ms, settings.heartbeat_interval_ms, blocked_seconds)
         self._kill_grace = min(settings.kill_grace_seconds, MAX_KILL_GRACE_SECONDS)
         self._slots = Slots(settings.worker_concurrency)
+        self._backlog = Backlog(settings.worker_concurrency)
+        self._runners = Runners(self._run_attempt, self._start_task)
         self._running: set[Attempt] = set()
         self._stack = AsyncExitStack()
         self._is_draining = False
@@ -149,7 +153,8 @@ class WorkerPool:
 
     def cancel(self, job_id: JobId) -> None:
         """Stop a job whose cancellation was committed just now, without waiting for a heartbeat to tell of it."""
-        for attempt in [a for a in self._running if a.fence.job_id == job_id]:
+        held = [*self._running, *self._backlog.all()]
+        for attempt in [a for a in held if a.fence.job_id == job_id]:
             self._cancel(attempt)
 
     async def drain(self, grace_seconds: float) -> None:
@@ -159,6 +164,8 @@ class WorkerPool:
         self._is_draining = True
         with anyio.move_on_after(LAST_SETTLES_SECONDS):
             await self._claimer.stop()
+        for attempt in self._backlog.all():
+            self._request_stop(attempt, StopReason.RELEASED)
         with anyio.move_on_after(grace_seconds) as waiting:
             self._waiting_scopes.append(waiting)
             if self._is_abandoned:
@@ -244,6 +251,7 @@ class WorkerPool:
                 settings.poll_ms,
             ),
             self._slots,
+            self._backlog,
             wait_for_hint=hints.wait,
             start=self._start_claimed,
             settler=self._settler,
@@ -271,22 +279,43 @@ class WorkerPool:
     # Starting
 
     def _start_claimed(self, claimed: Sequence[ClaimedJob], claimed_at: float) -> None:
+        """Run what slots are free for, and let the rest wait for one."""
         for job in claimed:
-            self._start_one(job, claimed_at)
+            if self._slots.free and not self._backlog:
+                self._slots.take()
+                self._start_one(job, claimed_at)
+            else:
+                self._backlog.put(self._attempt(job, claimed_at))
+        self._take_from_backlog()
 
-    def _start_one(self, claimed: ClaimedJob, claimed_at: float) -> None:
-        """Run one job in a slot that is taken for it already."""
+    def _take_from_backlog(self) -> None:
+        while self._backlog and self._slots.free:
+            self._slots.take()
+            self._run(self._backlog.pop())
+
+    def _attempt(self, claimed: ClaimedJob, claimed_at: float) -> Attempt:
+        """Make an attempt of a claimed job, and keep its lease."""
         until = claimed_at + self._times.lease_ms / 1_000
         lease = self._heartbeat.hold(claimed.fence, until)
         attempt = Attempt(claimed, lease)
         lease.attempts[claimed.fence.job_id] = attempt
+        return attempt
+
+    def _start_one(self, claimed: ClaimedJob, claimed_at: float) -> None:
+        """Run one job in a slot that is taken for it already."""
+        attempt = self._attempt(claimed, claimed_at)
         if self._is_draining:
             self._slots.give_back()
             attempt.stop_reason = StopReason.RELEASED
             self._settler.put(attempt, Release(claimed.fence))
             return
+        self._run(attempt)
+
+    def _run(self, attempt: Attempt) -> None:
+        attempt.has_slot = True
+        attempt.received_at = time.monotonic()
         self._running.add(attempt)
-        self._tasks.start_soon(self._run_attempt, attempt)
+        self._runners.put(attempt)
 
     async def _run_attempt(self, attempt: Attempt) -> None:
         structlog.contextvars.bind_contextvars(**attempt.names)
@@ -305,7 +334,9 @@ class WorkerPool:
     def _end_attempt(self, attempt: Attempt) -> None:
         attempt.finished.set()
         self._running.discard(attempt)
+        self._backlog.note_end(time.monotonic() - attempt.received_at)
         self._slots.give_back()
+        self._take_from_backlog()
         if not self._running:
             self._idle.set()
 
@@ -327,6 +358,8 @@ class WorkerPool:
             for attempt in [a for a in self._running if a.stop_reason is None]:
                 if now >= attempt.deadline:
                     self._request_stop(attempt, StopReason.TIMED_OUT)
+            for attempt in self._backlog.overdue():
+                self._request_stop(attempt, StopReason.RELEASED)
             for lease in self._heartbeat.leases_to_give_up():
                 log.warning("lease_given_up", tenant_id=lease.tenant_id, jobs=len(lease.attempts))
                 self._lose(lease)
@@ -341,10 +374,27 @@ class WorkerPool:
         is_first = attempt.stop_reason is None
         attempt.stop_reason = reason
         attempt.stop_requested.set()
+        if not attempt.has_slot:
+            self._give_up_waiting(attempt)
+            return
         if is_first:
             self._tasks.start_soon(self._see_off, attempt)
         elif not attempt.finished.is_set:
             attempt.enforce()
+
+    def _give_up_waiting(self, attempt: Attempt) -> None:
+        """Settle a job that never got a slot."""
+        if attempt in self._backlog:
+            self._backlog.remove(attempt)
+            attempt.finished.set()
+            self._conclude(attempt, stopped(attempt))
+
+    def _conclude(self, attempt: Attempt, verdict: Verdict | None) -> None:
+        """Have a verdict settled; without one the lease is gone, or about to be."""
+        if verdict is None:
+            self._heartbeat.drop(attempt)
+        else:
+            self._settler.put(attempt, verdict)
 
     async def _see_off(self, attempt: Attempt) -> None:
         """See to it that an attempt ends: by itself if it is watching, then by force, then without its consent."""
@@ -362,10 +412,7 @@ class WorkerPool:
         verdict = stopped(attempt)
         if attempt.committed is not None:
             return
-        if verdict is None:
-            self._heartbeat.drop(attempt)
-        else:
-            self._settler.put(attempt, verdict)
+        self._conclude(attempt, verdict)
 
     def _lose(self, lease: LeaseHold) -> None:
         """Stop whatever runs under a lease that is not ours any more."""

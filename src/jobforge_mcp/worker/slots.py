@@ -40,11 +40,10 @@ class Slots:
         if count:
             self._freed.set()
 
-    async def wait_free(self) -> None:
-        """Return when at least one is free."""
-        while not self.free:
-            self._freed = anyio.Event()
-            await self._freed.wait()
+    async def wait_freed(self) -> None:
+        """Return when the next one is given back."""
+        self._freed = anyio.Event()
+        await self._freed.wait()
 
 
 class SlotReservation:

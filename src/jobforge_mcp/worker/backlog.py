@@ -1,0 +1,74 @@
+"""Jobs claimed ahead of a free slot, so that short ones need no round trip each.
+
+How many are fetched ahead follows from how long jobs took lately: never more than the slots work off in
+``AHEAD_SECONDS``, so a worker whose jobs take longer than that fetches none. A job waits here ``LONGEST_WAIT_SECONDS``
+at most, in case the ones before it take longer than those that ended; then it is given back for others to claim.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from jobforge_mcp.worker.attempt import Attempt
+
+AHEAD_SECONDS = 0.05
+
+LONGEST_WAIT_SECONDS = 0.5
+
+MAX_AHEAD = 200
+
+_STILL_SECONDS = 0.1
+"""Without an attempt that ended for so long the slots are taken by longer jobs than those that were measured."""
+
+
+class Backlog:
+    """The waiting attempts of one worker, and the pace at which it works."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._waiting: deque[Attempt] = deque()
+        self._pace = 1.0
+        self._ended_at = 0.0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, attempt: Attempt) -> bool:
+        return attempt in self._waiting
+
+    def put(self, attempt: Attempt) -> None:
+        """Let an attempt wait for a slot."""
+        self._waiting.append(attempt)
+
+    def pop(self) -> Attempt:
+        """Take the one that came first."""
+        return self._waiting.popleft()
+
+    def remove(self, attempt: Attempt) -> None:
+        """Take out one that is not to run."""
+        self._waiting.remove(attempt)
+
+    def all(self) -> list[Attempt]:
+        """Return the waiting attempts, the first first."""
+        return list(self._waiting)
+
+    def overdue(self) -> list[Attempt]:
+        """Return those that waited too long, and fetch fewer from now on."""
+        limit = time.monotonic() - LONGEST_WAIT_SECONDS
+        found = [attempt for attempt in self._waiting if attempt.received_at < limit]
+        if found:
+            self._pace = max(self._pace, LONGEST_WAIT_SECONDS)
+        return found
+
+    def note_end(self, seconds: float) -> None:
+        """Learn how long an attempt took: a long one counts at once, short ones by and by."""
+        self._pace += (seconds - self._pace) * (0.5 if seconds > self._pace else 0.05)
+        self._ended_at = time.monotonic()
+
+    @property
+    def room_when_empty(self) -> int:
+        """How many jobs may wait."""
+        if time.monotonic() - self._ended_at > _STILL_SECONDS:
+            return 0
+        return min(MAX_AHEAD, int(self._slots * AHEAD_SECONDS / max(self._pace, 1e-6)))
