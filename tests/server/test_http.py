@@ -8,6 +8,7 @@ import anyio
 import httpx2
 import psycopg
 import pytest
+from mcp.client import Client
 
 from jobforge_mcp.errors import SettingsError
 from jobforge_mcp.server.http import check_address, is_loopback

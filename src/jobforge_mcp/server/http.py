@@ -30,7 +30,7 @@ from jobforge_mcp.server.parts import ServerParts
 from jobforge_mcp.server.subscriptions import Connection
 
 LAST_ANSWERS_SECONDS = 0.5
-"""How long old SSE streams stay open after the end was announced, for the answers of calls that waited."""
+"""How long port and old SSE streams stay open after the end was announced, for the answers of calls that waited."""
 
 SHUTDOWN_SECONDS = 3
 """After which uvicorn cuts connections that still talk."""
@@ -83,7 +83,8 @@ async def serve_http(
                     on_ready(_url(settings.host, listening))
                 await stop.wait()
             finally:
-                parts.watcher.stop_waiting()
+                with anyio.CancelScope(shield=True):
+                    await _let_waiting_calls_answer(parts)
                 uvicorn_server.should_exit = True
 
 
@@ -124,13 +125,14 @@ class _SseDoor:
         if scope["method"] != "GET":
             await Response(status_code=405, headers={"Allow": "GET"})(scope, receive, send)
             return
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._end_with_the_process, tasks.cancel_scope)
-            async with self._transport.connect_sse(scope, receive, send) as (incoming, outgoing):
+        async with self._transport.connect_sse(scope, receive, send) as (incoming, outgoing):  # noqa: SIM117  # see below
+            # Not one statement: when the inner one is cancelled, the response of the outer still ends as a whole one.
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._end_with_the_process, tasks.cancel_scope)
                 await self._server.run(
                     incoming, outgoing, self._server.create_initialization_options()
                 )
-            tasks.cancel_scope.cancel()
+                tasks.cancel_scope.cancel()
 
     async def _end_with_the_process(self, scope: anyio.CancelScope) -> None:
         await self._parts.watcher.stopped()
@@ -152,6 +154,14 @@ class _QuietServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
         yield
+
+
+async def _let_waiting_calls_answer(parts: ServerParts) -> None:
+    """End all waits, and keep the port open a moment where there were any: an answer makes clients ask once more."""
+    was_waited = parts.watcher.waiting > 0
+    parts.watcher.stop_waiting()
+    if was_waited:
+        await anyio.sleep(LAST_ANSWERS_SECONDS)
 
 
 async def _run(server: uvicorn.Server, listening: socket.socket) -> None:
