@@ -30,7 +30,7 @@ REAP_WITH_CLAIM_SECONDS = 0.75
 """A claim looks as well when the last look is older: the shortest pause of an idle worker is longer, so each of its
 polls does, and a busy worker's many claims do not."""
 
-TEND_SECONDS = 10.0
+TEND_SECONDS = 5.0
 
 MAX_BATCH = 200
 """Jobs of one claim: enough to make its cost small, few enough to leave some to other workers."""
