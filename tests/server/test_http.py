@@ -204,8 +204,9 @@ async def test_a_server_that_stops_lets_waiting_calls_answer_first(stage: Stage)
         sse_door(server.url, stage.token()) as old,
     ):
 
-        async def wait(client: Any) -> None:
+        async def wait(client: Client) -> None:
             answer = await client.call_tool("execute-job", {"name": "test.forever"})
+            assert answer.structured_content is not None
             answers.append(answer.structured_content)
 
         async with anyio.create_task_group() as tasks:
