@@ -139,6 +139,16 @@ REQUIREMENTS: dict[str, Requirement] = {
     "egress.urls": Requirement(
         "security", "A URL that two readers could read differently is refused."
     ),
+    # --- demo and examples: what a newcomer runs first
+    "demo.promises": Requirement(
+        "design 6", "The demo ends with 0 only if each of its four runs ended as promised."
+    ),
+    "demo.leaves-nothing": Requirement(
+        "own", "Whatever ends the demo, what it started is canceled and ended."
+    ),
+    "examples.run": Requirement(
+        "style 10", "Every example runs with one command and prints what it promises."
+    ),
     # --- jobs: what ships in job_definitions
     "jobs.demo": Requirement(
         "design 5", "The demo jobs progress, fail, resist and end as they say."

@@ -79,6 +79,7 @@ def place() -> Generator[Place]:
     assert left == []
 
 
+@pytest.mark.requirement("demo.promises")
 def test_two_demos_at_once_both_keep_every_promise(place: Place) -> None:
     first, second = place.start("demo", "--once"), place.start("demo", "--once")
     told = [process.communicate(timeout=200) for process in (first, second)]
@@ -91,22 +92,24 @@ def test_two_demos_at_once_both_keep_every_promise(place: Place) -> None:
         assert "       6/6 liftoff\n" in out
         assert "attempt 2 failed: DEMO_FAILURE, failure 2 of 2, as asked\n" in out
         assert "attempt 1 lost: WORKER_LOST" in out
+        assert set(processes_named(out)) == {"killed", "finisher"}
     assert place.companions() == []
 
 
-def test_the_killed_worker_is_not_the_one_that_finishes(place: Place) -> None:
-    _, out, _ = place.run("demo", "--once")
+def processes_named(out: str) -> dict[str, str]:
+    """Tell the two workers of a demo apart by what it says of them."""
+    workers = re.search(r"started for this job alone: (\d+) and (\d+)\n", out)
+    killed = re.search(r"kill -9 (\d+):", out)
+    finisher = re.search(r'succeeded: {"process": (\d+)}', out)
+    assert workers is not None
+    assert killed is not None
+    assert finisher is not None
+    parts = {killed[1]: "killed", finisher[1]: "finisher"}
+    return {parts[pid]: pid for pid in workers.groups()}
 
-    killed = re.findall(r"kill -9 (\d+):", out)
-    finished = re.findall(r'attempt \d succeeded: {"process": (\d+)}', out)
-    workers = re.findall(r"two worker processes started for this job alone: (\d+) and (\d+)", out)
-    assert {*killed, *finished} == set(workers[0])
 
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_ends_and_cancels_what_it_started(
-    place: Place, number: signal.Signals
-) -> None:
+@pytest.mark.requirement("demo.leaves-nothing")
+def test_an_interrupted_demo_ends_and_cancels_what_it_started(place: Place) -> None:
     with place.start("demo") as process:
         assert process.stdout is not None
         out = ""
@@ -114,7 +117,7 @@ def test_an_interrupted_demo_ends_and_cancels_what_it_started(
             out += line
             if "kill -9" in line:
                 break
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         out += process.stdout.read()
 
     run_id = re.findall(RUN_ID, out)[-1]
@@ -123,6 +126,7 @@ def test_an_interrupted_demo_ends_and_cancels_what_it_started(
     assert '"status": "canceled"' in place.run("status", run_id, "--wait", "20", "--json")[1]
 
 
+@pytest.mark.requirement("demo.promises")
 def test_a_demo_that_may_not_run_jobs_says_what_was_not_as_promised(place: Place) -> None:
     _, token, _ = place.run("token", "issue", "--tenant", "acme", "--scope", "jobs:read")
 

@@ -56,6 +56,7 @@ def test_a_story_is_short(name: str) -> None:
     assert f"    .venv/bin/python examples/agents/{name}" in lines
 
 
+@pytest.mark.requirement("examples.run")
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", KEY_LINES)
 def test_a_story_ends_as_told_and_leaves_nothing(name: str) -> None:

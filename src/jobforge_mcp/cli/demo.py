@@ -9,6 +9,7 @@ node is the user's and stays by its own rules.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -24,12 +25,12 @@ from mcp.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.shared.exceptions import MCPError
 
-from jobforge_mcp.cli.demo_scenes import SCENES, BrokenPromiseError, Scene, Stage
+from jobforge_mcp.cli.demo_scenes import SCENES, BrokenPromiseError, Scene, Stage, expect
 from jobforge_mcp.cli.demo_screen import Screen
 from jobforge_mcp.cli.output import CALLER_EXIT, INTERRUPTED_EXIT
 from jobforge_mcp.cli.session import read_settings
 from jobforge_mcp.errors import OperatorError
-from jobforge_mcp.local.install import ClientName, find_command, install
+from jobforge_mcp.local.install import ClientName, Command, find_command, install
 from jobforge_mcp.local.node import NodeStatus, node_status
 from jobforge_mcp.server.wire import RunView
 from jobforge_mcp.settings import Settings
@@ -125,9 +126,7 @@ class Demo:
         complaint = ""
         try:
             with anyio.fail_after(SCENE_SECONDS):
-                run = await scene.play(stage)
-            if run.status != scene.status:
-                complaint = f"it is {run.status}, and not {scene.status}"
+                expect(await scene.play(stage), scene.status)
         except* (BrokenPromiseError, MCPError, OSError) as errors:
             complaint = _complaint(_innermost(errors))
         took = f"after {time.monotonic() - began:.1f} s"
@@ -188,7 +187,7 @@ class Demo:
     def _say_what_next(self, endings: list[Ending]) -> None:
         """Tell how to go on, in commands that can be pasted into this very terminal."""
         screen = self._screen
-        program = _shown(self._command.program)
+        program = _shown(self._command)
         known = [ending.run for ending in endings if ending.run is not None]
         screen.title("Look at these runs")
         screen.say(f"{program} runs")
@@ -241,11 +240,11 @@ def _complaint(error: BaseException) -> str:
     return f"its MCP server cannot be used: {error}"
 
 
-def _shown(program: str) -> str:
-    """Write a path the short way where that works from here."""
-    path = Path(program)
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else program
+def _shown(command: Command) -> str:
+    """Write how this program is started, the short way where that works from here."""
+    path, here = Path(command.program), Path.cwd()
+    program = str(path.relative_to(here)) if path.is_relative_to(here) else command.program
+    return shlex.join([program, *command.arguments])
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -121,6 +121,7 @@ async def retry(stage: Stage) -> RunView:
     with stage.screen.bar("demo.flaky") as on_progress:
         run = await stage.agent.follow(run, on_progress)
     _say_attempts(stage.screen, run)
+    expect(run, RunStatus.SUCCEEDED)
     if run.attempt != 3:
         raise BrokenPromiseError(f"it took {run.attempt} attempts and not 3")
     return run
@@ -140,6 +141,7 @@ async def recover(stage: Stage) -> RunView:
         if last_words := crew.last_words():
             raise BrokenPromiseError(last_words)
         _say_attempts(screen, run)
+        expect(run, RunStatus.SUCCEEDED)
         _check_relay(run, crew)
         return run
 
@@ -161,6 +163,16 @@ SCENES = (
     Scene("A job whose worker is killed in the middle", "recovery", RunStatus.SUCCEEDED, recover),
     Scene("A job that is deaf to cancellation, and canceled", "cancel", RunStatus.CANCELED, cancel),
 )
+
+
+def expect(run: RunView, status: RunStatus) -> None:
+    """Compare how a run ended with how it was to end.
+
+    Raises:
+        BrokenPromiseError: It ended otherwise.
+    """
+    if run.status != status:
+        raise BrokenPromiseError(f"{_end_of(run)}, and not {status}")
 
 
 class _Witness:
@@ -215,7 +227,7 @@ async def _first_words(agent: Agent, run: RunView) -> str:
         }
         run = await agent.call("get-job-status", arguments, is_shown=False)
     if not run.logs:
-        raise BrokenPromiseError(f"it is {run.status} before it was canceled")
+        raise BrokenPromiseError(f"{_end_of(run)}, before it was canceled")
     return run.logs[0].message
 
 
@@ -232,6 +244,11 @@ def _check_relay(run: RunView, crew: Crew) -> None:
         raise BrokenPromiseError(f"process {finisher} says that it finished the run")
     if (run.attempt or 0) < 2:
         raise BrokenPromiseError("it says that it needed one attempt only")
+
+
+def _end_of(run: RunView) -> str:
+    why = f" ({run.error.code}: {run.error.message})" if run.error else ""
+    return f"it is {run.status}{why}"
 
 
 def _say_attempts(screen: Screen, run: RunView) -> None:
