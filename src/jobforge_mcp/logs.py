@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Literal
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+whose: ContextVar[Callable[[], Mapping[str, object]] | None] = ContextVar("whose", default=None)
+"""Tells whose a line is. Asked only when one is logged, because most jobs log nothing."""
 
 
 def configure_logging(
@@ -25,13 +30,19 @@ def configure_logging(
     is_console = form == "console" or (form == "auto" and sys.stderr.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _say_whose,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.stdlib.ExtraAdder(),
     ]
     renderer: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        [
+            # Without locals: they hold inputs and tokens.
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
         if is_console
         else [
             structlog.processors.format_exc_info,
@@ -66,6 +77,11 @@ def configure_logging(
         # Tests and nodes configure anew; the cost is one lookup per line.
         cache_logger_on_first_use=False,
     )
+
+
+def _say_whose(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    tell = whose.get()
+    return event if tell is None else {**tell(), **event}
 
 
 def _put_first(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

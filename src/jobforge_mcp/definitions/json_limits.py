@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+import re
 from typing import Literal, NoReturn, cast
 
 from jobforge_mcp.errors import CallerError, InvalidInputError, LimitError
@@ -42,11 +42,9 @@ def load_limited(
     """
     _check_size(len(text) if isinstance(text, bytes) else _size(text, what), what, max_bytes)
     try:
-        value = json.loads(
-            text,
-            parse_constant=lambda _: _refuse_constant(what),
-            parse_int=lambda digits: _parse_int(digits, what),
-        )
+        is_text = isinstance(text, str)
+        plain = text if is_text else text.decode(json.detect_encoding(text), "surrogatepass")
+        value = cast("JsonValue", _DECODERS[what].decode(plain))
     except RecursionError:
         raise _too_deep(what) from None
     except UnicodeDecodeError:
@@ -54,42 +52,51 @@ def load_limited(
     except json.JSONDecodeError as error:
         where = f"{error.msg.lower()} at line {error.lineno}, column {error.colno}"
         raise _not_json(what, where) from None
-    checked = cast("JsonValue", value)
-    check_value(checked, what=what)
-    return checked
+    if not is_text or _may_break_a_limit(plain):
+        check_value(value, what=what)
+    return value
 
 
 def dump_limited(value: object, *, what: What = "input", max_bytes: int = MAX_BYTES) -> str:
     """Write a value as compact JSON text, after the same checks."""
     check_value(value, what=what)
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = _ENCODER.encode(value)
     _check_size(_size(text, what), what, max_bytes)
     return text
 
 
 def check_value(value: object, *, what: What = "input") -> None:
     """Refuse a value that is not JSON, is nested too deeply, or holds a number or text that would not survive."""
-    pending: list[tuple[object, int]] = [(value, 0)]
-    while pending:
-        item, depth = pending.pop()
-        match item:
-            case None | bool():
-                pass
-            case str():
-                _check_text(item, what)
-            case int():
-                _check_integer(item, what)
-            case float():
-                if not math.isfinite(item):
-                    _refuse_constant(what)
-            case dict():
-                members = cast("dict[object, object]", item)
-                _check_names(members, what)
-                pending.extend(_deeper(members.values(), depth, what))
-            case list():
-                pending.extend(_deeper(cast("list[object]", item), depth, what))
-            case _:
-                raise _not_json(what, f"it holds a value of type {type(item).__name__}")
+    _check(value, 0, what)
+
+
+def _check(item: object, depth: int, what: What) -> None:
+    match item:
+        case str():
+            _check_text(item, what)
+        case None | bool():
+            pass
+        case int():
+            if not -MAX_INTEGER <= item <= MAX_INTEGER:
+                raise _number_range(what)
+        case float():
+            if not math.isfinite(item):
+                _refuse_constant(what)
+        case dict():
+            if depth >= MAX_DEPTH:
+                raise _too_deep(what)
+            for name, member in cast("dict[object, object]", item).items():
+                if not isinstance(name, str):
+                    raise _not_json(what, "it holds an object with a name that is not a string")
+                _check_text(name, what)
+                _check(member, depth + 1, what)
+        case list():
+            if depth >= MAX_DEPTH:
+                raise _too_deep(what)
+            for member in cast("list[object]", item):
+                _check(member, depth + 1, what)
+        case _:
+            raise _not_json(what, f"it holds a value of type {type(item).__name__}")
 
 
 def check_key(key: str, argument: str) -> str:
@@ -118,17 +125,9 @@ def check_key(key: str, argument: str) -> str:
     return key
 
 
-def _deeper(items: Iterable[object], depth: int, what: What) -> Iterable[tuple[object, int]]:
-    if depth >= MAX_DEPTH:
-        raise _too_deep(what)
-    return [(item, depth + 1) for item in items]
-
-
-def _check_names(members: dict[object, object], what: What) -> None:
-    for name in members:
-        if not isinstance(name, str):
-            raise _not_json(what, "it holds an object with a name that is not a string")
-        _check_text(name, what)
+def _may_break_a_limit(text: str) -> bool:
+    """Tell whether parsed JSON text has to be looked at: short plain documents, as most are, cannot break a limit."""
+    return text.count("[") + text.count("{") > MAX_DEPTH or _SUSPICIOUS.search(text) is not None
 
 
 def _check_text(text: str, what: What) -> None:
@@ -169,11 +168,6 @@ def _parse_int(digits: str, what: What) -> int:
     return int(digits)
 
 
-def _check_integer(number: int, what: What) -> None:
-    if not -MAX_INTEGER <= number <= MAX_INTEGER:
-        raise _number_range(what)
-
-
 def _refuse_constant(what: What) -> NoReturn:
     raise InvalidInputError(
         f"the {what} holds NaN, Infinity or a number too large for a double, and JSON has no such value",
@@ -204,3 +198,18 @@ def _too_deep(what: What) -> CallerError:
         code=f"{what.upper()}_TOO_DEEP",
         hint="flatten it, or pass the inner part as a string",
     )
+
+
+def _decoder(what: What) -> json.JSONDecoder:
+    return json.JSONDecoder(
+        parse_constant=lambda _: _refuse_constant(what),
+        parse_int=lambda digits: _parse_int(digits, what),
+    )
+
+
+# Made once: json.loads and json.dumps with arguments make a new one for each call, which takes longer than a small text.
+_DECODERS: dict[What, json.JSONDecoder] = {"input": _decoder("input"), "result": _decoder("result")}
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+# What it takes to write NUL or half a surrogate pair, an integer above 2^53, or a number too large for a double.
+_SUSPICIOUS = re.compile(r"\\u|[0-9]{16}|[0-9][eE]")

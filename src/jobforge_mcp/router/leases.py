@@ -19,6 +19,7 @@ from jobforge_mcp.router.rows import (
     labels_json,
     logs_json,
     storable,
+    text_array,
     to_claimed_job,
     to_enqueued,
     to_report_answer,
@@ -271,5 +272,5 @@ class JobTransaction:
 def _completion_arguments(completions: Sequence[Completion]) -> list[object]:
     return [
         *fence_arrays([completion.fence for completion in completions]),
-        [completion.result for completion in completions],
+        text_array([completion.result for completion in completions]),
     ]

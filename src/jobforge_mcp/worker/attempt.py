@@ -29,7 +29,7 @@ from jobforge_mcp.types import (
     TenantId,
 )
 from jobforge_mcp.worker.context import RunFacts
-from jobforge_mcp.worker.evidence import Evidence, seed_of
+from jobforge_mcp.worker.evidence import Evidence
 from jobforge_mcp.worker.failures import capped
 
 MAX_LOG_LINES = 1_000
@@ -140,7 +140,7 @@ class Attempt:
 
     def __post_init__(self) -> None:
         fence = self.claimed.fence
-        self.evidence = Evidence(seed_of(fence.job_id, fence.epoch), self.claimed.claimed_at)
+        self.evidence = Evidence(fence.job_id, fence.epoch, self.claimed.claimed_at)
 
     @property
     def fence(self) -> Fence:

@@ -37,7 +37,7 @@ from jobforge_mcp.worker.context import (
     Transaction,
     UsageError,
 )
-from jobforge_mcp.worker.evidence import Evidence, seed_of
+from jobforge_mcp.worker.evidence import Evidence
 from jobforge_mcp.worker.failures import Told, tell
 from jobforge_mcp.worker.framing import END_OF_OUTPUT, FrameReader, encode_frame
 
@@ -192,7 +192,7 @@ def run(line: Line, request: JsonObject) -> JsonObject:
         bound = resolve(HandlerRef(str(request["source"]), str(request["name"])))
         facts = _facts(cast("JsonObject", request["facts"]))
         origin = datetime.fromisoformat(str(request["origin"]))
-        evidence = Evidence(seed_of(facts.run_id, facts.epoch), origin)
+        evidence = Evidence(facts.run_id, facts.epoch, origin)
         validated = bound.input_type.validate_python(load_limited(str(request["payload"])))
         link = ChildLink(line, is_async=bound.is_async)
         context = JobContext(facts, validated, link=link, evidence=evidence)

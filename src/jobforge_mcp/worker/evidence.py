@@ -22,7 +22,8 @@ MAX_ENTRIES = 1_000
 class Evidence:
     """The recorder of one attempt."""
 
-    seed: str
+    run_id: UUID
+    epoch: int
     origin: datetime
     """Time of the claim by the database's clock, from which :meth:`now` counts on."""
     entries: list[tuple[str, JsonValue]] = field(default_factory=list[tuple[str, JsonValue]])
@@ -31,6 +32,11 @@ class Evidence:
     """Readings beyond ``MAX_ENTRIES``."""
     _random: random.Random | None = field(default=None, repr=False)
     _started: float = field(default_factory=time.monotonic, repr=False)
+
+    @property
+    def seed(self) -> str:
+        """What random numbers and ids follow from."""
+        return f"{self.run_id}:{self.epoch}"
 
     def now(self) -> datetime:
         """Read the database's clock, as it was at the claim and has run on since."""
@@ -60,8 +66,3 @@ class Evidence:
             self.entries.append((kind, value))
         else:
             self.dropped += 1
-
-
-def seed_of(run_id: UUID, epoch: int) -> str:
-    """Name the seed of one attempt."""
-    return f"{run_id}:{epoch}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import assert_never, cast
 
@@ -61,18 +61,19 @@ class Execution:
 
 async def execute(execution: Execution) -> Verdict | None:
     """Take an attempt through the chain and say how it ended; ``None`` when there is nothing to settle."""
-    steps: tuple[Callable[[Execution], Awaitable[None]], ...] = (load, check, run)
-    for step in steps:
+    try:
+        load(execution)
         if execution.told is None:
-            try:
-                await step(execution)
-            except Exception as error:
-                log.exception("attempt_broke", step=step.__name__, **execution.attempt.names)
-                execution.told = tell(error)
+            check(execution)
+        if execution.told is None:
+            await run(execution)
+    except Exception as error:
+        log.exception("attempt_broke", **execution.attempt.names)
+        execution.told = tell(error)
     return conclude(execution)
 
 
-async def load(execution: Execution) -> None:
+def load(execution: Execution) -> None:
     """Find the definition of the claimed type."""
     attempt = execution.attempt
     try:
@@ -83,7 +84,7 @@ async def load(execution: Execution) -> None:
     attempt.isolation = execution.bound.isolation
 
 
-async def check(execution: Execution) -> None:
+def check(execution: Execution) -> None:
     """Validate the input again: the definition may have changed since, and the row may come from psql."""
     registry, job = execution.services.registry, execution.job
     payload = execution.attempt.claimed.payload

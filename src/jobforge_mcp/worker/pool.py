@@ -27,6 +27,7 @@ import structlog
 
 from jobforge_mcp.db.notify import READY, Listener
 from jobforge_mcp.definitions.registry import Registry
+from jobforge_mcp.logs import whose
 from jobforge_mcp.router.heartbeat import HeartbeatConnection
 from jobforge_mcp.router.leases import WorkerRouter
 from jobforge_mcp.settings import Settings
@@ -318,7 +319,7 @@ class WorkerPool:
         self._runners.put(attempt)
 
     async def _run_attempt(self, attempt: Attempt) -> None:
-        structlog.contextvars.bind_contextvars(**attempt.names)
+        whose.set(lambda: attempt.names)
         try:
             verdict = await execute(Execution(attempt, self._services, self._children))
         finally:

@@ -44,6 +44,7 @@ class Runners:
             self._start(self._serve)
 
     async def _serve(self) -> None:
+        task = anyio.get_current_task()
         turn_ends = time.monotonic() + TURN_SECONDS
         with anyio.CancelScope() as scope:
             while self._due:
@@ -53,7 +54,7 @@ class Runners:
                 await work
                 if work.has_waited:
                     return
-                if scope.cancel_called or anyio.get_current_task().has_pending_cancellation():
+                if scope.cancel_called or task.has_pending_cancellation():
                     break  # what is left of it must not hit the next one
                 if time.monotonic() >= turn_ends:
                     await anyio.lowlevel.checkpoint()

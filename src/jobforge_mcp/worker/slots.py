@@ -18,7 +18,7 @@ class Slots:
     def __init__(self, total: int) -> None:
         self.total = total
         self._taken = 0
-        self._freed = anyio.Event()
+        self._freed: anyio.Event | None = None
 
     @property
     def free(self) -> int:
@@ -37,7 +37,7 @@ class Slots:
     def give_back(self, count: int = 1) -> None:
         """Give slots back, and wake who waits."""
         self._taken -= count
-        if count:
+        if count and self._freed is not None:
             self._freed.set()
 
     async def wait_freed(self) -> None:
