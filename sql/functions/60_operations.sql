@@ -27,7 +27,9 @@ returns table (bytes bigint, sessions integer, max_sessions integer, cache_hits 
 language sql stable
 security definer set search_path = jobforge, pg_temp
 as $$
-  select pg_catalog.pg_database_size(d.oid), (select sum(x.numbackends)::integer from pg_catalog.pg_stat_database x),
+  -- not pg_database_size, which needs a right to connect that the owner of this function may not have
+  select (select sum(pg_catalog.pg_total_relation_size(r.oid))::bigint from pg_catalog.pg_class r where r.relkind in ('r', 'm')),
+    (select sum(x.numbackends)::integer from pg_catalog.pg_stat_database x),
     pg_catalog.current_setting('max_connections')::integer, d.hits, d.reads, d.deadlocks, d.temp_bytes, d.rollbacks,
     d.commits, d.xid_age,
     -- how many transactions ago the oldest one began that has written: until it ends no dead row after it can be removed
@@ -35,7 +37,7 @@ as $$
       - pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text::bigint,
     d.stats_reset, pg_catalog.pg_has_role(current_user, 'pg_read_all_stats', 'usage')
   from (
-    select s.datid as oid, s.blks_hit as hits, s.blks_read as reads, s.deadlocks, s.temp_bytes, s.xact_rollback as rollbacks,
+    select s.blks_hit as hits, s.blks_read as reads, s.deadlocks, s.temp_bytes, s.xact_rollback as rollbacks,
       s.xact_commit as commits, s.stats_reset, pg_catalog.age(c.datfrozenxid)::bigint as xid_age
     from pg_catalog.pg_stat_database s
     join pg_catalog.pg_database c on c.oid = s.datid

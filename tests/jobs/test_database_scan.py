@@ -32,6 +32,22 @@ async def test_a_new_database_has_no_grave_finding(run: Runner) -> None:
     assert sum(scan["counts"].values()) == len(scan["findings"])
 
 
+@pytest.mark.requirement("jobs.scan")
+async def test_a_database_that_only_its_logins_may_connect_to_is_scanned(
+    run: Runner, admin: psycopg.Connection
+) -> None:
+    # As the embedded server is made: the owner of the scanning functions cannot log in, and may not connect either.
+    admin.execute(
+        """do $$ begin
+          execute format('revoke connect, temporary on database %I from public', current_database());
+        end $$"""
+    )
+
+    scanned = await run("ops.database.scan")
+
+    assert result_of(scanned)["cost"]["databaseBytes"] > 1_000_000
+
+
 HURTS = {
     "rls.jobforge.jobs": ("alter table jobforge.jobs no force row level security", "critical"),
     "rls.jobforge.leases": ("alter table jobforge.leases disable row level security", "critical"),
