@@ -185,6 +185,17 @@ async def test_several_runs_are_waited_for_together(client: Client) -> None:
     assert run_of(answer)["notFound"] == [unknown]
 
 
+async def test_when_none_of_several_runs_is_found_next_does_not_speak_of_results(
+    client: Client,
+) -> None:
+    unknown = "01890a5d-ac96-774b-bcce-b302099a8057"
+    answer = await client.call_tool("get-job-status", {"runIds": [unknown]})
+
+    assert run_of(answer)["runs"] == []
+    assert "result" not in run_of(answer)["next"]
+    assert "list-runs" in run_of(answer)["next"]
+
+
 async def test_a_long_result_comes_as_a_link_with_a_preview(client: Client) -> None:
     answer = await client.call_tool(
         "execute-job", {"name": "test.big", "input": {"length": 100_000}}

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Literal, TypeVar, cast
 from uuid import UUID
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -33,12 +34,21 @@ from jobforge_mcp.types import JobId, JsonObject, JsonValue
 RUN_IDS_MOST = 50
 PAGE_MOST = 100
 PAGE = 20
+FIRST_RUN_AT = datetime(1970, 1, 1, tzinfo=UTC)
+LAST_RUN_AT = datetime.max.replace(tzinfo=UTC)
 
 
 def _text_only(value: object) -> object:
     if isinstance(value, str | datetime) or value is None:
         return value
     raise PydanticCustomError("not_text", "must be a time as text")
+
+
+def _storable(value: datetime) -> datetime:
+    """Refuse what the database refuses: in UTC, a time before 1970 or after 9999."""
+    if FIRST_RUN_AT <= value <= LAST_RUN_AT:
+        return value
+    raise PydanticCustomError("time_range", "must be a time from 1970 to 9999")
 
 
 def _run_id(value: object) -> object:
@@ -58,6 +68,7 @@ _Time = Annotated[
     BeforeValidator(_text_only),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
+_RunAt = Annotated[_Time, AfterValidator(_storable)]
 _RunId = Annotated[UUID, BeforeValidator(_run_id), WithJsonSchema({"type": "string"})]
 _Labels = dict[Annotated[str, Field(max_length=63)], Annotated[str, Field(max_length=255)]]
 _Limit = Annotated[int, Field(ge=1, le=PAGE_MOST)]
@@ -109,7 +120,7 @@ class ExecuteJob(Arguments):
             "a second one"
         ),
     ] = None
-    run_at: Annotated[_Time | None, Field(description="do not start before")] = None
+    run_at: Annotated[_RunAt | None, Field(description="do not start before")] = None
     priority: Annotated[int | None, Field(ge=0, le=3, description="0 is first; default 2")] = None
     ordering_key: Annotated[
         str | None, Field(description="runs with the same key run one at a time, in order")
@@ -132,7 +143,8 @@ class GetJobStatus(Arguments):
 
     run_id: _RunId | None = None
     run_ids: Annotated[
-        list[_RunId] | None, Field(max_length=RUN_IDS_MOST, description="instead of runId")
+        list[_RunId] | None,
+        Field(min_length=1, max_length=RUN_IDS_MOST, description="instead of runId"),
     ] = None
     wait_seconds: Annotated[
         _Seconds | None, Field(description="wait this long for the end; default 0, cap 45")
@@ -173,7 +185,7 @@ class RetryJob(Arguments):
     if_version: Annotated[
         int | None, Field(ge=0, description="refuse if the run changed since this version")
     ] = None
-    run_at: Annotated[_Time | None, Field(description="do not start before")] = None
+    run_at: Annotated[_RunAt | None, Field(description="do not start before")] = None
     reset_attempts: Annotated[bool | None, Field(description="grant all attempts anew")] = None
     force: Annotated[bool | None, Field(description="needed for a succeeded run")] = None
 
@@ -238,7 +250,7 @@ def squeeze(node: JsonValue, *, is_map: bool = False) -> JsonValue:
     }
 
 
-_NOISE = frozenset({"title", "maxLength", "propertyNames", "maxItems", "maxProperties"})
+_NOISE = frozenset({"title", "maxLength", "propertyNames", "minItems", "maxItems", "maxProperties"})
 
 
 def explain(model: type[Arguments], problems: list[ErrorDetails]) -> InvalidInputError:
@@ -258,10 +270,24 @@ def explain(model: type[Arguments], problems: list[ErrorDetails]) -> InvalidInpu
             )
         case _:
             return InvalidInputError(
-                f"the argument {argument} {_complaint(problem)}",
+                f"{_place(problem, argument)} {_complaint(problem)}",
                 code="INVALID_ARGUMENTS",
                 hint=f"its schema is {_schema_text(model, argument)}",
             )
+
+
+def _place(problem: ErrorDetails, argument: str) -> str:
+    """Name an argument, or say that it is a part of it that does not fit, without repeating a name that was given."""
+    inner = [part for part in problem["loc"][1:] if isinstance(part, int)]
+    if inner:
+        return f"member {inner[0] + 1} of the argument {argument}"
+    if problem["loc"][-1:] == ("[key]",):
+        return f"a name in the argument {argument}"
+    return (
+        f"the argument {argument}"
+        if len(problem["loc"]) == 1
+        else f"a value in the argument {argument}"
+    )
 
 
 def _unknown(model: type[Arguments], argument: str) -> InvalidInputError:
@@ -308,6 +334,8 @@ def _complaint(problem: ErrorDetails) -> str:
 
 
 _COMPLAINTS = {
+    "time_range": "must be a time from 1970 to 9999, in UTC",
+    "too_short": "must have a member",
     "string_type": "must be a string",
     "string_too_long": "is longer than {max_length} characters",
     "string_pattern_mismatch": "must be 1 to 63 letters, digits or . _ : - and begin with a letter or digit",

@@ -45,6 +45,15 @@ def next_step(
             assert_never(run.status)
 
 
+def next_of_several(runs: Collection[Run]) -> str:
+    """Return one sentence for the runs that were found of those that were asked for."""
+    if not runs:
+        return "None was found: list-runs shows the runs this token may see."
+    if any(not run.status.is_final for run in runs):
+        return "Call get-job-status again with the runIds that are not final and waitSeconds 20."
+    return "All are final: read each result from its resultUri."
+
+
 def next_after_plan(outcome: str) -> str:
     """Return one sentence for a call that only planned."""
     match outcome:
@@ -74,7 +83,8 @@ def _because(run: Run, cause: Cause | None) -> str:
     if cause is not None and cause.cause not in {"running", "final"}:
         return _sentence(cause.message) + " "
     if run.waiting_for is not None:
-        return f"Waiting for {run.waiting_for}. "
+        what = "its turn in the ordering key" if run.waiting_for == "turn" else run.waiting_for
+        return f"Waiting for {what}. "
     return ""
 
 

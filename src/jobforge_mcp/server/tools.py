@@ -23,7 +23,7 @@ from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.progress import Watch
 from jobforge_mcp.server import arguments as args
 from jobforge_mcp.server import wire
-from jobforge_mcp.server.next import next_after_plan
+from jobforge_mcp.server.next import next_after_plan, next_of_several
 from jobforge_mcp.server.parts import Call, Reservation, ServerParts
 from jobforge_mcp.server.waiting import capped, wait_for_run
 from jobforge_mcp.types import (
@@ -509,13 +509,10 @@ async def _several(
         for job_id in job_ids
         if job_id in runs
     ]
-    is_open = any(not run.status.is_final for run in runs.values())
     page = wire.RunsView(
         runs=views,
         not_found=[str(job_id) for job_id in job_ids if job_id not in runs] or None,
-        next="Call get-job-status again with the runIds that are not final and waitSeconds 20."
-        if is_open
-        else "All are final: read each result from its resultUri.",
+        next=next_of_several(list(runs.values())),
     )
     text = "\n".join([*(wire.describe_run(view) for view in views), *_missing(page), page.next])
     return wire.Answer(page.wire(), text)
