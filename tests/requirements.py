@@ -40,6 +40,13 @@ REQUIREMENTS: dict[str, Requirement] = {
     "dev.requirements": Requirement(
         "development", "Every requirement has a test, and every mark names a requirement."
     ),
+    "docs.names": Requirement(
+        "development",
+        "Every table, function of a login, status, scope, setting, command and tool is described.",
+    ),
+    "docs.examples": Requirement(
+        "development", "Code in README and docs comes from files that tests run."
+    ),
     "package.light-start": Requirement(
         "design 18", "What the stdio bridge imports is standard library only."
     ),

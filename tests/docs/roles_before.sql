@@ -1,0 +1,2 @@
+create role jobforge_migrator login createrole password 'change-me-1';
+create database jobs owner jobforge_migrator;
