@@ -1,0 +1,164 @@
+"""The contract every contender is driven by: one program with these sub-commands, results as one line of JSON.
+
+    setup                     create the contender's schema in an empty database
+    meta                      name, version, config, and pending_sql, which counts the jobs that are not finished
+    enqueue1 SECONDS CLIENTS  one job per call, one commit per call         -> {"n", "s"}
+    bulk N                    N jobs through the contender's bulk API       -> {"n", "s"}
+    probe N INTERVAL          N jobs, each carrying its time of sending     -> {"n"}
+    worker FILE               run one worker process until SIGTERM; the handler counts in FILE and, for a probe,
+                              appends the seconds from sending to its start to FILE.lat
+
+The database is named by ``BENCH_DSN``; ``BENCH_CONC`` is the batch or concurrency of a worker, 0 the contender's choice.
+Nothing of jobforge is imported here: other contenders live in environments of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import anyio
+
+DSN = os.environ.get("BENCH_DSN", "")
+CONCURRENCY = int(os.environ.get("BENCH_CONC", "0"))
+MAX_SECONDS = 120.0
+
+
+class Counter:
+    """Counts handled jobs in a file that another process reads, for the cost of one memory write."""
+
+    def __init__(self, path: str) -> None:
+        with Path(path).open("a+b") as file:
+            file.truncate(8)
+            file.flush()
+            self._words = memoryview(mmap.mmap(file.fileno(), 8)).cast("q")
+        self._latencies = Path(f"{path}.lat").open("a", buffering=1, encoding="ascii")  # noqa: SIM115 - open for the process's life
+
+    def hit(self, sent_at: float) -> None:
+        """Count a job; ``sent_at`` is 0 unless the job is a probe."""
+        if sent_at:
+            self._latencies.write(f"{time.time() - sent_at:.6f}\n")
+        self._words[0] += 1
+
+
+class Contender:
+    """Subclass it, and call `main` with an instance."""
+
+    name = ""
+    version = ""
+    config = ""
+    pending_sql = ""
+
+    def meta(self) -> dict[str, str]:
+        return {
+            "name": self.name,
+            "version": self.version,
+            "config": self.config,
+            "pending_sql": self.pending_sql,
+        }
+
+    async def setup(self) -> None:
+        raise NotImplementedError
+
+    async def open(self, clients: int) -> None:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+    async def enqueue(self, client: int, number: int, sent_at: float) -> None:
+        raise NotImplementedError
+
+    async def bulk(self, count: int) -> None:
+        raise NotImplementedError
+
+    async def work(self, counter: Counter, stop: anyio.Event) -> None:
+        raise NotImplementedError
+
+    def run_worker(self, path: str) -> None:
+        """Run until SIGTERM; a contender that brings a worker program of its own replaces this."""
+        anyio.run(self._work, path, backend_options={"use_uvloop": True})
+
+    async def _work(self, path: str) -> None:
+        stop = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.work, Counter(path), stop)
+            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                async for _ in signals:
+                    stop.set()
+                    break
+
+
+def main(contender: Contender) -> None:
+    """Do what the command line says."""
+    command, *arguments = sys.argv[1:]
+    if command == "meta":
+        print(json.dumps(contender.meta()))
+    elif command == "worker":
+        contender.run_worker(arguments[0])
+    else:
+        print(
+            json.dumps(
+                anyio.run(_run, contender, command, arguments, backend_options={"use_uvloop": True})
+            )
+        )
+
+
+async def _run(contender: Contender, command: str, arguments: list[str]) -> dict[str, float]:
+    with anyio.fail_after(MAX_SECONDS):
+        match command, arguments:
+            case "setup", []:
+                await contender.setup()
+                return {"ok": 1}
+            case "enqueue1", [seconds, clients]:
+                return await _enqueue(contender, float(seconds), int(clients))
+            case "bulk", [count]:
+                return await _bulk(contender, int(count))
+            case "probe", [count, interval]:
+                return await _probe(contender, int(count), float(interval))
+            case _:
+                raise SystemExit(f"unknown command {command} {arguments}")
+
+
+async def _enqueue(contender: Contender, seconds: float, clients: int) -> dict[str, float]:
+    await contender.open(clients)
+    for client in range(clients):
+        await contender.enqueue(client, 0, 0.0)  # warms its connection
+    count = 0
+    started = time.perf_counter()
+
+    async def call(client: int) -> None:
+        nonlocal count
+        while time.perf_counter() < started + seconds:
+            await contender.enqueue(client, count, 0.0)
+            count += 1
+
+    async with anyio.create_task_group() as tasks:
+        for client in range(clients):
+            tasks.start_soon(call, client)
+    elapsed = time.perf_counter() - started
+    await contender.close()
+    return {"n": count, "s": elapsed}
+
+
+async def _bulk(contender: Contender, count: int) -> dict[str, float]:
+    await contender.open(1)
+    started = time.perf_counter()
+    await contender.bulk(count)
+    elapsed = time.perf_counter() - started
+    await contender.close()
+    return {"n": count, "s": elapsed}
+
+
+async def _probe(contender: Contender, count: int, interval: float) -> dict[str, float]:
+    await contender.open(1)
+    for number in range(count):
+        await anyio.sleep(interval)
+        await contender.enqueue(0, number, time.time())
+    await contender.close()
+    return {"n": count}
