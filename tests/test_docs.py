@@ -106,6 +106,7 @@ def test_a_quoted_command_exists_with_its_options(line: str) -> None:
         case (
             ["pip", "install", *_]
             | ["export", *_]
+            | ["pg_dump", *_]
             | [".ci/run"]
             | [".venv/bin/python", "-m", *_]
             | []
@@ -193,6 +194,17 @@ def test_every_cause_of_explain_run_is_described() -> None:
 
     assert len(causes) >= 10
     assert {cause for cause in causes if f"`{cause}`" not in page("docs/operations.md")} == set()
+
+
+@pytest.mark.requirement("docs.names")
+def test_every_error_code_of_sql_and_of_the_jobs_that_come_along_is_described() -> None:
+    """Those of the package itself are held by the tests of the server."""
+    files = [*(ROOT / "sql").rglob("*.sql"), *(ROOT / "job_definitions").rglob("*.py")]
+    code = re.compile(r'"code": ?"([A-Z_]+)"|code="([A-Z_]+)"')
+    codes = {left or right for file in files for left, right in code.findall(file.read_text())}
+
+    assert {"WORKER_LOST", "HTTP_STATUS"} <= codes
+    assert {name for name in codes if f"`{name}`" not in page("docs/tools.md")} == set()
 
 
 @pytest.mark.requirement("docs.names")
