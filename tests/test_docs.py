@@ -28,6 +28,7 @@ from jobforge_mcp.policy.keys import KeyFolder
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.policy.tokens import Grant, issue_token
 from jobforge_mcp.server.build import listed
+from jobforge_mcp.server.metrics import Metrics
 from jobforge_mcp.server.tools import TOOLS
 from jobforge_mcp.settings import Settings, load_settings, variable_name
 from jobforge_mcp.types import EnqueueOutcome, FailureKind, RunStatus, SettleOutcome
@@ -230,6 +231,17 @@ def test_every_tool_is_described(tool: str) -> None:
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_every_command_is_described(command: tuple[str, ...]) -> None:
     assert f"| `jobforge {' '.join(command)}` |" in page("docs/operations.md")
+
+
+@pytest.mark.requirement("docs.names")
+def test_every_figure_is_described() -> None:
+    figures = {
+        f"{figure.name}_total" if figure.type == "counter" else figure.name
+        for figure in Metrics().registry.collect()
+    }
+
+    text = page("docs/operations.md")
+    assert {name for name in figures if f"| `{name}` |" not in text} == set()
 
 
 def test_every_job_that_comes_along_is_named(tmp_path: Path) -> None:
