@@ -218,3 +218,16 @@ def test_a_linked_file_stays_a_link(environ: dict[str, str], tmp_path: Path) -> 
 
     assert path.is_symlink()
     assert "jobforge" in servers(read(real))
+
+
+def test_paths_in_settings_become_absolute_and_names_of_modules_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "jobs.py").touch()
+    monkeypatch.chdir(tmp_path)
+
+    settings = find_command(
+        {"JOBFORGE_JOBS": "jobs.py, my.module", "JOBFORGE_PORT": "1"}
+    ).environment
+
+    assert settings == {"JOBFORGE_JOBS": f"{tmp_path}/jobs.py,my.module", "JOBFORGE_PORT": "1"}

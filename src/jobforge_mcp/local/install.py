@@ -129,10 +129,14 @@ def config_path(client: ClientName, environ: Mapping[str, str] = os.environ) -> 
             return Path(environ.get("CODEX_HOME") or home / ".codex") / "config.toml"
 
 
+_PATH_SETTINGS = frozenset({"JOBFORGE_JOBS", "JOBFORGE_STATE_DIR", "JOBFORGE_TOKEN_KEYS"})
+"""Settings that may be relative to where they were typed; a module's name or a key's text is no file and stays."""
+
+
 def find_command(environ: Mapping[str, str] = os.environ) -> Command:
     """Find the console script of this very installation, and the settings that were made for it."""
     settings = {
-        name: value
+        name: _from_anywhere(name, value)
         for name, value in sorted(environ.items())
         if value and (name.startswith("JOBFORGE_") or name == "DATABASE_URL")
     }
@@ -142,6 +146,14 @@ def find_command(environ: Mapping[str, str] = os.environ) -> Command:
     if script:
         return Command(str(Path(script).absolute()), (), settings)
     return Command(sys.executable, ("-P", "-m", "jobforge_mcp.entry"), settings)
+
+
+def _from_anywhere(name: str, value: str) -> str:
+    """Make the paths in a setting absolute: the client starts us in a folder of its own choice."""
+    if name not in _PATH_SETTINGS:
+        return value
+    parts = [part.strip() for part in value.split(",")]
+    return ",".join(str(Path(part).absolute()) if Path(part).exists() else part for part in parts)
 
 
 class _NotUnderstoodError(Exception):
