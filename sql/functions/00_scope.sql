@@ -113,17 +113,18 @@ create or replace function jobforge.record_audit(
   p_tenant_id text, p_action text, p_outcome text, p_job_id uuid default null, p_job_type text default null,
   p_detail jsonb default null)
 returns void
-language sql volatile
+language plpgsql volatile
 set search_path = jobforge, pg_temp
 as $$
+begin
   insert into jobforge.audit_log
     (tenant_id, id, occurred_at, action, outcome, actor, token_id, tool, trace_id, job_id, job_type, detail)
   values (p_tenant_id, jobforge.new_id(), jobforge.now(), p_action, p_outcome,
     nullif(pg_catalog.current_setting('jobforge.actor', true), ''),
     nullif(pg_catalog.current_setting('jobforge.token_id', true), ''),
     nullif(pg_catalog.current_setting('jobforge.tool', true), ''),
-    nullif(pg_catalog.current_setting('jobforge.trace_id', true), ''), p_job_id, p_job_type, p_detail)
-$$;
+    nullif(pg_catalog.current_setting('jobforge.trace_id', true), ''), p_job_id, p_job_type, p_detail);
+end $$;
 comment on function jobforge.record_audit(text, text, text, uuid, text, jsonb) is 'Write the audit row of one call.';
 
 reset role;

@@ -98,21 +98,26 @@ as $$ select p_claimed_at + (p_timeout_ms + 15000) * interval '1 millisecond' $$
 comment on function jobforge.deadline_of(timestamptz, integer) is 'Claim time plus timeout plus 15 s of grace.';
 
 -- Hand one new job to a free slot of the caller's own pool instead of queueing it, when nothing of its lane waits.
+-- In plpgsql because its plan is kept: one of `language sql` that cannot be inlined is planned at every call.
 create or replace function jobforge.lease_new_job(p_tenant_id text, p_job_id uuid, p_worker_id text, p_lease_ms integer)
 returns table (lease_id uuid, lease_until timestamptz)
-language sql volatile
+language plpgsql volatile
 set search_path = jobforge, pg_temp
 as $$
-  insert into jobforge.leases
+#variable_conflict use_column
+declare
+  v_now timestamptz := jobforge.now();
+begin
+  return query
+  insert into jobforge.leases as l
     (tenant_id, lease_id, worker_id, is_suspect, claimed_at, lease_until, overdue_at, job_ids, epochs, attempt_nos, deadlines)
-  select j.tenant_id, pg_catalog.gen_random_uuid(), p_worker_id, false, t.now, t.now + p_lease_ms * interval '1 millisecond',
+  select j.tenant_id, pg_catalog.gen_random_uuid(), p_worker_id, false, v_now, v_now + p_lease_ms * interval '1 millisecond',
     d.deadline, array[j.id], array[1], array[1::smallint], array[d.deadline]
   from jobforge.jobs j
-  cross join (select jobforge.now() as now) t
-  cross join lateral (select jobforge.deadline_of(t.now, j.timeout_ms) as deadline) d
+  cross join lateral (select jobforge.deadline_of(v_now, j.timeout_ms) as deadline) d
   where j.tenant_id = p_tenant_id and j.id = p_job_id
-  returning lease_id, lease_until
-$$;
+  returning l.lease_id, l.lease_until;
+end $$;
 
 comment on function jobforge.lease_new_job(text, uuid, text, integer) is 'Insert a new job''s first lease directly.';
 
