@@ -284,15 +284,37 @@ create or replace function jobforge.enqueue_job(
   p_job_version text default '1', p_max_attempts integer default 3, p_backoff_ms integer default 1000,
   p_backoff_multiplier float8 default 2, p_max_backoff_ms integer default 60000, p_timeout_ms integer default 300000)
 returns table (job_id uuid, outcome text, status text, version bigint, run_at timestamptz, created_at timestamptz)
-language sql volatile
+language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
 as $$
+declare
+  v_problem text;
+begin
+  perform jobforge.require_tenant(p_tenant_id);
+  -- The table's own constraints refuse these as well; here, where people and applications call, they are told in words.
+  v_problem := case
+    when p_job_type is null or p_job_type !~ '^[a-z0-9][a-z0-9._-]{0,99}$'
+      then 'the job type must be 1 to 100 lower-case letters, digits, dots, hyphens or underscores'
+    when octet_length(p_idempotency_key) not between 1 and 255 then 'an idempotency key has 1 to 255 bytes'
+    when octet_length(p_ordering_key) not between 1 and 255 then 'an ordering key has 1 to 255 bytes'
+    when p_priority not between 0 and 3 then 'a priority is 0 to 3, and 0 is first'
+    when not (p_run_at >= '1970-01-01 00:00:00+00' and p_run_at < '10000-01-01 00:00:00+00')
+      then 'a run is due from 1970 to 9999, in UTC'
+    when p_project_id !~ '^[A-Za-z0-9][A-Za-z0-9._:-]{0,62}$'
+      then 'a project id has 1 to 63 letters, digits, dots, colons, hyphens or underscores'
+    when octet_length(p_trace_id) > 255 then 'a trace id has at most 255 bytes'
+    when pg_catalog.jsonb_typeof(p_labels) <> 'object' then 'labels are one object'
+  end;
+  if v_problem is not null then
+    raise exception '%', v_problem using errcode = 'JF400', hint = 'Nothing was enqueued: correct the value.';
+  end if;
+  return query
   select e.job_id, e.outcome, e.status, e.version, e.run_at, e.created_at
   from jobforge.enqueue_jobs(p_tenant_id, array[p_job_type], array[p_payload::text], null, array[p_idempotency_key],
     array[p_ordering_key], array[p_priority], array[p_run_at], array[p_project_id], array[p_labels::text],
     array[p_trace_id], array[p_job_version], array[p_max_attempts], array[p_backoff_ms], array[p_backoff_multiplier],
-    array[p_max_backoff_ms], array[p_timeout_ms]) e
-$$;
+    array[p_max_backoff_ms], array[p_timeout_ms]) e;
+end $$;
 comment on function jobforge.enqueue_job(text, text, jsonb, text, text, integer, timestamptz, text, jsonb, text, text, integer,
   integer, float8, integer, integer) is
   'Commit one job to be run; inside an application''s own transaction it exists if and only if that commits.';
@@ -721,7 +743,11 @@ begin
       where r.tenant_id = p_tenant_id and r.job_type = v_run.job_type and r.run_at <= v_now
         and (r.priority, r.run_at, r.job_id) < (v_run.priority, v_run.run_at, v_run.job_id)
       limit 10000) b;
-    return query select 'queued_behind', format('%s due runs of its type come before it.', v_before), null::timestamptz, null::uuid;
+    return query select 'queued_behind', case v_before
+        when 0 then 'It is due and the next of its type; a worker takes it as soon as it has room.'
+        when 1 then 'One due run of its type comes before it.'
+        else format('%s due runs of its type come before it.', v_before) end,
+      null::timestamptz, null::uuid;
   end if;
 end $$;
 comment on function jobforge.explain_run(text, uuid) is 'Why a run is not running: one named cause.';

@@ -171,33 +171,62 @@ def test_several_jobs_are_queued_even_if_a_worker_is_named(queue: Queue) -> None
 @pytest.mark.parametrize(
     ("given", "constraint"),
     [
-        ({"priority": 4}, "jobs_priority_in_range"),
-        ({"priority": -1}, "jobs_priority_in_range"),
-        ({"max_attempts": 0}, "jobs_max_attempts_in_range"),
-        ({"timeout_ms": 0}, "jobs_timeout_in_range"),
-        ({"backoff_ms": -1}, "jobs_backoff_in_range"),
-        ({"backoff_multiplier": 0.5}, "jobs_backoff_in_range"),
-        ({"ordering_key": ""}, "jobs_ordering_key_fits"),
-        ({"ordering_key": "k" * 256}, "jobs_ordering_key_fits"),
-        ({"idempotency_key": ""}, "idempotency_keys_key_fits"),
-        ({"idempotency_key": "é" * 128}, "idempotency_keys_key_fits"),
-        ({"job_type": "Not.A.Type"}, "jobs_type_is_well_formed"),
-        ({"project_id": "no spaces"}, "jobs_project_is_well_formed"),
-        ({"labels": "[1]"}, "jobs_labels_are_an_object"),
-        ({"trace_id": "t" * 256}, "jobs_trace_id_fits"),
-        ({"job_version": ""}, "jobs_version_fits"),
-        ({"run_at": "infinity"}, "jobs_run_at_is_representable"),
-        ({"run_at": "-infinity"}, "jobs_run_at_is_representable"),
-        ({"run_at": "10000-01-01 00:00Z"}, "jobs_run_at_is_representable"),
+        ({"priorities": [4]}, "jobs_priority_in_range"),
+        ({"priorities": [-1]}, "jobs_priority_in_range"),
+        ({"max_attempts": [0]}, "jobs_max_attempts_in_range"),
+        ({"timeout_ms": [0]}, "jobs_timeout_in_range"),
+        ({"backoff_ms": [-1]}, "jobs_backoff_in_range"),
+        ({"backoff_multipliers": [0.5]}, "jobs_backoff_in_range"),
+        ({"ordering_keys": [""]}, "jobs_ordering_key_fits"),
+        ({"ordering_keys": ["k" * 256]}, "jobs_ordering_key_fits"),
+        ({"idempotency_keys": [""]}, "idempotency_keys_key_fits"),
+        ({"idempotency_keys": ["é" * 128]}, "idempotency_keys_key_fits"),
+        ({"job_types": ["Not.A.Type"]}, "jobs_type_is_well_formed"),
+        ({"project_ids": ["no spaces"]}, "jobs_project_is_well_formed"),
+        ({"labels": ["[1]"]}, "jobs_labels_are_an_object"),
+        ({"trace_ids": ["t" * 256]}, "jobs_trace_id_fits"),
+        ({"job_versions": [""]}, "jobs_version_fits"),
+        ({"run_ats": ["infinity"]}, "jobs_run_at_is_representable"),
+        ({"run_ats": ["-infinity"]}, "jobs_run_at_is_representable"),
+        ({"run_ats": ["10000-01-01 00:00Z"]}, "jobs_run_at_is_representable"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(
     queue: Queue, given: dict[str, object], constraint: str
 ) -> None:
+    lists = {"job_types": [ECHO], "payloads": ["{}"], **given}
     with pytest.raises(psycopg.errors.CheckViolation) as caught:
-        queue.enqueue(**given)  # pyright: ignore[reportArgumentType]
+        queue.ask("enqueue_jobs", "acme", **lists)
 
     assert caught.value.diag.constraint_name == constraint
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"job_type": "Not.A.Type"},
+        {"job_type": None},
+        {"payload": None},
+        {"idempotency_key": ""},
+        {"idempotency_key": "é" * 128},
+        {"ordering_key": "k" * 256},
+        {"priority": 4},
+        {"run_at": "infinity"},
+        {"run_at": "10000-01-01 00:00Z"},
+        {"run_at": "1969-12-31 23:59Z"},
+        {"project_id": "no spaces"},
+        {"trace_id": "t" * 256},
+        {"labels": "[1]"},
+    ],
+)
+def test_who_enqueues_one_job_is_told_in_words_what_is_wrong(
+    queue: Queue, given: dict[str, object]
+) -> None:
+    with pytest.raises(psycopg.Error) as caught:
+        queue.enqueue(**given)  # pyright: ignore[reportArgumentType]
+
+    assert caught.value.sqlstate == "JF400"
+    assert "constraint" not in str(caught.value.diag.message_primary)
 
 
 @pytest.mark.parametrize("tenant", ["", " ", "-acme", "a" * 64, "acme corp", "acme/x"])

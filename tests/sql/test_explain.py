@@ -118,6 +118,16 @@ def test_others_of_its_type_come_first(queue: Queue) -> None:
     assert cause.message.startswith("3 ")
 
 
+def test_it_is_the_next(queue: Queue) -> None:
+    job = queue.enqueue()
+    queue.register()
+
+    cause = queue.explain(job.job_id)
+
+    assert cause.cause == "queued_behind"
+    assert "next of its type" in cause.message
+
+
 def test_its_definition_was_removed(queue: Queue) -> None:
     job = queue.enqueue()
     queue.register()
