@@ -104,6 +104,26 @@ async def test_an_answer_has_no_nulls(client: Client) -> None:
     assert [answer for answer in answers if ":null" in _compact(answer)] == []
 
 
+@pytest.mark.parametrize(
+    "payload",
+    ["repeat('[', 400) || repeat(']', 400)", "'{\"number\": 9007199254740993}'"],
+    ids=["400 deep", "above 2^53"],
+)
+async def test_an_input_from_sql_that_passes_our_limits_is_told_as_text(
+    payload: str, client: Client, admin: psycopg.Connection
+) -> None:
+    enqueued = admin.execute(
+        f"""select e.job_id::text from jobforge.enter_scope('acme') s,
+          lateral jobforge.enqueue_job(s, 'test.nobody', ({payload})::jsonb) e""".encode()
+    ).fetchone()
+    assert enqueued is not None
+
+    answer = await client.call_tool("get-job-status", {"runId": enqueued[0], "include": ["input"]})
+
+    assert not answer.is_error
+    assert isinstance(run_of(answer)["input"], str)
+
+
 async def test_both_halves_of_an_answer_say_what_to_do_next(client: Client) -> None:
     answer = await client.call_tool("execute-job", {"name": "test.forever", "waitSeconds": 0.2})
     run = run_of(answer)

@@ -10,15 +10,15 @@ import json
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Generic, Literal, TypeVar, cast
 
 import anyio
 
-from jobforge_mcp.definitions.json_limits import check_key
-from jobforge_mcp.errors import ConflictError, InvalidInputError, NotFoundError
+from jobforge_mcp.definitions.json_limits import check_key, load_limited
+from jobforge_mcp.errors import CallerError, ConflictError, InvalidInputError, NotFoundError
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.progress import Watch
 from jobforge_mcp.server import arguments as args
@@ -549,7 +549,9 @@ async def _extras(
 
 def _shown_input(payload: str) -> JsonValue:
     if len(payload) <= LOG_CHARS:
-        return cast("JsonValue", json.loads(payload))
+        # What came in by SQL may pass limits that every reader of an answer relies on: that is told as text.
+        with suppress(CallerError):
+            return load_limited(payload)
     return f"{payload[: wire.PREVIEW_CHARS]}… ({len(payload)} characters of JSON)"
 
 
