@@ -211,10 +211,11 @@ async def test_what_does_not_fit_is_refused_before_anything_is_written(
         await client.enqueue("test.charge", {"name": "Ada"})
     with pytest.raises(LimitError):
         await client.enqueue("test.greet", {"name": "a"}, Options(idempotency_key="k" * 256))
-    with pytest.raises(InvalidInputError):
+    with pytest.raises(InvalidInputError) as malformed:
         await client.get("not-an-id")
 
     assert caught.value.code == "IDEMPOTENCY_KEY_REQUIRED"
+    assert malformed.value.code == "INVALID_RUN_ID"
     assert await client.list_runs() == []
 
 

@@ -145,8 +145,8 @@ def test_jobs_are_found_by_words_and_shown_with_their_schema(installed: Runner) 
         (["run", "demo.countdown", "--run-at", "soon"], 1, "INVALID_INPUT"),
         (["run", "demo.countdown", "--label", "red"], 1, "INVALID_INPUT"),
         (["status", "0199aaaa-0000-7000-8000-000000000000"], 1, "RUN_NOT_FOUND"),
-        (["status", "nonsense"], 1, "INVALID_INPUT"),
-        (["runs", "--before", "nonsense"], 1, "INVALID_INPUT"),
+        (["status", "nonsense"], 1, "INVALID_RUN_ID"),
+        (["runs", "--before", "nonsense"], 1, "INVALID_RUN_ID"),
         (["install", "emacs"], 1, "UNKNOWN_CLIENT"),
         (["runs", "--limit", "0"], 2, "USAGE"),
         (["runs", "--status", "done"], 2, "USAGE"),
@@ -164,6 +164,22 @@ def test_an_error_is_one_document_with_code_sentence_and_exit_code(
     assert ran.document["error"]["code"] == error
     assert ran.document["error"]["message"]
     assert ran.err == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "help_of"),
+    [
+        (["dance"], "jobforge --help"),
+        (["runs", "--dance"], "jobforge runs --help"),
+        (["token", "dance"], "jobforge token --help"),
+        (["token", "issue"], "jobforge token issue --help"),
+    ],
+    ids=str,
+)
+def test_what_was_typed_wrongly_points_to_help_that_exists(
+    installed: Runner, typed: list[str], help_of: str
+) -> None:
+    assert installed(*typed).err.splitlines()[-1].strip() == help_of
 
 
 def test_an_error_is_said_to_people_on_stderr(installed: Runner) -> None:

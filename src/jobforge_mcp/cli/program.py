@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import typer
 
@@ -18,9 +18,6 @@ from jobforge_mcp.cli.output import (
     show_error,
 )
 from jobforge_mcp.errors import CallerError, JobForgeError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def run_program(arguments: Sequence[str] | None = None) -> int:
@@ -58,21 +55,7 @@ def build_program() -> typer.Typer:
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    table: list[tuple[str, Callable[..., object]]] = [
-        ("serve", serving.serve),
-        ("worker", serving.worker),
-        ("demo", serving.demo),
-        ("install", node.install),
-        ("migrate", migration.migrate),
-        ("doctor", diagnosis.doctor),
-        ("jobs", runs.jobs),
-        ("run", follow.run),
-        ("runs", runs.runs),
-        ("status", follow.status),
-        ("cancel", runs.cancel),
-        ("retry", runs.retry),
-    ]
-    for name, command in table:
+    for name, command in COMMANDS.items():
         program.command(name)(command)
     for name, text, members in (
         ("node", "The local node: the one process that owns embedded Postgres and workers.", NODE),
@@ -86,6 +69,20 @@ def build_program() -> typer.Typer:
     return program
 
 
+COMMANDS: Mapping[str, Callable[..., object]] = {
+    "serve": serving.serve,
+    "worker": serving.worker,
+    "demo": serving.demo,
+    "install": node.install,
+    "migrate": migration.migrate,
+    "doctor": diagnosis.doctor,
+    "jobs": runs.jobs,
+    "run": follow.run,
+    "runs": runs.runs,
+    "status": follow.status,
+    "cancel": runs.cancel,
+    "retry": runs.retry,
+}
 NODE: tuple[tuple[str, Callable[..., object]], ...] = (
     ("status", node.status),
     ("start", node.start),
@@ -116,11 +113,12 @@ def _describe_version(
 
 def _help_for(given: Sequence[str]) -> str:
     """Name the help of the command that was meant, as far as one was."""
-    groups = {"node", "token"}
-    words = [word for word in given if not word.startswith("-")][
-        : 2 if given[:1] and given[0] in groups else 1
-    ]
-    return " ".join(("jobforge", *words, "--help"))
+    groups = {"node": NODE, "token": TOKEN}
+    words = [word for word in given if not word.startswith("-")]
+    known = [word for word in words[:1] if word in groups or word in COMMANDS]
+    for group in (groups[word] for word in known if word in groups):
+        known += [word for word in words[1:2] if word in dict(group)]
+    return " ".join(("jobforge", *known, "--help"))
 
 
 def _known(error: BaseException) -> tuple[str, str, str | None] | None:

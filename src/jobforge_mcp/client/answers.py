@@ -66,5 +66,7 @@ def to_job_id(run_id: RunRef) -> JobId:
         return JobId(UUID(run_id))
     except ValueError:
         raise InvalidInputError(
-            "the run id is not a UUID", hint="it was printed when the job was enqueued"
+            "the run id is not a UUID",
+            code="INVALID_RUN_ID",
+            hint="it was printed when the job was enqueued",
         ) from None
