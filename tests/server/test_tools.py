@@ -124,6 +124,31 @@ async def test_an_input_from_sql_that_passes_our_limits_is_told_as_text(
     assert isinstance(run_of(answer)["input"], str)
 
 
+@pytest.mark.parametrize(
+    ("scopes", "status"),
+    [
+        ([Scope.JOBS_EXECUTE], "running"),
+        ([Scope.JOBS_EXECUTE, Scope.JOBS_CANCEL], "canceled"),
+    ],
+    ids=["execute", "execute and cancel"],
+)
+async def test_only_who_may_cancel_ties_the_run_of_another_call_to_its_own(
+    scopes: list[Scope], status: str, stage: Stage, client: Client
+) -> None:
+    again = {"name": "test.forever", "idempotencyKey": "k"}
+    created = await client.call_tool("execute-job", {**again, "background": True})
+    server = build_server(stage.parts, stage.credential(scopes=scopes))
+
+    async with Client(server) as other:
+        with anyio.move_on_after(0.5):
+            await other.call_tool("execute-job", {**again, "cancelOnDisconnect": True})
+        looked = await client.call_tool(
+            "get-job-status", {"runId": run_of(created)["runId"], "waitSeconds": 1.5}
+        )
+
+    assert run_of(looked)["status"] == status
+
+
 async def test_both_halves_of_an_answer_say_what_to_do_next(client: Client) -> None:
     answer = await client.call_tool("execute-job", {"name": "test.forever", "waitSeconds": 0.2})
     run = run_of(answer)

@@ -413,8 +413,12 @@ async def _await_run(
     try:
         return await wait_for_run(parts, call, enqueued.job_id, seconds=seconds, watch=watch)
     except anyio.get_cancelled_exc_class():
-        # The client left, or its own timeout did: the run goes on, unless this caller asked otherwise.
-        if given.cancel_on_disconnect and not parts.watcher.is_stopping:
+        # The client left, or its own timeout did: the run goes on, unless this caller asked otherwise. What an earlier
+        # call created may be another agent's: only who may cancel ends that.
+        is_ours = (
+            enqueued.outcome is EnqueueOutcome.CREATED or Scope.JOBS_CANCEL in call.caller.scopes
+        )
+        if given.cancel_on_disconnect and is_ours and not parts.watcher.is_stopping:
             with anyio.move_on_after(DETACH_SECONDS, shield=True):
                 await _cancel(
                     parts, call, enqueued.job_id, "the call that waited for it was cut off"
