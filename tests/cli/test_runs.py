@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -180,6 +181,21 @@ def test_what_was_typed_wrongly_points_to_help_that_exists(
     installed: Runner, typed: list[str], help_of: str
 ) -> None:
     assert installed(*typed).err.splitlines()[-1].strip() == help_of
+
+
+def test_a_reader_who_has_enough_gets_no_traceback(
+    installed: Runner, worker_process: subprocess.Popen[str]
+) -> None:
+    assert worker_process.poll() is None
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    words = ["run", "demo.countdown", "-i", '{"seconds": 0}', "--json"]
+    command = [sys.executable, "-m", "jobforge_mcp.entry", *words]
+    ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+
+    assert "Traceback" not in ran.stderr
 
 
 def test_an_error_is_said_to_people_on_stderr(installed: Runner) -> None:

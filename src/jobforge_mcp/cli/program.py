@@ -32,11 +32,11 @@ def run_program(arguments: Sequence[str] | None = None) -> int:
         return show_error("USAGE", error.format_message(), _help_for(given), is_json, USAGE_EXIT)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED_EXIT
-    except BrokenPipeError:
-        # Whoever read our output has enough; without this the interpreter complains at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CALLER_EXIT
     except Exception as error:
+        if isinstance(_innermost(error), BrokenPipeError):
+            # Whoever read our output has enough; without this the interpreter complains at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return CALLER_EXIT
         known = _known(error)
         if known is None:
             raise
