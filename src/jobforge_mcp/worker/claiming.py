@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import anyio
+import anyio.lowlevel
 import structlog
 
 from jobforge_mcp.router.leases import WorkerRouter
@@ -127,6 +128,8 @@ class Claimer:
                     backoff = min(backoff * 2, _MAX_BACKOFF_SECONDS)
 
     async def _work_or_sleep(self) -> None:
+        # A claim is shielded, so that a worker with always a free slot would not hear that it is to stop.
+        await anyio.lowlevel.checkpoint_if_cancelled()
         while not self._wanted():
             await self._slots.wait_freed()
         if self._settler.pending > MAX_UNSETTLED:
