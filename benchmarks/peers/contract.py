@@ -5,6 +5,8 @@
     enqueue1 SECONDS CLIENTS  one job per call, one commit per call         -> {"n", "s"}
     bulk N                    N jobs through the contender's bulk API       -> {"n", "s"}
     probe N INTERVAL          N jobs, each carrying its time of sending     -> {"n"}
+    backlog N FUTURE          N more jobs, due now or (FUTURE 1) tomorrow   -> {"n"}
+    fair BIG SMALL            BIG jobs of one tenant, then SMALL of another, the small ones carrying their time of sending
     worker FILE               run one worker process until SIGTERM; the handler counts in FILE and, for a probe,
                               appends the seconds from sending to its start to FILE.lat
 
@@ -26,7 +28,7 @@ import anyio
 
 DSN = os.environ.get("BENCH_DSN", "")
 CONCURRENCY = int(os.environ.get("BENCH_CONC", "0"))
-MAX_SECONDS = 120.0
+MAX_SECONDS = 600.0
 
 
 class Counter:
@@ -77,6 +79,12 @@ class Contender:
     async def bulk(self, count: int) -> None:
         raise NotImplementedError
 
+    async def backlog(self, count: int, *, is_future: bool) -> None:
+        raise NotImplementedError
+
+    async def fair(self, big: int, small: int) -> None:
+        raise NotImplementedError
+
     async def work(self, counter: Counter, stop: anyio.Event) -> None:
         raise NotImplementedError
 
@@ -121,6 +129,16 @@ async def _run(contender: Contender, command: str, arguments: list[str]) -> dict
                 return await _bulk(contender, int(count))
             case "probe", [count, interval]:
                 return await _probe(contender, int(count), float(interval))
+            case "backlog", [count, future]:
+                await contender.open(1)
+                await contender.backlog(int(count), is_future=future == "1")
+                await contender.close()
+                return {"n": int(count)}
+            case "fair", [big, small]:
+                await contender.open(1)
+                await contender.fair(int(big), int(small))
+                await contender.close()
+                return {"ok": 1}
             case _:
                 raise SystemExit(f"unknown command {command} {arguments}")
 

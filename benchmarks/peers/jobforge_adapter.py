@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,11 +44,10 @@ class Jobforge(Contender):
         migrate(DSN)
 
     async def open(self, clients: int) -> None:
-        registry = Registry(load_jobs([NOOP_JOB]))
-        caller = Caller(TenantId("bench"), "bench", frozenset({"jobs:execute"}))
         database = Database(DSN, role="jobforge_api", min_size=clients, max_size=clients)
-        router = Router(await self._stack.enter_async_context(database))
-        self._clients = [Client(router, registry, caller) for _ in range(clients)]
+        self._router = Router(await self._stack.enter_async_context(database))
+        self._registry = Registry(load_jobs([NOOP_JOB]))
+        self._clients = [self._client("bench") for _ in range(clients)]
 
     async def close(self) -> None:
         await self._stack.aclose()
@@ -55,11 +56,19 @@ class Jobforge(Contender):
         await self._clients[client].enqueue("bench.noop", {"i": number, "t": sent_at})
 
     async def bulk(self, count: int) -> None:
-        for start in range(0, count, CHUNK):
-            numbers = range(start, min(start + CHUNK, count))
-            await self._clients[0].enqueue_many(
-                ("bench.noop", {"i": number, "t": 0.0}, Options()) for number in numbers
-            )
+        await _enqueue_many(self._clients[0], count)
+
+    async def backlog(self, count: int, *, is_future: bool) -> None:
+        run_at = datetime.now(UTC) + timedelta(days=1) if is_future else None
+        await _enqueue_many(self._clients[0], count, run_at=run_at)
+
+    async def fair(self, big: int, small: int) -> None:
+        await _enqueue_many(self._client("large"), big)
+        await _enqueue_many(self._client("small"), small, sent_at=time.time())
+
+    def _client(self, tenant: str) -> Client:
+        caller = Caller(TenantId(tenant), "bench", frozenset({"jobs:execute"}))
+        return Client(self._router, self._registry, caller)
 
     def run_worker(self, path: str) -> None:
         environment = {
@@ -74,6 +83,17 @@ class Jobforge(Contender):
         if CONCURRENCY:
             arguments += ["--concurrency", str(CONCURRENCY)]
         os.execve(program, arguments, environment)  # noqa: S606 - the process that was started is to be the worker
+
+
+async def _enqueue_many(
+    client: Client, count: int, *, run_at: datetime | None = None, sent_at: float = 0.0
+) -> None:
+    options = Options(run_at=run_at)
+    for start in range(0, count, CHUNK):
+        numbers = range(start, min(start + CHUNK, count))
+        await client.enqueue_many(
+            ("bench.noop", {"i": number, "t": sent_at}, options) for number in numbers
+        )
 
 
 if __name__ == "__main__":
