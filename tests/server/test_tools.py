@@ -174,6 +174,32 @@ async def test_at_the_cap_a_wait_ends_with_the_run_as_it_stands_and_is_no_error(
     assert run_of(answer)["pollAfterMs"] > 0
 
 
+async def test_a_run_that_is_not_due_before_the_wait_would_end_is_not_waited_for(
+    client: Client,
+) -> None:
+    with anyio.fail_after(10):
+        answer = await client.call_tool(
+            "execute-job", {"name": "test.noop", "runAt": "2099-01-01T00:00:00Z"}
+        )
+    looked = await client.call_tool("get-job-status", {"runId": run_of(answer)["runId"]})
+
+    for told in (run_of(answer), run_of(looked)):
+        assert told["status"] == "queued"
+        assert told["runAt"] == "2099-01-01T00:00:00.000Z"
+        assert "after runAt" in told["next"]
+
+
+async def test_a_run_that_is_tried_again_later_says_where_to_read_why(client: Client) -> None:
+    created = await client.call_tool("execute-job", {"name": "test.fails"})
+    run_id = run_of(created)["runId"]
+
+    await client.call_tool("retry-job", {"runId": run_id, "runAt": "2099-01-01T00:00:00Z"})
+    looked = await client.call_tool("get-job-status", {"runId": run_id})
+
+    assert "include attempts" in run_of(looked)["next"]
+    assert count_tokens(run_of(looked)) <= 120
+
+
 async def test_a_quiet_wait_sends_beats_that_grow(
     database: ScratchDatabase, tmp_path: Path
 ) -> None:

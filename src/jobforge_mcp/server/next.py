@@ -7,7 +7,7 @@ tools that the caller's token may call.
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
 from jobforge_mcp.types import Caller, Cause, Run, RunStatus
@@ -17,6 +17,8 @@ POLL_STEPS_MS = ((10_000, 2_000), (60_000, 5_000), (600_000, 15_000))
 
 POLL_MOST_MS = 30_000
 DELAY_MOST_MS = 3_600_000
+SOON = timedelta(minutes=2)
+"""A run that is due later than this is not worth waiting for."""
 
 
 def next_step(
@@ -82,6 +84,8 @@ def _because(run: Run, cause: Cause | None) -> str:
         return "Cancellation is requested; the job is being stopped. "
     if cause is not None and cause.cause not in {"running", "final"}:
         return _sentence(cause.message) + " "
+    if run.status is RunStatus.QUEUED and run.attempt_no > 0 and run.run_at > datetime.now(UTC):
+        return f"Attempt {run.attempt_no} has ended; include attempts tells how. "
     if run.waiting_for is not None:
         what = "its turn in the ordering key" if run.waiting_for == "turn" else run.waiting_for
         return f"Waiting for {what}. "
@@ -91,6 +95,8 @@ def _because(run: Run, cause: Cause | None) -> str:
 def _look_again(run: Run, scopes: Collection[str]) -> str:
     if "jobs:read" not in scopes:
         return "It goes on by itself; this token may not read it."
+    if run.status is RunStatus.QUEUED and run.run_at - datetime.now(UTC) > SOON:
+        return "It is not due yet: call get-job-status with this runId after runAt."
     return f"Call get-job-status with this runId, waitSeconds 20 and sinceVersion {run.version}."
 
 

@@ -116,6 +116,8 @@ async def execute_job(parts: ServerParts, call: Call, given: args.ExecuteJob) ->
         if given.background
         else capped(parts, given.wait_seconds, parts.settings.wait_seconds_default)
     )
+    if job.run_at is not None and (job.run_at - datetime.now(UTC)).total_seconds() > seconds:
+        seconds = 0.0  # it does not even begin before the wait would be over
     enqueued, is_inline = await _enqueue(parts, call, job)
     with ExitStack() as stack:
         # Nothing is awaited since the pool adopted the job, so nothing it does can be missed.
