@@ -84,8 +84,6 @@ def _because(run: Run, cause: Cause | None) -> str:
         return "Cancellation is requested; the job is being stopped. "
     if cause is not None and cause.cause not in {"running", "final"}:
         return _sentence(cause.message) + " "
-    if run.status is RunStatus.QUEUED and run.attempt_no > 0 and run.run_at > datetime.now(UTC):
-        return f"Attempt {run.attempt_no} has ended; include attempts tells how. "
     if run.waiting_for is not None:
         what = "its turn in the ordering key" if run.waiting_for == "turn" else run.waiting_for
         return f"Waiting for {what}. "
@@ -95,9 +93,13 @@ def _because(run: Run, cause: Cause | None) -> str:
 def _look_again(run: Run, scopes: Collection[str]) -> str:
     if "jobs:read" not in scopes:
         return "It goes on by itself; this token may not read it."
-    if run.status is RunStatus.QUEUED and run.run_at - datetime.now(UTC) > SOON:
-        return "It is not due yet: call get-job-status with this runId after runAt."
-    return f"Call get-job-status with this runId, waitSeconds 20 and sinceVersion {run.version}."
+    is_later = run.status is RunStatus.QUEUED and run.run_at > datetime.now(UTC)
+    why = "; include attempts tells why" if is_later and run.attempt_no > 0 else ""
+    if is_later and run.run_at - datetime.now(UTC) > SOON:
+        return f"It is not due yet: call get-job-status with this runId after runAt{why}."
+    return (
+        f"Call get-job-status with this runId, waitSeconds 20 and sinceVersion {run.version}{why}."
+    )
 
 
 def _start_anew(scopes: Collection[str]) -> str:
