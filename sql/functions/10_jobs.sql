@@ -744,7 +744,7 @@ begin
         and (r.priority, r.run_at, r.job_id) < (v_run.priority, v_run.run_at, v_run.job_id)
       limit 10000) b;
     return query select 'queued_behind', case v_before
-        when 0 then 'It is due and the next of its type; a worker takes it as soon as it has room.'
+        when 0 then 'It is due and the next of its type.'
         when 1 then 'One due run of its type comes before it.'
         else format('%s due runs of its type come before it.', v_before) end,
       null::timestamptz, null::uuid;
