@@ -86,7 +86,9 @@ def worker(
 
 
 def demo(
-    once: Annotated[bool, typer.Option("--once", help="For scripts; it always ends by itself.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="For scripts; it always ends by itself.")
+    ] = False,
 ) -> int:
     """Show the main job end to end: a success, retries, a killed worker, a cancellation."""
     from jobforge_mcp.cli.demo import run_demo
