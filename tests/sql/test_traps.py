@@ -30,6 +30,8 @@ def test_a_long_key_is_refused_by_a_named_check_and_not_by_its_index(
     queue: Queue, column: str
 ) -> None:
     with refused("23514"):
+        queue.enqueue_many(1, **{f"{column}s": [incompressible(2700)]})
+    with refused("JF400"):
         queue.enqueue(**{column: incompressible(2700)})
 
 
@@ -68,7 +70,7 @@ def test_a_time_that_python_cannot_hold_is_never_stored(
 
     with refused("23514"):
         if function == "enqueue":
-            queue.enqueue(run_at=moment)
+            queue.enqueue_many(1, run_ats=[moment])
         else:
             queue.retry(job.job_id, run_at=moment)
 
