@@ -30,7 +30,9 @@ def test_a_long_key_is_refused_by_a_named_check_and_not_by_its_index(
     queue: Queue, column: str
 ) -> None:
     with refused("23514"):
-        queue.enqueue_many(1, **{f"{column}s": [incompressible(2700)]})
+        queue.ask(
+            "enqueue_jobs", "acme", ["demo.echo"], ["{}"], **{f"{column}s": [incompressible(2700)]}
+        )
     with refused("JF400"):
         queue.enqueue(**{column: incompressible(2700)})
 
