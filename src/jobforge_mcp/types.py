@@ -121,6 +121,29 @@ class Effects(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """Caps that a token states; the database counts against them. ``None`` is no cap of the token's own."""
+
+    rps: float | None = None
+    """Writes a second, refilled steadily."""
+    burst: int | None = None
+    """Writes at once, above the rate."""
+    max_running: int | None = None
+    """Runs of this token that may be running at once."""
+    max_queued: int | None = None
+    """Runs of this token that may be open and not running at once."""
+    max_payload_bytes: int | None = None
+    max_priority: int | None = None
+    """Most urgent priority it may ask for, 0 to 3: 0 allows all."""
+    budget_units: int | None = None
+    """Budget units over the token's whole life."""
+    max_children: int | None = None
+    """Children of one run."""
+    max_depth: int | None = None
+    """Generations of children below a run."""
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """Who acts, after the gate: made from a verified policy token and from nothing else."""
 
@@ -133,6 +156,22 @@ class Caller:
     token_id: str | None = None
     """``jti`` of the token; ``None`` for the local tenant without a token."""
     expires_at: datetime | None = None
+    job_types: tuple[str, ...] | None = None
+    """Patterns of the job types it may name; ``None`` is every type. A dot-segment ``*`` is one segment, a last ``**`` the rest."""
+    deny_types: tuple[str, ...] = ()
+    """Patterns of job types it may not name, whatever ``job_types`` allows."""
+    events: tuple[str, ...] | None = None
+    """Patterns of the event types it may submit; ``None`` is every type."""
+    limits: Limits | None = None
+    """Caps of the token; the database adds those of the tenant."""
+    epoch: int | None = None
+    """Token epoch of the tenant when the token was issued; older than the tenant's, it is revoked. ``None`` is not checked."""
+    is_single_use: bool = False
+    """Good for one write; the database remembers which."""
+    roles: frozenset[str] = frozenset()
+    """Roles that permissions on job definitions may ask for."""
+    actors: tuple[str, ...] = ()
+    """For whom the subject acts, nearest first: for the audit log, never to widen."""
 
 
 @dataclass(frozen=True, slots=True)
