@@ -42,11 +42,17 @@ language sql stable parallel safe
 as $$ select nullif(pg_catalog.current_setting('jobforge.tenant_id', true), '') $$;
 comment on function jobforge.current_tenant() is 'Tenant of the current transaction''s scope, or null: what the row policies compare with.';
 
+create or replace function jobforge.current_claims() returns jsonb
+language sql stable parallel safe
+as $$ select coalesce(nullif(pg_catalog.current_setting('jobforge.claims', true), ''), '{}')::jsonb $$;
+comment on function jobforge.current_claims() is 'What the token of the current transaction''s scope carries; {} without one.';
+
 -- Everything set here ends with the transaction. The tenant comes back so that a caller can feed it to the next function
 -- of the same statement (`from enter_scope(…) s, lateral get_run(s, …)`), which fixes the order of the two.
+drop function if exists jobforge.enter_scope(text, text, text, text, text);
 create or replace function jobforge.enter_scope(
   p_tenant_id text, p_actor text default null, p_token_id text default null, p_tool text default null,
-  p_trace_id text default null)
+  p_trace_id text default null, p_claims text default null, p_signature text default null)
 returns text
 language plpgsql volatile
 set search_path = jobforge, pg_temp
@@ -60,10 +66,12 @@ begin
     pg_catalog.set_config('jobforge.actor', coalesce(p_actor, ''), true),
     pg_catalog.set_config('jobforge.token_id', coalesce(p_token_id, ''), true),
     pg_catalog.set_config('jobforge.tool', coalesce(p_tool, ''), true),
-    pg_catalog.set_config('jobforge.trace_id', coalesce(p_trace_id, ''), true);
+    pg_catalog.set_config('jobforge.trace_id', coalesce(p_trace_id, ''), true),
+    pg_catalog.set_config('jobforge.claims', coalesce(p_claims, ''), true),
+    pg_catalog.set_config('jobforge.signature', coalesce(p_signature, ''), true);
   return p_tenant_id;
 end $$;
-comment on function jobforge.enter_scope(text, text, text, text, text) is
+comment on function jobforge.enter_scope(text, text, text, text, text, text, text) is
   'Set tenant and author of the calls that follow in this transaction.';
 
 create or replace function jobforge.require_tenant(p_tenant_id text) returns void

@@ -639,7 +639,8 @@ begin
     array[p_max_backoff_ms], array[p_timeout_ms], array[v_parent.is_dry_run], null, 30000, false, p_job_id) e;
   -- a scope outlasts its function; the worker's next statement must not find a tenant set
   perform pg_catalog.set_config('jobforge.tenant_id', '', true), pg_catalog.set_config('jobforge.actor', '', true),
-    pg_catalog.set_config('jobforge.tool', '', true), pg_catalog.set_config('jobforge.trace_id', '', true);
+    pg_catalog.set_config('jobforge.tool', '', true), pg_catalog.set_config('jobforge.trace_id', '', true),
+    pg_catalog.set_config('jobforge.claims', '', true), pg_catalog.set_config('jobforge.signature', '', true);
 end $$;
 comment on function jobforge.enqueue_child(text, uuid, uuid, integer, text, text, text, text, text, integer, timestamptz, text, text,
   integer, integer, float8, integer, integer) is 'Enqueue a job on behalf of a running one; refused for a claim that is not the living one.';

@@ -25,9 +25,9 @@ grant execute on function jobforge.applied_files() to jobforge_rpc, jobforge_sys
 reset role;
 set local role jobforge_rpc;
 
-grant execute on function jobforge.now(), jobforge.current_tenant() to jobforge_owner, jobforge_sys, jobforge_api, jobforge_worker,
+grant execute on function jobforge.now(), jobforge.current_tenant(), jobforge.current_claims() to jobforge_owner, jobforge_sys, jobforge_api, jobforge_worker,
   jobforge_scheduler, jobforge_readonly, jobforge_auditor;
-grant execute on function jobforge.enter_scope(text, text, text, text, text) to jobforge_sys, jobforge_api, jobforge_readonly;
+grant execute on function jobforge.enter_scope(text, text, text, text, text, text, text) to jobforge_sys, jobforge_api, jobforge_readonly;
 grant execute on function jobforge.new_id(), jobforge.deadline_of(timestamptz, integer), jobforge.require_small_json(text[], integer, text),
   jobforge.promote_next(text[], text[], uuid[]) to jobforge_sys;
 grant execute on function

@@ -10,14 +10,21 @@ from types import ModuleType
 import pytest
 
 from jobforge_mcp import resources
-from jobforge_mcp.router import heartbeat, jobs, leases
+from jobforge_mcp.router import heartbeat, jobs, leases, scope
 from tests.sql.acting import API, WORKER, Queue, Row
 
 # What belongs to the installation and not to a tenant.
 WITHOUT_TENANT = {"workers", "listeners", "schema_migrations"}
 LOGINS = [API, WORKER, "jobforge_scheduler", "jobforge_readonly", "jobforge_auditor"]
 # Facts about the installation, which are nobody's.
-FREE_OF_TENANT = {"now", "current_tenant", "enter_scope", "await_wakeup", "applied_files"}
+FREE_OF_TENANT = {
+    "now",
+    "current_tenant",
+    "current_claims",
+    "enter_scope",
+    "await_wakeup",
+    "applied_files",
+}
 CORE_LANGUAGES = {"sql", "plpgsql"}
 
 
@@ -133,7 +140,9 @@ def test_functions_have_no_overloads(functions: list[Row]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("role", "modules"), [(API, [jobs]), (WORKER, [leases, heartbeat])], ids=["api", "worker"]
+    ("role", "modules"),
+    [(API, [jobs, scope]), (WORKER, [leases, heartbeat])],
+    ids=["api", "worker"],
 )
 def test_the_router_calls_every_function_of_its_role_and_no_other(
     functions: list[Row], role: str, modules: list[ModuleType]
@@ -142,7 +151,8 @@ def test_the_router_calls_every_function_of_its_role_and_no_other(
     called = set(re.findall(r"jobforge\.([a-z_]+)\(", sources))
     granted = {row.name for row in functions if role in row.logins}
     # of applications in their transactions, of the migrator, and of jobs about the database itself
-    of_others = {"now", "current_tenant", "enqueue_job", "applied_files", "read_runs"}
+    of_others = {"now", "current_tenant", "current_claims", "enqueue_job", "applied_files"}
+    of_others |= {"read_runs"}
 
     assert {name for name in granted - of_others if not name.startswith("scan_")} <= called
     assert called <= granted

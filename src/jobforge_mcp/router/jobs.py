@@ -16,7 +16,6 @@ from jobforge_mcp.errors import NotFoundError, PolicyDeniedError
 from jobforge_mcp.router.errors import run_not_found, translated
 from jobforge_mcp.router.rows import (
     job_arrays,
-    scope_arguments,
     to_attempt,
     to_cause,
     to_enqueued,
@@ -24,6 +23,7 @@ from jobforge_mcp.router.rows import (
     to_queue_stats,
     to_run,
 )
+from jobforge_mcp.router.scope import SCOPE, ScopeSigner, scope_arguments
 from jobforge_mcp.types import (
     Attempt,
     Caller,
@@ -41,8 +41,6 @@ from jobforge_mcp.types import (
 
 NO_ORIGIN: Final = CallOrigin()
 
-_SCOPE: LiteralString = "jobforge.enter_scope(%s, %s, %s, %s, %s) as s(tenant_id)"
-
 # The result stays text: it is handed on as it is, and only its reader pays for decoding it.
 _RUN: LiteralString = """
     r.tenant_id, r.job_id, r.project_id, r.job_type, r.job_version, r.status, r.waiting_for, r.attempt_no, r.max_attempts,
@@ -51,48 +49,49 @@ _RUN: LiteralString = """
     r.progress_message, r.cancel_requested_at, r.cancel_reason, r.error, r.result::text as result"""
 
 ENQUEUE_JOBS: LiteralString = f"""
-    select r.* from {_SCOPE}, lateral jobforge.enqueue_jobs(s.tenant_id, %s::text[], %s::text[], %s::text[], %s::text[],
+    select r.* from {SCOPE}, lateral jobforge.enqueue_jobs(s.tenant_id, %s::text[], %s::text[], %s::text[], %s::text[],
       %s::text[], %s::int[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::text[], %s::int[], %s::int[],
       %s::float8[], %s::int[], %s::int[], %s::boolean[], %s::text, %s::int, %s::boolean) as r
     order by r.ord"""
 _GET_RUN: LiteralString = (
-    f"select {_RUN} from {_SCOPE}, lateral jobforge.get_run(s.tenant_id, %s) as r"
+    f"select {_RUN} from {SCOPE}, lateral jobforge.get_run(s.tenant_id, %s) as r"
 )
 _GET_RUNS: LiteralString = (
-    f"select {_RUN} from {_SCOPE}, lateral jobforge.get_runs(s.tenant_id, %s::uuid[]) as r"
+    f"select {_RUN} from {SCOPE}, lateral jobforge.get_runs(s.tenant_id, %s::uuid[]) as r"
 )
 _GET_PAYLOAD: LiteralString = (
-    f"select r.payload from {_SCOPE}, lateral jobforge.get_payload(s.tenant_id, %s) as r(payload)"
+    f"select r.payload from {SCOPE}, lateral jobforge.get_payload(s.tenant_id, %s) as r(payload)"
 )
 _LIST_RUNS: LiteralString = f"""
-    select {_RUN} from {_SCOPE}, lateral jobforge.list_runs(s.tenant_id, %s::text, %s::text, %s::text[], %s::text,
+    select {_RUN} from {SCOPE}, lateral jobforge.list_runs(s.tenant_id, %s::text, %s::text, %s::text[], %s::text,
       %s::timestamptz, %s::uuid, %s::int) as r"""
 _CANCEL_JOB: LiteralString = (
-    f"select {_RUN} from {_SCOPE}, lateral jobforge.cancel_job(s.tenant_id, %s, %s::text) as r"
+    f"select {_RUN} from {SCOPE}, lateral jobforge.cancel_job(s.tenant_id, %s, %s::text) as r"
 )
 _RETRY_JOB: LiteralString = f"""
-    select {_RUN} from {_SCOPE}, lateral jobforge.retry_job(s.tenant_id, %s, %s::bigint, %s::timestamptz, %s::boolean,
+    select {_RUN} from {SCOPE}, lateral jobforge.retry_job(s.tenant_id, %s, %s::bigint, %s::timestamptz, %s::boolean,
       %s::boolean) as r"""
 _EXPLAIN_RUN: LiteralString = (
-    f"select r.* from {_SCOPE}, lateral jobforge.explain_run(s.tenant_id, %s) as r"
+    f"select r.* from {SCOPE}, lateral jobforge.explain_run(s.tenant_id, %s) as r"
 )
 _LIST_ATTEMPTS: LiteralString = (
-    f"select r.* from {_SCOPE}, lateral jobforge.list_attempts(s.tenant_id, %s) as r"
+    f"select r.* from {SCOPE}, lateral jobforge.list_attempts(s.tenant_id, %s) as r"
 )
 _LIST_LOGS: LiteralString = (
-    f"select r.* from {_SCOPE}, lateral jobforge.list_logs(s.tenant_id, %s, %s::int, %s::int) as r"
+    f"select r.* from {SCOPE}, lateral jobforge.list_logs(s.tenant_id, %s, %s::int, %s::int) as r"
 )
 _QUEUE_STATS: LiteralString = (
-    f"select r.* from {_SCOPE}, lateral jobforge.queue_stats(s.tenant_id) as r"
+    f"select r.* from {SCOPE}, lateral jobforge.queue_stats(s.tenant_id) as r"
 )
 
 
 class Router:
     """The tenant-facing functions, over an open `Database` of role ``jobforge_api``."""
 
-    def __init__(self, database: Database) -> None:
-        """Speak through this pool."""
+    def __init__(self, database: Database, *, signer: ScopeSigner | None = None) -> None:
+        """Speak through this pool, with scopes signed where the database asks for that."""
         self._database = database
+        self._signer = signer
 
     async def enqueue_job(
         self,
@@ -332,7 +331,7 @@ class Router:
         with translated():
             return await self._database.fetch(
                 query,
-                [*scope_arguments(caller, origin), *arguments],
+                [*scope_arguments(caller, origin, self._signer), *arguments],
                 is_repeatable=is_repeatable,
             )
 
