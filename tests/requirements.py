@@ -214,6 +214,9 @@ REQUIREMENTS: dict[str, Requirement] = {
     "policy.local-tenant": Requirement(
         "design 6", "On embedded Postgres a local door needs no token; HTTP always does."
     ),
+    "policy.narrowing": Requirement(
+        "security", "A holder narrows its token offline, at most three times, and never widens it."
+    ),
     "policy.tokens": Requirement(
         "design 11",
         "Policy tokens are JWTs signed with Ed25519 that carry tenant, projects, scopes.",

@@ -5,7 +5,7 @@ Nothing here knows of SQL, of the wire or of pydantic: a row is what the router 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -120,6 +120,36 @@ class Effects(StrEnum):
     """Outside this database: such a job needs an idempotency key."""
 
 
+class JobAction(StrEnum):
+    """What permissions on a job definition speak of."""
+
+    LIST = "list"
+    """See the definition."""
+    READ = "read"
+    """See runs of it."""
+    EXECUTE = "execute"
+    """Enqueue it, and retry runs of it."""
+    CANCEL = "cancel"
+    """Cancel runs of it."""
+    REGISTER = "register"
+    """Replace or remove the definition."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuardedCall:
+    """What a guard of a job definition is asked about."""
+
+    caller: Caller
+    action: JobAction
+    job_name: str
+    input: JsonValue = None
+    """The checked input, where the action is ``execute``."""
+
+
+Guard: TypeAlias = Callable[[GuardedCall], bool]
+"""Says whether a call may be; anything but ``True``, an exception included, refuses it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Caps that a token states; the database counts against them. ``None`` is no cap of the token's own."""
@@ -154,7 +184,7 @@ class Caller:
     projects: frozenset[str] | None = None
     """Projects the caller is confined to; ``None`` is every project of the tenant."""
     token_id: str | None = None
-    """``jti`` of the token; ``None`` for the local tenant without a token."""
+    """``jti`` of the token as issued, whatever it was narrowed to; ``None`` for the local tenant without a token."""
     expires_at: datetime | None = None
     job_types: tuple[str, ...] | None = None
     """Patterns of the job types it may name; ``None`` is every type. A dot-segment ``*`` is one segment, a last ``**`` the rest."""
@@ -165,11 +195,18 @@ class Caller:
     limits: Limits | None = None
     """Caps of the token; the database adds those of the tenant."""
     epoch: int | None = None
-    """Token epoch of the tenant when the token was issued; older than the tenant's, it is revoked. ``None`` is not checked."""
+    """When the token was issued, in milliseconds unless its issuer counts otherwise; below the tenant's token epoch it is
+    revoked. ``None`` without a token."""
     is_single_use: bool = False
     """Good for one write; the database remembers which."""
+    single_use_ids: tuple[str, ...] = ()
+    """Ids of tokens that this caller's one write uses up: its own, and those above it that are good for one write."""
+    links: tuple[str, ...] = ()
+    """Ids of the narrowed tokens between ``token_id`` and what was presented, outermost first: each can be revoked."""
+    hidden_types: frozenset[str] = frozenset()
+    """Job types whose runs the permissions of their definitions keep from this caller."""
     roles: frozenset[str] = frozenset()
-    """Roles that permissions on job definitions may ask for."""
+    """Roles that permissions on job definitions may ask for; ``*`` is every role, and no token carries it."""
     actors: tuple[str, ...] = ()
     """For whom the subject acts, nearest first: for the audit log, never to widen."""
 
@@ -447,3 +484,80 @@ class QueueStats:
     waiting: int
     oldest_due_at: datetime | None
     """``run_at`` of the job that has been due longest."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFilter:
+    """Which audit rows to list; ``None`` does not narrow."""
+
+    action: str | None = None
+    outcome: str | None = None
+    """``refused`` for what was not allowed."""
+    token_id: str | None = None
+    job_id: JobId | None = None
+    since: datetime | None = None
+    before: str | None = None
+    """``place`` of the last row of the page before."""
+    limit: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One call as its tenant sees it in the audit log."""
+
+    place: str
+    """Where it stands in the log, for the next page."""
+    occurred_at: datetime
+    action: str
+    outcome: str
+    actor: str | None
+    """Subject of the token, or the local user."""
+    token_id: str | None
+    tool: str | None
+    trace_id: str | None
+    job_id: JobId | None
+    job_type: str | None
+    detail: JsonObject | None
+    """Counts and reasons; never inputs, results or credentials."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """One row of the audit log as it is sealed."""
+
+    tenant_id: TenantId
+    era: int
+    xact_no: int
+    """With ``era`` and ``id``: its place in the chain."""
+    id: UUID
+    occurred_at: datetime
+    action: str
+    outcome: str
+    actor: str | None
+    token_id: str | None
+    tool: str | None
+    trace_id: str | None
+    job_id: UUID | None
+    job_type: str | None
+    detail: str | None
+    """JSON text, as the database writes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditSeal:
+    """A signed checkpoint of one tenant's audit log."""
+
+    tenant_id: TenantId
+    seal_no: int
+    """Counts from 1 without a gap."""
+    first_row: int
+    last_row: int
+    """How many rows of the tenant are sealed up to here."""
+    last_era: int
+    last_xact_no: int
+    last_id: UUID
+    hashes: tuple[bytes, ...]
+    """The chain, one hash for each row from ``first_row`` to ``last_row``."""
+    sealed_at: datetime
+    key_id: str
+    signature: bytes

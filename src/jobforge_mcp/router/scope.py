@@ -60,6 +60,9 @@ def claims_text(caller: Caller) -> str | None:
         claims["epoch"] = caller.epoch
     if caller.is_single_use:
         claims["once"] = True
+        claims["singleUse"] = [*caller.single_use_ids]
+    if caller.links:
+        claims["links"] = [*caller.links]
     if caller.expires_at is not None:
         claims["expiresAt"] = int(caller.expires_at.timestamp())
     if caller.token_id is not None:
