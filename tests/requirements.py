@@ -372,6 +372,10 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 3",
         "A job that kills its workers goes dead, and its neighbours do not pay.",
     ),
+    "sql.signed-scope": Requirement(
+        "security",
+        "Where scopes are signed, setting a tenant, changing what was signed or repeating it a minute later is refused.",
+    ),
     "sql.rights": Requirement(
         "design 10",
         "Logins hold no right on any table, and row level security shows the scope's tenant alone.",

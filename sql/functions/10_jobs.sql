@@ -144,6 +144,7 @@ declare
   v_is_due boolean;
 begin
   perform jobforge.require_tenant(p_tenant_id);
+  perform jobforge.require_projects(p_project_ids, cardinality(p_job_types));
   if v_count is distinct from cardinality(p_payloads) or v_count not between 1 and 10000 then
     raise exception 'enqueue needs as many payloads as job types, 1 to 10,000 of each' using errcode = 'JF400';
   end if;
@@ -307,6 +308,7 @@ security definer set search_path = jobforge, pg_temp
 as $$
 begin
   perform jobforge.require_tenant(p_tenant_id);
+  perform jobforge.require_run(p_tenant_id, p_job_id);
   return query
   select r.* from jobforge.runs r where r.tenant_id = p_tenant_id and r.job_id = p_job_id;
   if not found then
@@ -334,12 +336,16 @@ create or replace function jobforge.get_runs(p_tenant_id text, p_job_ids uuid[])
 language plpgsql stable
 security definer set search_path = jobforge, pg_temp
 as $$
+declare
+  v_projects text[];
 begin
   perform jobforge.require_tenant(p_tenant_id);
   if cardinality(p_job_ids) > 1000 then
     raise exception 'at most 1,000 runs can be read in one call' using errcode = 'JF413';
   end if;
-  return query select r.* from jobforge.small_runs(p_tenant_id, p_job_ids) r;
+  v_projects := jobforge.confined_projects();
+  return query select r.* from jobforge.small_runs(p_tenant_id, p_job_ids) r
+  where v_projects is null or r.project_id = any (v_projects);
 end $$;
 comment on function jobforge.get_runs(text, uuid[]) is 'Those of these runs that the tenant has, without their results.';
 
@@ -351,6 +357,7 @@ declare
   v_payload text;
 begin
   perform jobforge.require_tenant(p_tenant_id);
+  perform jobforge.require_run(p_tenant_id, p_job_id);
   select j.payload::text into v_payload from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
   if not found then
     perform jobforge.refuse_unknown_run(p_job_id);
@@ -372,8 +379,12 @@ as $$
 declare
   v_now timestamptz := jobforge.now();
   v_ids uuid[];
+  v_projects text[];
 begin
   perform jobforge.require_tenant(p_tenant_id);
+  v_projects := jobforge.confined_projects();
+  v_projects := case when v_projects is null or p_project_ids is null then coalesce(v_projects, p_project_ids)
+    else array(select u.id from unnest(p_project_ids) u(id) where u.id = any (v_projects)) end;
   if coalesce(p_limit, 0) not between 1 and 1000 then
     raise exception 'a page holds 1 to 1,000 runs, not %', p_limit using errcode = 'JF400';
   end if;
@@ -384,7 +395,7 @@ begin
         and (p_before_id is null or j.id < p_before_id)
         and (p_status is null or j.final_status = p_status)
         and (p_job_type is null or j.job_type = p_job_type)
-        and (p_project_ids is null or j.project_id = any (p_project_ids))
+        and (v_projects is null or j.project_id = any (v_projects))
         and (p_trace_id is null or j.trace_id = p_trace_id)
         and (p_since is null or j.created_at >= p_since)
       order by j.id desc limit p_limit) x;
@@ -402,7 +413,7 @@ begin
       join jobforge.jobs j on j.tenant_id = p_tenant_id and j.id = s.job_id
       where (p_before_id is null or j.id < p_before_id)
         and (p_job_type is null or j.job_type = p_job_type)
-        and (p_project_ids is null or j.project_id = any (p_project_ids))
+        and (v_projects is null or j.project_id = any (v_projects))
         and (p_trace_id is null or j.trace_id = p_trace_id)
         and (p_since is null or j.created_at >= p_since)
       order by j.id desc limit p_limit) x;
@@ -424,6 +435,7 @@ as $$
 #variable_conflict use_column
 begin
   perform jobforge.require_tenant(p_tenant_id);
+  perform jobforge.require_run(p_tenant_id, p_job_id);
   return query
   select a.attempt_no::integer, a.epoch, a.outcome::text, a.worker_id, a.started_at, a.finished_at, a.error
   from jobforge.job_attempts a
@@ -441,6 +453,7 @@ as $$
 #variable_conflict use_column
 begin
   perform jobforge.require_tenant(p_tenant_id);
+  perform jobforge.require_run(p_tenant_id, p_job_id);
   return query
   select g.line_no, g.attempt_no::integer, g.level, g.message, g.logged_at
   from jobforge.run_logs g
@@ -459,6 +472,10 @@ declare
   v_now timestamptz := jobforge.now();
 begin
   perform jobforge.require_tenant(p_tenant_id);
+  if jobforge.confined_projects() is not null then
+    raise exception 'counts of queues cover the whole tenant, and the caller is confined to projects' using errcode = 'JF403',
+      hint = 'List runs instead.';
+  end if;
   return query
   select s.job_type::text, count(*) filter (where s.place = 'ready'), count(*) filter (where s.place = 'ready' and s.run_at <= v_now),
     count(*) filter (where s.place = 'lease'), count(*) filter (where s.place = 'waiting'),
@@ -538,6 +555,7 @@ declare
   v_outcome text;
 begin
   perform jobforge.require_tenant(p_tenant_id);
+  perform jobforge.require_run(p_tenant_id, p_job_id);
   for v_try in 1..20 loop
     select * into v_job from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
     if not found then
@@ -616,6 +634,7 @@ declare
   v_version bigint;
 begin
   perform jobforge.require_tenant(p_tenant_id);
+  perform jobforge.require_run(p_tenant_id, p_job_id);
   select * into v_job from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id for update;
   if not found then
     perform jobforge.refuse_unknown_run(p_job_id);
@@ -673,8 +692,11 @@ declare
   v_run jobforge.runs;
   v_key jobforge.ordering_keys;
   v_before bigint;
+  v_projects text[];
 begin
   perform jobforge.require_tenant(p_tenant_id);
+  perform jobforge.require_run(p_tenant_id, p_job_id);
+  v_projects := jobforge.confined_projects();
   select * into v_run from jobforge.runs r where r.tenant_id = p_tenant_id and r.job_id = p_job_id;
   if not found then
     perform jobforge.refuse_unknown_run(p_job_id);
@@ -689,7 +711,8 @@ begin
   elsif v_run.status = 'waiting' and v_run.waiting_for = 'turn' then
     select * into v_key from jobforge.ordering_keys k where k.tenant_id = p_tenant_id and k.ordering_key = v_run.ordering_key;
     return query select 'waiting_turn', 'Another run of its ordering key comes first and blocks the key until it ends.',
-      null::timestamptz, v_key.head_job_id;
+      null::timestamptz, (select j.id from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = v_key.head_job_id
+        and (v_projects is null or j.project_id = any (v_projects)));
   elsif v_run.status = 'waiting' then
     return query select 'waiting_' || v_run.waiting_for, format('It waits for: %s.', v_run.waiting_for), null::timestamptz, null::uuid;
   elsif exists (

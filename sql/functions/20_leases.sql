@@ -630,7 +630,7 @@ begin
     raise exception 'this attempt no longer holds the lease of run %', p_job_id using errcode = 'JF410';
   end if;
   select * into v_parent from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
-  perform jobforge.enter_scope(p_tenant_id, 'job:' || p_job_id, null, v_parent.job_type, v_parent.trace_id);
+  perform jobforge.enter_trusted_scope(p_tenant_id, 'job:' || p_job_id, v_parent.job_type, v_parent.trace_id);
   return query
   select e.job_id, e.outcome, e.status, e.version, e.run_at, e.created_at
   from jobforge.enqueue_jobs(p_tenant_id, array[p_job_type], array[p_payload], array[p_received], array[p_idempotency_key],
@@ -638,9 +638,7 @@ begin
     array[v_parent.trace_id], array[p_job_version], array[p_max_attempts], array[p_backoff_ms], array[p_backoff_multiplier],
     array[p_max_backoff_ms], array[p_timeout_ms], array[v_parent.is_dry_run], null, 30000, false, p_job_id) e;
   -- a scope outlasts its function; the worker's next statement must not find a tenant set
-  perform pg_catalog.set_config('jobforge.tenant_id', '', true), pg_catalog.set_config('jobforge.actor', '', true),
-    pg_catalog.set_config('jobforge.tool', '', true), pg_catalog.set_config('jobforge.trace_id', '', true),
-    pg_catalog.set_config('jobforge.claims', '', true), pg_catalog.set_config('jobforge.signature', '', true);
+  perform jobforge.leave_scope();
 end $$;
 comment on function jobforge.enqueue_child(text, uuid, uuid, integer, text, text, text, text, text, integer, timestamptz, text, text,
   integer, integer, float8, integer, integer) is 'Enqueue a job on behalf of a running one; refused for a claim that is not the living one.';

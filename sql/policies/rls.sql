@@ -13,7 +13,8 @@ begin
   -- idempotent: this file is applied again whenever a function or policy changed
   for v_table in select c.relname from pg_catalog.pg_class c where c.relnamespace = 'jobforge'::regnamespace and c.relkind = 'r' loop
     if v_table not in ('tenants', 'jobs', 'idempotency_keys', 'lanes', 'ready', 'leases', 'waiting', 'ordering_keys', 'run_progress',
-      'run_logs', 'job_attempts', 'job_definitions', 'audit_log', 'workers', 'listeners', 'schema_migrations')
+      'run_logs', 'job_attempts', 'job_definitions', 'audit_log', 'workers', 'listeners', 'schema_migrations',
+      'context_keys', 'tenant_logins')
     then
       raise exception 'table % has no row policy', v_table using errcode = 'JF400', hint = 'Add it to sql/policies/rls.sql.';
     end if;

@@ -30,6 +30,7 @@ def test_the_claims_are_what_the_token_carries_and_nothing_else() -> None:
         limits=Limits(max_queued=5),
         epoch=3,
         is_single_use=True,
+        single_use_ids=("j0",),
         actors=("user-9",),
     )
 
@@ -40,6 +41,7 @@ def test_the_claims_are_what_the_token_carries_and_nothing_else() -> None:
         "limits": {"max_queued": 5},
         "epoch": 3,
         "once": True,
+        "singleUse": ["j0"],
         "expiresAt": 1893456000,
         "jti": "j1",
         "actors": ["user-9"],

@@ -28,7 +28,14 @@ TENANT_TABLES = [
     "tenants",
     "waiting",
 ]
-TABLES = [*TENANT_TABLES, "listeners", "schema_migrations", "workers"]
+TABLES = [
+    *TENANT_TABLES,
+    "context_keys",
+    "listeners",
+    "schema_migrations",
+    "tenant_logins",
+    "workers",
+]
 Rollback = Callable[[str], psycopg.Connection]
 
 
