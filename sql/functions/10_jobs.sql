@@ -2,7 +2,7 @@
 --
 -- Called by jobforge_api, by applications inside their own transactions, and by enqueue_child. Every function belongs to
 -- jobforge_rpc, whose row policy admits the scope's tenant alone, and refuses a tenant that is not the scope's.
--- Locks: enqueue takes idempotency_keys, then ordering_keys (both in key order); cancel and retry take the job's place,
+-- Locks: where limits apply check_policy takes its counters first; enqueue takes idempotency_keys, then ordering_keys (both in key order); cancel and retry take the job's place,
 -- then jobs, then ordering_keys. Nothing here waits for a worker.
 
 set local role jobforge_rpc;
@@ -142,6 +142,7 @@ declare
   v_lease_id uuid;
   v_lease_until timestamptz;
   v_is_due boolean;
+  v_counters text[];
 begin
   perform jobforge.require_tenant(p_tenant_id);
   perform jobforge.require_projects(p_project_ids, cardinality(p_job_types));
@@ -154,6 +155,16 @@ begin
   perform jobforge.require_small_json(p_payloads, 1048576, 'an input'),
     jobforge.require_small_json(p_received, 1048576, 'an input'),
     jobforge.require_small_json(p_labels, 16384, 'a set of labels');
+  if jobforge.current_claims() ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id)
+    or (p_parent_id is not null and exists (
+      select from jobforge.limited_jobs t where t.tenant_id = p_tenant_id and t.job_id = p_parent_id))
+  then
+    v_counters := jobforge.check_policy(p_tenant_id, 'enqueue', p_job_types, p_payloads, p_priorities, p_project_ids,
+      p_idempotency_keys, p_parent_id, p_is_plan);
+  end if;
+  if p_worker_id is not null and exists (select from jobforge.running_limits r where r.tenant_id = p_tenant_id) then
+    p_worker_id := null;  -- whether it may run now is for a claim to say
+  end if;
 
   v_ids := array(select jobforge.new_id() from generate_series(1, v_count));
   if exists (select from unnest(p_idempotency_keys) u(key) where u.key is not null) then
@@ -219,6 +230,9 @@ begin
   into v_new_ids, v_ordered_ids, v_is_due
   from new_jobs n;
 
+  if v_counters is not null and v_new_ids is not null then
+    perform jobforge.track_jobs(p_tenant_id, v_new_ids, v_counters, p_parent_id);
+  end if;
   if v_ordered_ids is not null then
     perform jobforge.join_ordering_keys(p_tenant_id, array(select u.id from unnest(v_ids) with ordinality u(id, ord)
       where u.id = any (v_ordered_ids) order by u.ord));
@@ -556,6 +570,10 @@ declare
 begin
   perform jobforge.require_tenant(p_tenant_id);
   perform jobforge.require_run(p_tenant_id, p_job_id);
+  if jobforge.current_claims() ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id) then
+    perform jobforge.check_policy(p_tenant_id, 'cancel', array[j.job_type::text])
+    from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
+  end if;
   for v_try in 1..20 loop
     select * into v_job from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
     if not found then
@@ -632,9 +650,14 @@ declare
   v_now timestamptz := jobforge.now();
   v_job jobforge.jobs;
   v_version bigint;
+  v_counters text[];
 begin
   perform jobforge.require_tenant(p_tenant_id);
   perform jobforge.require_run(p_tenant_id, p_job_id);
+  if jobforge.current_claims() ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id) then
+    select jobforge.check_policy(p_tenant_id, 'retry', array[j.job_type::text], null, array[j.priority::integer]) into v_counters
+    from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
+  end if;
   select * into v_job from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id for update;
   if not found then
     perform jobforge.refuse_unknown_run(p_job_id);
@@ -665,6 +688,9 @@ begin
   on conflict (tenant_id, job_id) do update
     set changes = p.changes + 4, cancel_requested_at = null, cancel_reason = null, epoch = null;
 
+  if v_counters is not null then
+    perform jobforge.track_jobs(p_tenant_id, array[p_job_id], v_counters, null);
+  end if;
   if v_job.ordering_key is not null then
     perform jobforge.join_ordering_keys(p_tenant_id, array[p_job_id]);
   else
@@ -733,6 +759,9 @@ begin
     return query select 'not_due', 'It was asked to run later.', v_run.run_at, null::uuid;
   elsif v_run.lease_until is not null then
     return query select 'lease_expired', 'Its worker was lost; any worker takes it over within a second.', null::timestamptz, null::uuid;
+  elsif exists (select from jobforge.full_limits(p_tenant_id, v_run.job_type, p_job_id)) then
+    return query select 'limit_reached', format('At most %s runs of %s may run at once, and as many do.', f.max_running, f.scope),
+      null::timestamptz, null::uuid from jobforge.full_limits(p_tenant_id, v_run.job_type, p_job_id) f limit 1;
   else
     select count(*) into v_before from (
       select from jobforge.ready r

@@ -78,3 +78,29 @@ grant execute on function jobforge.scan_settings(), jobforge.scan_database(), jo
   to jobforge_worker;
 
 reset role;
+
+-- Limits: counted by what makes work, obeyed by claims, set by whoever may act as the schema's owner.
+set local role jobforge_owner;
+
+revoke all on jobforge.rate_limits, jobforge.rate_buckets, jobforge.limit_usage, jobforge.limited_jobs, jobforge.running_limits
+  from public, jobforge_rpc, jobforge_sys, jobforge_api, jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor;
+grant select on jobforge.rate_limits to jobforge_rpc;
+grant select, insert, update on jobforge.rate_buckets, jobforge.limit_usage, jobforge.running_limits to jobforge_rpc;
+grant select, insert, update, delete on jobforge.limited_jobs to jobforge_rpc;
+grant select, insert, update, delete on jobforge.rate_limits, jobforge.rate_buckets, jobforge.limit_usage, jobforge.limited_jobs,
+  jobforge.running_limits to jobforge_sys;
+grant insert on jobforge.audit_log to jobforge_sys;
+
+reset role;
+set local role jobforge_rpc;
+
+grant execute on function jobforge.running_counts(text), jobforge.counters_of(text, text, uuid),
+  jobforge.record_audit(text, text, text, uuid, text, jsonb) to jobforge_sys;
+
+reset role;
+set local role jobforge_sys;
+
+grant execute on function jobforge.set_limit(text, text, text, jsonb), jobforge.remove_limit(text, text, text),
+  jobforge.list_limits(text) to jobforge_owner;
+
+reset role;

@@ -21,10 +21,15 @@ TENANT_TABLES = [
     "jobs",
     "lanes",
     "leases",
+    "limit_usage",
+    "limited_jobs",
     "ordering_keys",
+    "rate_buckets",
+    "rate_limits",
     "ready",
     "run_logs",
     "run_progress",
+    "running_limits",
     "tenants",
     "waiting",
 ]
@@ -43,6 +48,8 @@ Rollback = Callable[[str], psycopg.Connection]
 def filled(queue: Queue) -> Queue:
     """Two tenants with a row in every table."""
     for tenant in ("acme", "globex"):
+        limits = '{"rps": 100, "max_running": 100, "budget_run_seconds": 100}'
+        queue.look("select jobforge.set_limit(%s, 'tenant', null, %s)", tenant, limits)
         queue.enqueue(tenant, idempotency_key="k", ordering_key="o", backoff_ms=0)
         queue.enqueue(tenant, ordering_key="o")
         (claimed,) = queue.claim(1, tenant_ids=[tenant])
@@ -196,6 +203,15 @@ def test_only_the_api_does_what_callers_do(
         "small_runs",
         "new_id",
         "has_worker",
+        "check_policy",
+        "use_limit",
+        "take_permits",
+        "track_jobs",
+        "take_limited",
+        "has_room",
+        "set_limit",
+        "remove_limit",
+        "list_limits",
     ],
 )
 def test_no_login_may_call_what_functions_use_among_themselves(queue: Queue, function: str) -> None:
