@@ -217,6 +217,12 @@ REQUIREMENTS: dict[str, Requirement] = {
     "policy.narrowing": Requirement(
         "security", "A holder narrows its token offline, at most three times, and never widens it."
     ),
+    "policy.patterns": Requirement(
+        "security", "What a token's patterns leave out does not exist for it; deny beats allow."
+    ),
+    "policy.permissions": Requirement(
+        "security", "Permissions and guards of a definition hold for every action at every door."
+    ),
     "policy.tokens": Requirement(
         "design 11",
         "Policy tokens are JWTs signed with Ed25519 that carry tenant, projects, scopes.",

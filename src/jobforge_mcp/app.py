@@ -70,7 +70,7 @@ async def open_app(settings: Settings, *, with_workers: bool | None = None) -> A
     """
     has_workers = settings.workers if with_workers is None else with_workers
     registry = load_registry(settings)
-    gate = Gate.from_settings(settings)
+    gate = Gate.from_settings(settings, registry.by_name.values())
     async with AsyncExitStack() as stack:
         installation = await _enter_installation(stack, settings)
         database = Database(

@@ -20,7 +20,16 @@ from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.definitions.json_limits import check_key
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import InvalidInputError
-from jobforge_mcp.policy.gate import Gate, require_scope
+from jobforge_mcp.policy.gate import Gate
+from jobforge_mcp.policy.permissions import (
+    ask_guards,
+    confine,
+    may_list,
+    require_job,
+    require_run,
+    require_scope,
+    require_type,
+)
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.progress import OnChange, RunWatcher
 from jobforge_mcp.router.jobs import Router
@@ -36,6 +45,8 @@ from jobforge_mcp.types import (
     Cause,
     Effects,
     Enqueued,
+    JobAction,
+    JobId,
     JsonValue,
     LogLine,
     NewJob,
@@ -79,7 +90,7 @@ class Client:
         tool: str = "client",
     ) -> None:
         """Act through these parts; ``watcher`` is needed by ``wait`` and ``result``, ``tool`` names us in the audit log."""
-        self.caller = caller
+        self.caller = confine(caller, registry.by_name.values())
         self.registry = registry
         self._router = router
         self._watcher = watcher
@@ -212,8 +223,10 @@ class Client:
     async def cancel(self, run_id: RunRef, *, reason: str | None = None) -> Run:
         """Ask for a run's end; a running one ends soon after."""
         require_scope(self.caller, Scope.JOBS_CANCEL)
+        job_id = to_job_id(run_id)
+        await self._require_run(job_id, JobAction.CANCEL)
         return await self._router.cancel_job(
-            self.caller, to_job_id(run_id), reason=reason, origin=self.origin()
+            self.caller, job_id, reason=reason, origin=self.origin()
         )
 
     async def retry(
@@ -227,9 +240,11 @@ class Client:
     ) -> Run:
         """Queue a final run again under the same id; ``force`` is needed for one that succeeded."""
         require_scope(self.caller, Scope.JOBS_RETRY)
+        job_id = to_job_id(run_id)
+        await self._require_run(job_id, JobAction.EXECUTE)
         return await self._router.retry_job(
             self.caller,
-            to_job_id(run_id),
+            job_id,
             if_version=if_version,
             run_at=run_at,
             reset_attempts=reset_attempts,
@@ -265,6 +280,9 @@ class Client:
         require_scope(self.caller, Scope.JOBS_READ)
         return await self._router.explain_run(self.caller, to_job_id(run_id))
 
+    async def _require_run(self, job_id: JobId, action: JobAction) -> None:
+        await require_run(self._router, self.registry.by_name, self.caller, job_id, action)
+
     def origin(self, job: NewJob | None = None) -> CallOrigin:
         """Return what the audit log is told of a call."""
         return CallOrigin(tool=self._tool, trace_id=job.trace_id if job is not None else None)
@@ -272,9 +290,9 @@ class Client:
     def prepare(self, name: str, input: JsonValue, options: Options = DEFAULTS) -> NewJob:
         """Check that the caller may enqueue this job with this input, and return it ready for the router."""
         require_scope(self.caller, Scope.JOBS_EXECUTE)
-        bound = self.registry.get(name)
-        for scope in sorted(bound.definition.required_scopes("execute")):
-            require_scope(self.caller, scope)
+        require_type(self.caller, name)
+        bound = self.registry.get(name, is_visible=may_list(self.caller))
+        require_job(self.caller, bound, JobAction.EXECUTE)
         if bound.effects is Effects.EXTERNAL and options.idempotency_key is None:
             raise InvalidInputError(
                 f"{bound.name} acts outside this database, so it needs an idempotency key",
@@ -286,6 +304,8 @@ class Client:
         if options.ordering_key is not None:
             check_key(options.ordering_key, "ordering key")
         prepared = self.registry.prepare(name, input)
+        if bound.guards:
+            ask_guards(self.caller, bound, JobAction.EXECUTE, json.loads(prepared.payload))
         retry = prepared.definition.retry
         return NewJob(
             job_type=bound.name,

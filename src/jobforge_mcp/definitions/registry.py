@@ -6,7 +6,7 @@ may come from ``psql``. A result is checked before the run may be ``succeeded``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import cast
@@ -57,8 +57,13 @@ class Registry:
         """Return all names, hidden ones too, in order."""
         return sorted(self._jobs)
 
-    def get(self, name: str) -> BoundJob:
-        """Return one job.
+    @property
+    def by_name(self) -> Mapping[str, BoundJob]:
+        """Every job, hidden ones too."""
+        return self._jobs
+
+    def get(self, name: str, *, is_visible: Callable[[BoundJob], bool] | None = None) -> BoundJob:
+        """Return one job; ``is_visible`` says which others may be named to the caller.
 
         Raises:
             NotFoundError: ``JOB_NOT_FOUND``, with what the caller may have meant.
@@ -70,7 +75,7 @@ class Registry:
                 if is_job_name(name)
                 else "there is no job of this name",
                 code="JOB_NOT_FOUND",
-                hint=self._meant(name),
+                hint=self._meant(name, is_visible),
             )
         return bound
 
@@ -80,7 +85,7 @@ class Registry:
         tags: Iterable[str] | None = None,
         labels: Mapping[str, str] | None = None,
         *,
-        scopes: frozenset[str] | None = None,
+        is_visible: Callable[[BoundJob], bool] | None = None,
     ) -> list[BoundJob]:
         """Return the jobs that are not hidden, by name.
 
@@ -88,7 +93,7 @@ class Registry:
             query: Words that must all occur in name, title, description or tags.
             tags: Tags that a job must all have.
             labels: Labels that a job must all have.
-            scopes: The caller's scopes: jobs that need others are left out. ``None`` shows all.
+            is_visible: Says which are shown to the caller. ``None`` shows all.
         """
         words = (query or "").casefold().split()
         wanted_tags, wanted_labels = set(tags or ()), dict(labels or {}).items()
@@ -96,7 +101,7 @@ class Registry:
             bound
             for _, bound in sorted(self._jobs.items())
             if not bound.definition.hidden
-            and (scopes is None or bound.definition.required_scopes("execute") <= scopes)
+            and (is_visible is None or is_visible(bound))
             and wanted_tags <= set(bound.definition.tags)
             and wanted_labels <= bound.definition.labels.items()
             and all(word in _searchable(bound.definition) for word in words)
@@ -136,8 +141,8 @@ class Registry:
         """Return the JSON text of what a handler returned."""
         return check_output(bound, value)
 
-    def _meant(self, name: str) -> str:
-        shown = [bound.name for bound in self.list()]
+    def _meant(self, name: str, is_visible: Callable[[BoundJob], bool] | None) -> str:
+        shown = [bound.name for bound in self.list(is_visible=is_visible)]
         close = get_close_matches(name[:200].casefold(), shown, n=3, cutoff=0.6)
         listed = "list-jobs shows every job that you may run"
         return f"did you mean {' or '.join(close)}? {listed}" if close else listed

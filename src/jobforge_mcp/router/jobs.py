@@ -14,6 +14,7 @@ from typing import Final, LiteralString
 from jobforge_mcp.db.pool import Database, Row
 from jobforge_mcp.errors import NotFoundError, PolicyDeniedError
 from jobforge_mcp.router.errors import run_not_found, translated
+from jobforge_mcp.router.patterns import is_confined, may_see_type
 from jobforge_mcp.router.rows import (
     job_arrays,
     to_attempt,
@@ -160,14 +161,30 @@ class Router:
         projects = _confine(caller, wanted)
         if projects is not None and not projects:
             return []
-        status = None if wanted.status is None else wanted.status.value
+        found: list[Run] = []
+        before_id = wanted.before_id
+        # A page holds as many as were asked for, also where some between them are of types that the caller may not see.
+        while True:
+            page = await self._list_page(caller, wanted, projects, before_id)
+            found += [run for run in page if _is_visible(caller, run)]
+            if len(page) < wanted.limit or len(found) >= wanted.limit:
+                return found[: wanted.limit]
+            before_id = page[-1].job_id
+
+    async def _list_page(
+        self,
+        caller: Caller,
+        wanted: RunFilter,
+        projects: Sequence[str] | None,
+        before_id: JobId | None,
+    ) -> list[Run]:
         arguments = [
             wanted.job_type,
-            status,
+            None if wanted.status is None else wanted.status.value,
             projects,
             wanted.trace_id,
             wanted.since,
-            wanted.before_id,
+            before_id,
             wanted.limit,
         ]
         rows = await self._fetch(caller, _LIST_RUNS, arguments, is_repeatable=True)
@@ -256,7 +273,8 @@ class Router:
                 hint="use a token without projects, or list-runs",
             )
         rows = await self._fetch(caller, _QUEUE_STATS, [], is_repeatable=True)
-        return [to_queue_stats(row) for row in rows]
+        found = [to_queue_stats(row) for row in rows]
+        return [stats for stats in found if may_see_type(caller, stats.job_type)]
 
     async def await_wakeup(self, listener_id: str, topic: str, for_ms: int) -> None:
         """Ask that ``jobforge_<topic>`` be notified for so long; ``topic`` is ``ready`` or ``runs``."""
@@ -293,8 +311,8 @@ class Router:
             raise run_not_found(job_id)
 
     async def _may_see(self, caller: Caller, job_id: JobId) -> bool:
-        """Look whether a run named by a caller confined to projects is one of theirs; a run never changes its project."""
-        return caller.projects is None or bool(await self.get_runs(caller, [job_id]))
+        """Look whether a run named by a confined caller is one of theirs; a run changes neither project nor type."""
+        return not is_confined(caller) or bool(await self.get_runs(caller, [job_id]))
 
     async def _without_strangers(self, caller: Caller, cause: Cause) -> Cause:
         if cause.blocked_by is None or await self._may_see(caller, cause.blocked_by):
@@ -337,7 +355,9 @@ class Router:
 
 
 def _is_visible(caller: Caller, run: Run) -> bool:
-    return caller.projects is None or run.project_id in caller.projects
+    return (caller.projects is None or run.project_id in caller.projects) and may_see_type(
+        caller, run.job_type
+    )
 
 
 def _confine(caller: Caller, wanted: RunFilter) -> list[str] | None:

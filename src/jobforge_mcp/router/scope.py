@@ -60,6 +60,7 @@ def claims_text(caller: Caller) -> str | None:
         claims["epoch"] = caller.epoch
     if caller.is_single_use:
         claims["once"] = True
+    if caller.single_use_ids:
         claims["singleUse"] = [*caller.single_use_ids]
     if caller.links:
         claims["links"] = [*caller.links]

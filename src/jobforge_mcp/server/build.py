@@ -33,6 +33,7 @@ from jobforge_mcp.errors import (
     NotFoundError,
 )
 from jobforge_mcp.policy.gate import Credential, Door
+from jobforge_mcp.policy.permissions import may_list
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.server import resources, wire
 from jobforge_mcp.server.arguments import schema_of
@@ -167,7 +168,7 @@ class _Doors:
     ) -> types.ListResourcesResult:
         caller = self._identify(ctx)
         jobs = (
-            self._parts.registry.list(scopes=caller.scopes)
+            self._parts.registry.list(is_visible=may_list(caller))
             if Scope.JOBS_LIST in caller.scopes
             else []
         )

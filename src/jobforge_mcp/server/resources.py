@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jobforge_mcp.errors import InvalidInputError, NotFoundError
+from jobforge_mcp.policy.permissions import may_list
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.server import arguments, wire
 from jobforge_mcp.server.parts import ServerParts
@@ -118,9 +119,10 @@ def not_found() -> NotFoundError:
 
 
 def _definition(parts: ServerParts, caller: Caller, name: str) -> Content:
-    definition = parts.registry.get(name).definition
-    if not definition.required_scopes("execute") <= caller.scopes:
+    bound = parts.registry.get(name)
+    if not may_list(caller)(bound):
         raise not_found()
+    definition = bound.definition
     detailed: JsonValue = wire.view_definition(definition, is_detailed=True)
     return Content(wire.compact(detailed), "application/json")
 
