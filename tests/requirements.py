@@ -121,6 +121,15 @@ REQUIREMENTS: dict[str, Requirement] = {
     "worker.unstoppable": Requirement(
         "design 5", "What cannot be stopped is named, settled, and keeps its slot until it ends."
     ),
+    # --- isolation: what one tenant can learn of another, or do to it
+    "isolation.functions": Requirement(
+        "design 10",
+        "Of another tenant, every SQL function tells what it tells of nothing, and changes nothing.",
+    ),
+    "isolation.tools": Requirement(
+        "design 10",
+        "Of another tenant, every tool and resource tells every scope what it tells of nothing.",
+    ),
     # --- egress: requests that jobs send
     "egress.addresses": Requirement(
         "security", "Only public addresses are connected to, in whatever notation they come."
@@ -327,6 +336,10 @@ REQUIREMENTS: dict[str, Requirement] = {
         "Effects in the same database and the completion of their job are one transaction.",
     ),
     # --- cli: the command line
+    "cli.context-key": Requirement(
+        "operations",
+        "Signing is switched on, and its key changed, without a moment in which calls fail.",
+    ),
     "cli.doctor": Requirement(
         "design 6", "The doctor proves tenant isolation both ways and names what does not hold."
     ),
