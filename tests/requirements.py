@@ -109,6 +109,15 @@ REQUIREMENTS: dict[str, Requirement] = {
     "worker.rescue": Requirement(
         "design 3", "The job of a killed worker starts again within lease + 1 s."
     ),
+    "audit.denials": Requirement("security", "A refused call is in the audit log, with who and why."),
+    "audit.append-only": Requirement("security", "No login and no owner changes the audit log."),
+    "audit.sealed": Requirement("security", "Audit rows are chained per tenant and signed."),
+    "audit.tampering-found": Requirement(
+        "security", "Any single change of the audit log is found, and the first bad row is named."
+    ),
+    "audit.truncation": Requirement(
+        "security", "A log that was cut off is found by its count or by a copy kept elsewhere."
+    ),
     "worker.secrets": Requirement(
         "security", "A secret is struck from the logs, progress and errors of its attempt."
     ),

@@ -6,7 +6,7 @@ set local role jobforge_owner;
 
 revoke all on jobforge.tenants, jobforge.jobs, jobforge.idempotency_keys, jobforge.lanes, jobforge.ready, jobforge.leases,
   jobforge.waiting, jobforge.ordering_keys, jobforge.run_progress, jobforge.run_logs, jobforge.job_attempts,
-  jobforge.job_definitions, jobforge.audit_log, jobforge.workers, jobforge.listeners
+  jobforge.job_definitions, jobforge.audit_log, jobforge.audit_seals, jobforge.workers, jobforge.listeners
   from public, jobforge_rpc, jobforge_sys, jobforge_api, jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor;
 revoke create on schema jobforge from jobforge_rpc, jobforge_sys;
 
@@ -76,6 +76,36 @@ grant execute on function
 grant execute on function jobforge.scan_settings(), jobforge.scan_database(), jobforge.scan_tables(), jobforge.scan_indexes(),
   jobforge.scan_foreign_keys(), jobforge.scan_sessions(), jobforge.scan_rights(), jobforge.scan_work()
   to jobforge_worker;
+
+reset role;
+
+-- Audit: callers write refusals and read their own tenant's log; the auditor reads and seals all of it, and changes nothing.
+set local role jobforge_owner;
+
+grant select on jobforge.audit_log to jobforge_sys;
+grant select, insert on jobforge.audit_seals to jobforge_sys;
+
+reset role;
+set local role jobforge_rpc;
+
+grant execute on function
+  jobforge.record_denial(text, text, text, text, uuid, integer),
+  jobforge.list_audit(text, text, text, text, uuid, timestamptz, text, integer)
+  to jobforge_api;
+
+reset role;
+set local role jobforge_sys;
+
+grant execute on function
+  jobforge.lock_sealing(),
+  jobforge.list_unsealed(text, integer),
+  jobforge.read_unsealed(text, integer),
+  jobforge.last_seal(text),
+  jobforge.append_seal(text, bigint, bigint, bigint, integer, bigint, uuid, bytea, timestamptz, text, bytea),
+  jobforge.list_audit_tenants(),
+  jobforge.read_seals(text, bigint, integer),
+  jobforge.read_audit(text, integer, bigint, uuid, integer)
+  to jobforge_auditor;
 
 reset role;
 

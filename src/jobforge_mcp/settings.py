@@ -107,6 +107,9 @@ class Settings(BaseSettings):
     admin_database_url: SecretStr | None = None
     """Postgres for ``migrate`` alone, as the owner of the database. Unset: the same as ``database_url``."""
 
+    audit_database_url: SecretStr | None = None
+    """Postgres for sealing and exporting the audit log, as role ``jobforge_auditor``. Unset: the same as ``database_url``."""
+
     database_pool_size: int = Field(default=8, ge=1, le=500)
     """Most connections a process opens for each of its roles."""
 
@@ -122,6 +125,27 @@ class Settings(BaseSettings):
 
     token_issuer: str = Field(default="jobforge", min_length=1, max_length=512)
     """What a token's ``iss`` must be, and what ``token issue`` writes there."""
+
+    audit_keys: Annotated[Path, AfterValidator(_absolute)] | None = None
+    """Folder of the key that seals the audit log, made on first use; without it nothing is sealed. Unset on embedded
+    Postgres: the folder ``audit-keys`` in the state directory."""
+
+    audit_seal_seconds: float = Field(default=10, ge=0, le=86_400)
+    """Seconds between two rounds of sealing the audit log; 0 leaves it to ``jobforge audit seal``."""
+
+    payload_scan: Literal["refuse", "warn", "off"] = "refuse"
+    """What becomes of an input that holds an obvious key or token: ``refuse`` it, only ``warn`` in the log, or nothing."""
+
+    secrets_dir: Annotated[Path, AfterValidator(_absolute)] | None = None
+    """Folder with one file for each secret of the workers, named as the secret; asked after the environment."""
+
+    secrets_command: str | None = None
+    """Command that prints the secret whose name it gets as its last argument; asked after the environment and the folder."""
+
+    secret_references: _Words = ()
+    """Secrets that inputs may name as ``secret://NAME``, comma separated: ``NAME``, ``NAME@HOST`` for requests to that
+    host alone, ``TENANT/NAME@HOST`` for one tenant; ``*`` stands for anything. Empty: none. A definition's own fixed input
+    may name every secret."""
 
     state_dir: Annotated[Path, AfterValidator(_absolute)] = Field(default_factory=default_state_dir)
     """Folder of the local node: embedded Postgres, keys, locks, logs."""
@@ -229,7 +253,7 @@ class Settings(BaseSettings):
         """Folder of the keys that the embedded default makes on first use."""
         return self.state_dir / "keys"
 
-    def url_for(self, role: Literal["api", "worker", "admin"]) -> str | None:
+    def url_for(self, role: Literal["api", "worker", "admin", "auditor"]) -> str | None:
         """Return the plain connection URL for a role, to be given to the pool and shown to nobody.
 
         ``None`` means that the embedded Postgres serves this installation.
@@ -238,6 +262,7 @@ class Settings(BaseSettings):
             "api": None,
             "worker": self.worker_database_url,
             "admin": self.admin_database_url,
+            "auditor": self.audit_database_url,
         }
         url = special[role] or self.database_url
         return url.get_secret_value() if url is not None else None

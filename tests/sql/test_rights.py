@@ -15,6 +15,7 @@ from tests.sql.acting import API, ECHO, WORKER, Connection, Queue, call, enter, 
 LOGINS = [API, WORKER, "jobforge_scheduler", "jobforge_readonly", "jobforge_auditor"]
 TENANT_TABLES = [
     "audit_log",
+    "audit_seals",
     "idempotency_keys",
     "job_attempts",
     "job_definitions",
@@ -63,6 +64,11 @@ def filled(queue: Queue) -> Queue:
             values (%s, %s, '1', '{}', '', jobforge.now())""",
             tenant,
             ECHO,
+        )
+        queue.look(
+            """insert into jobforge.audit_seals
+            values (%s, 1, 1, 1, 0, 1, gen_random_uuid(), sha256(''), jobforge.now(), 'k', sha256('') || sha256(''))""",
+            tenant,
         )
     return queue
 
@@ -171,6 +177,8 @@ CALLER_CALLS: list[tuple[str, tuple[Any, ...]]] = [
     ("cancel_job", ("acme", uuid4())),
     ("retry_job", ("acme", uuid4())),
     ("explain_run", ("acme", uuid4())),
+    ("record_denial", ("acme", "enqueue", "scope")),
+    ("list_audit", ("acme",)),
     ("enter_scope", ("acme",)),
 ]
 
@@ -212,6 +220,8 @@ def test_only_the_api_does_what_callers_do(
         "set_limit",
         "remove_limit",
         "list_limits",
+        "audit_era",
+        "refuse_audit_change",
     ],
 )
 def test_no_login_may_call_what_functions_use_among_themselves(queue: Queue, function: str) -> None:
@@ -242,6 +252,8 @@ TENANT_CALLS: list[tuple[str, tuple[object, ...]]] = [
     ("cancel_job", (uuid4(),)),
     ("retry_job", (uuid4(),)),
     ("explain_run", (uuid4(),)),
+    ("record_denial", ("enqueue", "scope")),
+    ("list_audit", ()),
 ]
 
 

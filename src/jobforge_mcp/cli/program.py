@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import typer
 
-from jobforge_mcp.cli import diagnosis, follow, migration, node, runs, serving, tokens
+from jobforge_mcp.cli import audit, diagnosis, follow, migration, node, runs, serving, tokens
 from jobforge_mcp.cli.output import (
     CALLER_EXIT,
     INTERRUPTED_EXIT,
@@ -77,6 +77,7 @@ def build_program() -> typer.Typer:
     for name, text, members in (
         ("node", "The local node: the one process that owns embedded Postgres and workers.", NODE),
         ("token", "Policy tokens and the keys that sign them.", TOKEN),
+        ("audit", "What was done, and the proof that nobody rewrote it.", AUDIT),
     ):
         group = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
         for verb, command in members:
@@ -95,6 +96,12 @@ TOKEN: tuple[tuple[str, Callable[..., object]], ...] = (
     ("issue", tokens.issue),
     ("inspect", tokens.inspect),
     ("keys", tokens.keys),
+)
+AUDIT: tuple[tuple[str, Callable[..., object]], ...] = (
+    ("list", audit.list_entries),
+    ("seal", audit.seal),
+    ("export", audit.export),
+    ("verify", audit.verify),
 )
 
 
@@ -116,7 +123,7 @@ def _describe_version(
 
 def _help_for(given: Sequence[str]) -> str:
     """Name the help of the command that was meant, as far as one was."""
-    groups = {"node", "token"}
+    groups = {"audit", "node", "token"}
     words = [word for word in given if not word.startswith("-")][
         : 2 if given[:1] and given[0] in groups else 1
     ]

@@ -22,6 +22,7 @@ class Installation:
     api_url: str
     worker_url: str
     admin_url: str
+    auditor_url: str
     cluster: Cluster | None = None
     """This process's hold on the embedded server, if that is what is used."""
 
@@ -46,7 +47,10 @@ def open_installation(
     api_url = settings.url_for("api")
     if api_url is not None:
         yield Installation(
-            api_url, settings.url_for("worker") or api_url, settings.url_for("admin") or api_url
+            api_url,
+            settings.url_for("worker") or api_url,
+            settings.url_for("admin") or api_url,
+            settings.url_for("auditor") or api_url,
         )
         return
     with ensure_running(settings.state_dir, on_progress=on_progress) as cluster:
@@ -54,5 +58,9 @@ def open_installation(
         if is_migrated:
             migrate(admin_url)
         yield Installation(
-            cluster.url("jobforge_api"), cluster.url("jobforge_worker"), admin_url, cluster
+            cluster.url("jobforge_api"),
+            cluster.url("jobforge_worker"),
+            admin_url,
+            cluster.url("jobforge_auditor"),
+            cluster,
         )
