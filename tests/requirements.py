@@ -241,6 +241,12 @@ REQUIREMENTS: dict[str, Requirement] = {
     "policy.permissions": Requirement(
         "security", "Permissions and guards of a definition hold for every action at every door."
     ),
+    "policy.revocation": Requirement(
+        "design 11", "A revoked token is refused in the transaction of the very next call."
+    ),
+    "policy.single-use": Requirement(
+        "design 11", "A token for one write is good for one that commits, however many race."
+    ),
     "policy.tokens": Requirement(
         "design 11",
         "Policy tokens are JWTs signed with Ed25519 that carry tenant, projects, scopes.",

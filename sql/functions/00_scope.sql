@@ -249,8 +249,11 @@ begin
     raise exception 'the tenant asked for is not the tenant of this scope' using errcode = 'JF403',
       hint = 'Call jobforge.enter_scope with the tenant first, in the same transaction.';
   end if;
+  if current_setting('jobforge.token_id', true) <> '' then
+    perform jobforge.require_living_token();
+  end if;
 end $$;
-comment on function jobforge.require_tenant(text) is 'Refuse a tenant that is not the scope''s, and a scope that was not signed where it must be.';
+comment on function jobforge.require_tenant(text) is 'Refuse a tenant that is not the scope''s, a scope that was not signed where it must be, and a token that was revoked.';
 
 -- Null without a restriction, which is what most callers have.
 create or replace function jobforge.confined_projects() returns text[]
@@ -289,17 +292,21 @@ set search_path = jobforge, pg_temp
 as $$
 declare
   v_projects text[];
+  v_claims jsonb;
 begin
   if current_setting('jobforge.claims', true) <> '' then
     v_projects := jobforge.confined_projects();
-    if v_projects is not null and not exists (
-      select from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id and j.project_id = any (v_projects))
+    v_claims := jobforge.confining_claims();
+    if (v_projects is not null or v_claims is not null) and not exists (
+      select from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id
+        and (v_projects is null or j.project_id = any (v_projects))
+        and (v_claims is null or jobforge.allows_type(v_claims, j.job_type)))
     then
       perform jobforge.refuse_unknown_run(p_job_id);
     end if;
   end if;
 end $$;
-comment on function jobforge.require_run(text, uuid) is 'Refuse a run outside the projects that the caller is confined to, as if it did not exist.';
+comment on function jobforge.require_run(text, uuid) is 'Refuse a run outside the projects and job types that the caller is confined to, as if it did not exist.';
 
 -- JSON text of at most so many bytes, and not much more once stored: `1e131071` is 8 bytes that become 131,072 digits
 -- wherever the number is written out again. A double ends at 308 digits, and so do we. What could be such a number is

@@ -155,6 +155,10 @@ begin
   perform jobforge.require_small_json(p_payloads, 1048576, 'an input'),
     jobforge.require_small_json(p_received, 1048576, 'an input'),
     jobforge.require_small_json(p_labels, 16384, 'a set of labels');
+  perform jobforge.require_types(p_job_types);
+  if not p_is_plan and current_setting('jobforge.token_id', true) <> '' then
+    perform jobforge.use_token();
+  end if;
   if jobforge.current_claims() ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id)
     or (p_parent_id is not null and exists (
       select from jobforge.limited_jobs t where t.tenant_id = p_tenant_id and t.job_id = p_parent_id))
@@ -352,6 +356,7 @@ security definer set search_path = jobforge, pg_temp
 as $$
 declare
   v_projects text[];
+  v_claims jsonb := jobforge.confining_claims();
 begin
   perform jobforge.require_tenant(p_tenant_id);
   if cardinality(p_job_ids) > 1000 then
@@ -359,7 +364,8 @@ begin
   end if;
   v_projects := jobforge.confined_projects();
   return query select r.* from jobforge.small_runs(p_tenant_id, p_job_ids) r
-  where v_projects is null or r.project_id = any (v_projects);
+  where (v_projects is null or r.project_id = any (v_projects))
+    and (v_claims is null or jobforge.allows_type(v_claims, r.job_type));
 end $$;
 comment on function jobforge.get_runs(text, uuid[]) is 'Those of these runs that the tenant has, without their results.';
 
@@ -394,6 +400,7 @@ declare
   v_now timestamptz := jobforge.now();
   v_ids uuid[];
   v_projects text[];
+  v_claims jsonb := jobforge.confining_claims();
 begin
   perform jobforge.require_tenant(p_tenant_id);
   v_projects := jobforge.confined_projects();
@@ -410,6 +417,7 @@ begin
         and (p_status is null or j.final_status = p_status)
         and (p_job_type is null or j.job_type = p_job_type)
         and (v_projects is null or j.project_id = any (v_projects))
+        and (v_claims is null or jobforge.allows_type(v_claims, j.job_type))
         and (p_trace_id is null or j.trace_id = p_trace_id)
         and (p_since is null or j.created_at >= p_since)
       order by j.id desc limit p_limit) x;
@@ -428,6 +436,7 @@ begin
       where (p_before_id is null or j.id < p_before_id)
         and (p_job_type is null or j.job_type = p_job_type)
         and (v_projects is null or j.project_id = any (v_projects))
+        and (v_claims is null or jobforge.allows_type(v_claims, j.job_type))
         and (p_trace_id is null or j.trace_id = p_trace_id)
         and (p_since is null or j.created_at >= p_since)
       order by j.id desc limit p_limit) x;
@@ -570,6 +579,9 @@ declare
 begin
   perform jobforge.require_tenant(p_tenant_id);
   perform jobforge.require_run(p_tenant_id, p_job_id);
+  if current_setting('jobforge.token_id', true) <> '' then
+    perform jobforge.use_token();
+  end if;
   if jobforge.current_claims() ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id) then
     perform jobforge.check_policy(p_tenant_id, 'cancel', array[j.job_type::text])
     from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
@@ -654,6 +666,9 @@ declare
 begin
   perform jobforge.require_tenant(p_tenant_id);
   perform jobforge.require_run(p_tenant_id, p_job_id);
+  if current_setting('jobforge.token_id', true) <> '' then
+    perform jobforge.use_token();
+  end if;
   if jobforge.current_claims() ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id) then
     select jobforge.check_policy(p_tenant_id, 'retry', array[j.job_type::text], null, array[j.priority::integer]) into v_counters
     from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;

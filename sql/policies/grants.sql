@@ -134,3 +134,22 @@ grant execute on function jobforge.set_limit(text, text, text, jsonb), jobforge.
   jobforge.list_limits(text) to jobforge_owner;
 
 reset role;
+
+-- Tokens: every call asks whether its own was revoked; revoking is for callers with the scope for it, asked by the server.
+set local role jobforge_owner;
+
+revoke all on jobforge.policy_tokens
+  from public, jobforge_rpc, jobforge_sys, jobforge_api, jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor;
+grant select, insert, update, delete on jobforge.policy_tokens to jobforge_rpc;
+grant insert (tenant_id, created_at, token_epoch), update (token_epoch) on jobforge.tenants to jobforge_rpc;
+
+reset role;
+set local role jobforge_rpc;
+
+grant execute on function
+  jobforge.revoke_token(text, text, text, timestamptz),
+  jobforge.revoke_tenant_tokens(text, text),
+  jobforge.check_token(text, text[])
+  to jobforge_api;
+
+reset role;

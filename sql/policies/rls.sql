@@ -14,7 +14,8 @@ begin
   for v_table in select c.relname from pg_catalog.pg_class c where c.relnamespace = 'jobforge'::regnamespace and c.relkind = 'r' loop
     if v_table not in ('tenants', 'jobs', 'idempotency_keys', 'lanes', 'ready', 'leases', 'waiting', 'ordering_keys', 'run_progress',
       'run_logs', 'job_attempts', 'job_definitions', 'audit_log', 'audit_seals', 'workers', 'listeners', 'schema_migrations',
-      'context_keys', 'tenant_logins', 'rate_limits', 'rate_buckets', 'limit_usage', 'limited_jobs', 'running_limits')
+      'context_keys', 'tenant_logins', 'rate_limits', 'rate_buckets', 'limit_usage', 'limited_jobs', 'running_limits',
+      'policy_tokens')
     then
       raise exception 'table % has no row policy', v_table using errcode = 'JF400', hint = 'Add it to sql/policies/rls.sql.';
     end if;
@@ -132,6 +133,14 @@ create policy tenant_rows on jobforge.audit_seals to jobforge_rpc
   using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
 drop policy if exists every_row on jobforge.audit_seals;
 create policy every_row on jobforge.audit_seals to jobforge_sys using (true) with check (true);
+
+alter table jobforge.policy_tokens enable row level security;
+alter table jobforge.policy_tokens force row level security;
+drop policy if exists tenant_rows on jobforge.policy_tokens;
+create policy tenant_rows on jobforge.policy_tokens to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.policy_tokens;
+create policy every_row on jobforge.policy_tokens to jobforge_sys using (true) with check (true);
 
 alter table jobforge.rate_limits enable row level security;
 alter table jobforge.rate_limits force row level security;

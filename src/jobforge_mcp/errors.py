@@ -5,7 +5,7 @@
     JobForgeError
     ├── CallerError                the caller can mend it: becomes a tool result, an exit code, an exception of the client
     │   ├── InvalidInputError      JF400  INVALID_INPUT and its kin: the arguments do not fit
-    │   ├── PolicyDeniedError      JF403  POLICY_DENIED, TOKEN_INVALID: the token does not allow it
+    │   ├── PolicyDeniedError      JF403  POLICY_DENIED, TOKEN_INVALID, TOKEN_REVOKED, TOKEN_USED: the token does not allow it
     │   ├── NotFoundError          JF404  RUN_NOT_FOUND, JOB_NOT_FOUND: unknown, or another tenant's, which is the same
     │   ├── ConflictError          JF409  CONFLICT, IDEMPOTENCY_CONFLICT: the run is not in a state that allows it
     │   └── LimitError             JF429  LIMIT_EXCEEDED: too large, too many, too often

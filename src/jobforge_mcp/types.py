@@ -212,6 +212,25 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenState:
+    """What the database knows of a token and the links that narrowed it."""
+
+    token_epoch: int
+    """Tokens of the tenant with a smaller epoch are revoked."""
+    revoked_id: str | None
+    """Which of them was revoked first, if one was."""
+    revoked_at: datetime | None
+    revoked_reason: str | None
+    used_id: str | None
+    """Which of them was good for one write and used, if one was."""
+    used_at: datetime | None
+    used_jobs: int
+    """Jobs that were counted against the token's limits, as far as it has any."""
+    used_units: int
+    used_run_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class CallOrigin:
     """Through which door a call came, for the audit log."""
 

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from jobforge_mcp import resources
-from jobforge_mcp.router import audit, heartbeat, jobs, leases, scope, seals
+from jobforge_mcp.router import audit, heartbeat, jobs, leases, scope, seals, tokens
 from tests.sql.acting import API, WORKER, Queue, Row
 
 # What belongs to the installation and not to a tenant.
@@ -145,7 +145,11 @@ def test_functions_have_no_overloads(functions: list[Row]) -> None:
 
 @pytest.mark.parametrize(
     ("role", "modules"),
-    [(API, [jobs, scope, audit]), (WORKER, [leases, heartbeat]), ("jobforge_auditor", [seals])],
+    [
+        (API, [jobs, scope, audit, tokens]),
+        (WORKER, [leases, heartbeat]),
+        ("jobforge_auditor", [seals]),
+    ],
     ids=["api", "worker", "auditor"],
 )
 def test_the_router_calls_every_function_of_its_role_and_no_other(

@@ -25,6 +25,7 @@ TENANT_TABLES = [
     "limit_usage",
     "limited_jobs",
     "ordering_keys",
+    "policy_tokens",
     "rate_buckets",
     "rate_limits",
     "ready",
@@ -58,6 +59,11 @@ def filled(queue: Queue) -> Queue:
         queue.fail(claimed)
         queue.claim(1, tenant_ids=[tenant])
         queue.enqueue(tenant)
+        queue.look(
+            """insert into jobforge.policy_tokens (tenant_id, token_id, revoked_at, expires_at)
+            values (%s, 't', jobforge.now(), jobforge.now())""",
+            tenant,
+        )
         queue.look(
             """insert into jobforge.job_definitions
             (tenant_id, job_type, job_version, definition, definition_hash, created_at)
@@ -177,6 +183,9 @@ CALLER_CALLS: list[tuple[str, tuple[Any, ...]]] = [
     ("cancel_job", ("acme", uuid4())),
     ("retry_job", ("acme", uuid4())),
     ("explain_run", ("acme", uuid4())),
+    ("revoke_token", ("acme", "t")),
+    ("revoke_tenant_tokens", ("acme",)),
+    ("check_token", ("acme", ["t"])),
     ("record_denial", ("acme", "enqueue", "scope")),
     ("list_audit", ("acme",)),
     ("enter_scope", ("acme",)),
@@ -252,6 +261,9 @@ TENANT_CALLS: list[tuple[str, tuple[object, ...]]] = [
     ("cancel_job", (uuid4(),)),
     ("retry_job", (uuid4(),)),
     ("explain_run", (uuid4(),)),
+    ("revoke_token", ("t",)),
+    ("revoke_tenant_tokens", ()),
+    ("check_token", (["t"],)),
     ("record_denial", ("enqueue", "scope")),
     ("list_audit", ()),
 ]

@@ -68,7 +68,7 @@ def translate(error: psycopg.Error) -> JobForgeError | None:
     if (ours := _RAISED.get(state)) is not None:
         return ours(
             diagnostics.message_primary or state,
-            code=_CODES.get(state),
+            code=_CODES.get(state) or _token_code(diagnostics.message_detail),
             hint=diagnostics.message_hint,
         )
     if state.startswith(_PASSING):
@@ -86,6 +86,11 @@ def translate(error: psycopg.Error) -> JobForgeError | None:
         what = diagnostics.constraint_name or "a value does not fit its type"
         return InvalidInputError(f"the database refused a value: {what}", hint="correct the value")
     return None
+
+
+def _token_code(detail: str | None) -> str | None:
+    """Find what stands in the way of a token that was good once."""
+    return detail if detail in ("TOKEN_REVOKED", "TOKEN_USED") else None
 
 
 def _of_client(error: psycopg.Error) -> JobForgeError | None:
