@@ -27,9 +27,12 @@ comment on function jobforge.refuse_over_limit(text, text, text, numeric, numeri
 create or replace function jobforge.count_new_jobs(
   p_tenant_id text, p_job_types text[], p_project_ids text[], p_idempotency_keys text[], p_job_type text, p_now timestamptz)
 returns table (jobs bigint, units bigint)
-language sql stable
+language plpgsql stable
 set search_path = jobforge, pg_temp
 as $$
+#variable_conflict use_column
+begin
+  return query
   select count(*), coalesce(sum(coalesce(c.unit_cost, 1)), 0)::bigint
   from (
     select distinct on (u.job_type, coalesce(u.project_id, ''), u.key, case when u.key is null then u.ord end) u.*
@@ -38,8 +41,8 @@ as $$
   left join jobforge.idempotency_keys k on k.tenant_id = p_tenant_id and k.project_id = coalesce(u.project_id, '')
     and k.job_type = u.job_type and k.idempotency_key = u.key and k.expires_at > p_now
   left join jobforge.rate_limits c on c.tenant_id = p_tenant_id and c.kind = 'type' and c.name = u.job_type
-  where k.job_id is null
-$$;
+  where k.job_id is null;
+end $$;
 comment on function jobforge.count_new_jobs(text, text[], text[], text[], text, timestamptz) is
   'How many jobs a call would really make, and what they cost.';
 
@@ -182,25 +185,30 @@ comment on function jobforge.take_permits(text, jobforge.rate_limits, integer, t
 -- parent stands under.
 create or replace function jobforge.limits_of_call(p_tenant_id text, p_job_types text[], p_parent_id uuid)
 returns jobforge.rate_limits[]
-language sql stable
+language plpgsql stable
 set search_path = jobforge, pg_temp
 as $$
+declare
+  v_claims jsonb := case when p_parent_id is null then jobforge.current_claims() end;
+  v_tool text := pg_catalog.current_setting('jobforge.tool', true);
+begin
+  return (
   select array_agg(x.l order by (x.l).kind, (x.l).name)
   from (
     select l from jobforge.rate_limits l
     where l.tenant_id = p_tenant_id and (l.kind = 'tenant' or (l.kind = 'type' and l.name = any (p_job_types))
-      or (l.kind = 'tool' and l.name = pg_catalog.current_setting('jobforge.tool', true)))
+      or (l.kind = 'tool' and l.name = v_tool))
     union all
-    select pg_catalog.jsonb_populate_record(null::jobforge.rate_limits, jobforge.current_claims() -> 'limits'
-      || jsonb_build_object('kind', 'token', 'name', jobforge.current_claims() ->> 'jti'))
-    where p_parent_id is null and jobforge.current_claims() -> 'limits' is not null and jobforge.current_claims() ->> 'jti' is not null
+    select pg_catalog.jsonb_populate_record(null::jobforge.rate_limits, v_claims -> 'limits'
+      || jsonb_build_object('kind', 'token', 'name', v_claims ->> 'jti'))
+    where v_claims ? 'limits' and v_claims ->> 'jti' is not null
     union all
     select pg_catalog.jsonb_populate_record(null::jobforge.rate_limits, t.token_limits
       || jsonb_build_object('kind', 'token', 'name', substr(t.counter, 7)))
     from jobforge.limited_jobs t
     where t.tenant_id = p_tenant_id and t.job_id = p_parent_id and t.token_limits is not null
-  ) x
-$$;
+  ) x);
+end $$;
 comment on function jobforge.limits_of_call(text, text[], uuid) is 'The limits that apply to a call, in the order their counters are locked.';
 
 -- Count jobs of a call against one limit, under the lock of its counter.
@@ -226,7 +234,11 @@ declare
   v_wait_ms bigint;
   v_hint text;
 begin
-  if p_limit.budget_units is not null then
+  if p_limit.budget_units is not null and cardinality(p_job_types) = 1 then
+    v_units := coalesce((select c.unit_cost from jobforge.rate_limits c
+      where c.tenant_id = p_tenant_id and c.kind = 'type' and c.name = p_job_types[1]), 1);
+    v_added_units := case when p_is_plan then 0 else v_units end;
+  elsif p_limit.budget_units is not null then
     select n.units into v_units from jobforge.count_new_jobs(p_tenant_id, p_job_types, null, null, v_type, v_now) n;
     v_added_units := case when p_is_plan then 0 else v_units end;
   end if;
@@ -438,9 +450,10 @@ comment on function jobforge.check_family(text, jobforge.rate_limits, text, uuid
   'Check how many children a run has, and how deep it stands below its first ancestor.';
 
 create or replace function jobforge.track_jobs(p_tenant_id text, p_job_ids uuid[], p_counters text[], p_parent_id uuid) returns void
-language sql volatile
+language plpgsql volatile
 set search_path = jobforge, pg_temp
 as $$
+begin
   insert into jobforge.limited_jobs as t (tenant_id, job_id, counter, tracked_at, token_limits)
   select j.tenant_id, j.id, c.counter, jobforge.now(),
     case when c.counter like 'token:%' then case when p_parent_id is null then jobforge.current_claims() -> 'limits' else (
@@ -449,8 +462,8 @@ as $$
   from jobforge.jobs j cross join unnest(p_counters) c(counter)
   where j.tenant_id = p_tenant_id and j.id = any (p_job_ids) and (c.counter not like 'type:%' or c.counter = 'type:' || j.job_type)
   order by j.id, c.counter
-  on conflict (tenant_id, job_id, counter) do update set token_limits = excluded.token_limits
-$$;
+  on conflict (tenant_id, job_id, counter) do update set token_limits = excluded.token_limits;
+end $$;
 comment on function jobforge.track_jobs(text, uuid[], text[], uuid) is 'Remember under which counters new jobs stand.';
 
 reset role;

@@ -85,7 +85,7 @@ def rows(queue: Queue) -> int:
 @pytest.mark.parametrize(
     ("limits", "code", "after"),
     [
-        ({"rps": 0.5, "burst": 3}, "RATE_LIMITED", 2000),
+        ({"rps": 0.01, "burst": 3}, "RATE_LIMITED", 100_000),
         ({"max_queued": 3}, "QUEUE_FULL", 1000),
         ({"budget_jobs": 3}, "BUDGET_USED_UP", None),
         ({"budget_units": 3}, "BUDGET_USED_UP", None),

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, cast
 
 import typer
 
-from jobforge_mcp.cli import audit, diagnosis, follow, migration, node, runs, serving, tokens
+from jobforge_mcp.cli import (
+    audit,
+    diagnosis,
+    follow,
+    limits,
+    migration,
+    node,
+    runs,
+    serving,
+    tokens,
+)
 from jobforge_mcp.cli.output import (
     CALLER_EXIT,
     INTERRUPTED_EXIT,
@@ -77,6 +87,7 @@ def build_program() -> typer.Typer:
     for name, text, members in (
         ("node", "The local node: the one process that owns embedded Postgres and workers.", NODE),
         ("token", "Policy tokens and the keys that sign them.", TOKEN),
+        ("limit", "What tenants, job types and tools may use.", LIMIT),
         ("audit", "What was done, and the proof that nobody rewrote it.", AUDIT),
     ):
         group = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
@@ -91,6 +102,11 @@ NODE: tuple[tuple[str, Callable[..., object]], ...] = (
     ("status", node.status),
     ("start", node.start),
     ("stop", node.stop),
+)
+LIMIT: tuple[tuple[str, Callable[..., object]], ...] = (
+    ("set", limits.set_),
+    ("list", limits.list_),
+    ("remove", limits.remove),
 )
 TOKEN: tuple[tuple[str, Callable[..., object]], ...] = (
     ("issue", tokens.issue),
@@ -123,7 +139,7 @@ def _describe_version(
 
 def _help_for(given: Sequence[str]) -> str:
     """Name the help of the command that was meant, as far as one was."""
-    groups = {"audit", "node", "token"}
+    groups = {"limit", "audit", "node", "token"}
     words = [word for word in given if not word.startswith("-")][
         : 2 if given[:1] and given[0] in groups else 1
     ]

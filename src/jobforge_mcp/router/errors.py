@@ -19,6 +19,7 @@ from jobforge_mcp.errors import (
     PolicyDeniedError,
     SchemaError,
 )
+from jobforge_mcp.router.limits import limit_error
 from jobforge_mcp.types import JobId
 
 # Raised on purpose by functions of ours: their words are for the caller.
@@ -29,7 +30,6 @@ _RAISED: dict[str, type[CallerError | LeaseLostError]] = {
     "JF409": ConflictError,
     "JF410": LeaseLostError,
     "JF413": LimitError,
-    "JF429": LimitError,
 }
 _CODES = {"JF404": "RUN_NOT_FOUND"}
 
@@ -65,6 +65,8 @@ def translate(error: psycopg.Error) -> JobForgeError | None:
     if state is None:
         return _of_client(error)
     diagnostics = error.diag
+    if state == "JF429":
+        return limit_error(diagnostics)
     if (ours := _RAISED.get(state)) is not None:
         return ours(
             diagnostics.message_primary or state,
