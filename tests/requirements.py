@@ -251,6 +251,29 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 11",
         "Policy tokens are JWTs signed with Ed25519 that carry tenant, projects, scopes.",
     ),
+    # --- server: what stands before the tools on HTTP, and what is switched off
+    "server.places": Requirement(
+        "security",
+        "Whatever HTTP binds, a foreign Host or Origin is refused, however it is written.",
+    ),
+    "server.sessions": Requirement(
+        "security", "Sessions belong to who opened them, are limited in number, and end when idle."
+    ),
+    "server.exposure": Requirement(
+        "security", "Settings that are unsafe together stop the start, and the message says why."
+    ),
+    "oauth.metadata": Requirement(
+        "mcp Authorization Server Location",
+        "With an issuer set, the RFC 9728 document is at its well-known paths; without, nothing is.",
+    ),
+    "oauth.challenge": Requirement(
+        "mcp Protected Resource Metadata",
+        "A 401 names the metadata and the scopes of the call, and an error only if a token came.",
+    ),
+    "oauth.step-up": Requirement(
+        "mcp Scope Challenge Handling",
+        "A call that lacks a scope gets 403 before its body is read; what no scope cures never does.",
+    ),
     # --- embedded: the PostgreSQL that comes along
     "embedded.start": Requirement(
         "design 16",
