@@ -262,6 +262,17 @@ REQUIREMENTS: dict[str, Requirement] = {
     "server.exposure": Requirement(
         "security", "Settings that are unsafe together stop the start, and the message says why."
     ),
+    "server.features": Requirement(
+        "security", "Jobs that act outside are neither listed nor run before a setting allows them."
+    ),
+    "server.about": Requirement(
+        "operations",
+        "Features, limits and the way of telling callers apart are shown, no secret is.",
+    ),
+    "server.no-passthrough": Requirement(
+        "mcp Access Token Privilege Restriction",
+        "The token of a caller reaches no handler, no child process and no receiver.",
+    ),
     "oauth.metadata": Requirement(
         "mcp Authorization Server Location",
         "With an issuer set, the RFC 9728 document is at its well-known paths; without, nothing is.",

@@ -38,6 +38,24 @@ def test_the_doctor_proves_a_healthy_installation(
     assert admin.execute("select count(*) from jobforge.jobs").fetchone() == (0,)
 
 
+@pytest.mark.requirement("server.about")
+def test_the_doctor_shows_features_limits_and_how_callers_are_told_apart(
+    installed: Runner, environment: pytest.MonkeyPatch
+) -> None:
+    ran = installed("doctor", "--json")
+    environment.setenv("JOBFORGE_HTTP_CONNECTOR_ENABLED", "true")
+    environment.setenv("JOBFORGE_HTTP_ALLOW_PRIVATE", "true")
+    environment.setenv("JOBFORGE_HOST", "0.0.0.0")  # noqa: S104  # asked about, not bound
+    unsafe = findings(installed)
+
+    said = {finding["check"]: finding["message"] for finding in ran.document["findings"]}
+    assert "JOBFORGE_ACTION_JOBS_ENABLED=true" in said["features"]
+    assert "events not available" in said["features"]
+    assert "waitSecondsCap 45" in said["limits"]
+    assert "mode bearer" in said["auth"]
+    assert unsafe["auth"] == "failed"
+
+
 @pytest.mark.requirement("cli.doctor")
 def test_the_doctor_finds_tenants_that_see_each_other(
     installed: Runner, admin: psycopg.Connection

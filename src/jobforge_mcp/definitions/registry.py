@@ -23,6 +23,7 @@ from jobforge_mcp.errors import (
     InvalidInputError,
     NotFoundError,
     PermanentError,
+    PolicyDeniedError,
 )
 from jobforge_mcp.types import JsonObject, JsonValue
 
@@ -41,12 +42,15 @@ class Prepared:
 class Registry:
     """Every job this process knows. Built once, at start."""
 
-    def __init__(self, jobs: Iterable[BoundJob]) -> None:
-        """Take the jobs.
+    def __init__(
+        self, jobs: Iterable[BoundJob], *, switched_off: Mapping[str, str] | None = None
+    ) -> None:
+        """Take the jobs; ``switched_off`` names those that must not run, and the setting that would change it.
 
         Raises:
             DefinitionError: Two have the same name.
         """
+        self._off = dict(switched_off or {})
         self._jobs: dict[str, BoundJob] = {}
         for bound in jobs:
             if bound.name in self._jobs:
@@ -54,12 +58,12 @@ class Registry:
             self._jobs[bound.name] = bound
 
     def names(self) -> list[str]:
-        """Return all names, hidden ones too, in order."""
-        return sorted(self._jobs)
+        """Return all names, hidden ones too, in order; what is switched off is not here."""
+        return sorted(self._jobs.keys() - self._off.keys())
 
     @property
     def by_name(self) -> Mapping[str, BoundJob]:
-        """Every job, hidden ones too."""
+        """Every job, hidden and switched-off ones too: their permissions hold for the runs they had."""
         return self._jobs
 
     def get(self, name: str, *, is_visible: Callable[[BoundJob], bool] | None = None) -> BoundJob:
@@ -67,8 +71,15 @@ class Registry:
 
         Raises:
             NotFoundError: ``JOB_NOT_FOUND``, with what the caller may have meant.
+            PolicyDeniedError: ``FEATURE_DISABLED``: it is switched off here.
         """
         bound = self._jobs.get(name)
+        if name in self._off:
+            raise PolicyDeniedError(
+                f"{name} is switched off on this installation, for every caller",
+                code="FEATURE_DISABLED",
+                hint=f"whoever operates it can set {self._off[name]}=true for servers and workers",
+            )
         if bound is None:
             raise NotFoundError(
                 f"there is no job named {name!r}"
@@ -101,6 +112,7 @@ class Registry:
             bound
             for _, bound in sorted(self._jobs.items())
             if not bound.definition.hidden
+            and bound.name not in self._off
             and (is_visible is None or is_visible(bound))
             and wanted_tags <= set(bound.definition.tags)
             and wanted_labels <= bound.definition.labels.items()

@@ -167,20 +167,27 @@ class _Doors:
         self, ctx: Context, params: types.PaginatedRequestParams | None
     ) -> types.ListResourcesResult:
         caller = self._identify(ctx)
-        jobs = (
-            self._parts.registry.list(is_visible=may_list(caller))
-            if Scope.JOBS_LIST in caller.scopes
-            else []
-        )
+        if Scope.JOBS_LIST not in caller.scopes:
+            return types.ListResourcesResult(resources=[], cache_scope="private")
+        jobs = self._parts.registry.list(is_visible=may_list(caller))
         return types.ListResourcesResult(
             resources=[
                 types.Resource(
-                    uri=f"{resources.SCHEME}jobs/{bound.name}",
-                    name=bound.name,
-                    title=bound.definition.title,
+                    uri=resources.SERVER_URI,
+                    name="server",
+                    title="This server",
+                    description="Version, features, limits, and how callers are told apart.",
                     mime_type="application/json",
-                )
-                for bound in jobs
+                ),
+                *(
+                    types.Resource(
+                        uri=f"{resources.SCHEME}jobs/{bound.name}",
+                        name=bound.name,
+                        title=bound.definition.title,
+                        mime_type="application/json",
+                    )
+                    for bound in jobs
+                ),
             ],
             cache_scope="private",
         )
