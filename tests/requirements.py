@@ -440,6 +440,9 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 3",
         "A job that kills its workers goes dead, and its neighbours do not pay.",
     ),
+    "sql.tenant-login": Requirement(
+        "security", "A login for plain SQL acts for its one tenant and projects, within its scopes, whatever it sets."
+    ),
     "sql.signed-scope": Requirement(
         "security",
         "Where scopes are signed, setting a tenant, changing what was signed or repeating it a minute later is refused.",

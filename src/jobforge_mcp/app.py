@@ -85,7 +85,9 @@ async def open_app(settings: Settings, *, with_workers: bool | None = None) -> A
             max_size=settings.database_pool_size,
             name="jobforge-api",
         )
-        router = Router(await stack.enter_async_context(database))
+        router = Router(
+            await stack.enter_async_context(database), signer=installation.signer
+        )
         listener = await stack.enter_async_context(Listener(installation.api_url, "jobforge_api"))
         watcher = await stack.enter_async_context(RunWatcher(router, listener))
         worker_router = pool = None

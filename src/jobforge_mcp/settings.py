@@ -112,6 +112,10 @@ class Settings(BaseSettings):
     audit_database_url: SecretStr | None = None
     """Postgres for sealing and exporting the audit log, as role ``jobforge_auditor``. Unset: the same as ``database_url``."""
 
+    context_key: SecretStr | None = None
+    """Key that signs the tenant of each call, printed once by ``jobforge context-key create``. Unset on embedded Postgres:
+    one made by itself; unset elsewhere: nothing is signed."""
+
     database_pool_size: int = Field(default=8, ge=1, le=500)
     """Most connections a process opens for each of its roles."""
 
@@ -362,8 +366,9 @@ def load_settings(**overrides: object) -> Settings:
 
 
 def clear_token_from_environment() -> None:
-    """Forget ``JOBFORGE_TOKEN``, so that no handler, child process or crash report inherits it."""
+    """Forget ``JOBFORGE_TOKEN`` and ``JOBFORGE_CONTEXT_KEY``: no handler, child process or crash report inherits them."""
     os.environ.pop("JOBFORGE_TOKEN", None)
+    os.environ.pop("JOBFORGE_CONTEXT_KEY", None)
 
 
 def variable_name(field: str) -> str:

@@ -295,4 +295,4 @@ async def _list(settings: Settings, wanted: AuditFilter) -> list[AuditEntry]:
         _installation(settings) as installation,
         Database(installation.api_url, role="jobforge_api", max_size=2) as database,
     ):
-        return await AuditRouter(database).list_audit(caller, wanted)
+        return await AuditRouter(database, signer=installation.signer).list_audit(caller, wanted)

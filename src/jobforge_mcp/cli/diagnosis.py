@@ -147,7 +147,8 @@ def _examine_database(installation: Installation) -> Iterator[Finding]:
     yield from proofs.examine_role(installation.api_url, "jobforge_api")
     yield from proofs.examine_role(installation.worker_url, "jobforge_worker")
     yield from proofs.examine_server(installation.api_url)
-    yield from proofs.examine_tenants(installation.api_url)
+    yield from proofs.examine_tenants(installation.api_url, installation.signer)
+    yield from proofs.examine_signing(installation.api_url, installation.signer)
     yield from proofs.examine_notifications(installation.api_url)
 
 

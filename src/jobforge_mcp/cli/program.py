@@ -11,9 +11,11 @@ import typer
 
 from jobforge_mcp.cli import (
     audit,
+    context_keys,
     diagnosis,
     follow,
     limits,
+    logins,
     migration,
     node,
     runs,
@@ -87,6 +89,8 @@ def build_program() -> typer.Typer:
     for name, text, members in (
         ("node", "The local node: the one process that owns embedded Postgres and workers.", NODE),
         ("token", "Policy tokens and the keys that sign them.", TOKEN),
+        ("login", "Logins for plain SQL, each bound to one tenant.", LOGIN),
+        ("context-key", "Keys that sign the tenant of each call for the database.", CONTEXT_KEY),
         ("limit", "What tenants, job types and tools may use.", LIMIT),
         ("audit", "What was done, and the proof that nobody rewrote it.", AUDIT),
     ):
@@ -107,6 +111,17 @@ LIMIT: tuple[tuple[str, Callable[..., object]], ...] = (
     ("set", limits.set_),
     ("list", limits.list_),
     ("remove", limits.remove),
+)
+CONTEXT_KEY: tuple[tuple[str, Callable[..., object]], ...] = (
+    ("create", context_keys.create),
+    ("enforce", context_keys.enforce),
+    ("list", context_keys.list_all),
+    ("remove", context_keys.remove),
+)
+LOGIN: tuple[tuple[str, Callable[..., object]], ...] = (
+    ("create", logins.create),
+    ("list", logins.list_all),
+    ("remove", logins.remove),
 )
 TOKEN: tuple[tuple[str, Callable[..., object]], ...] = (
     ("issue", tokens.issue),
@@ -139,7 +154,7 @@ def _describe_version(
 
 def _help_for(given: Sequence[str]) -> str:
     """Name the help of the command that was meant, as far as one was."""
-    groups = {"limit", "audit", "node", "token"}
+    groups = {"context-key", "login", "limit", "audit", "node", "token"}
     words = [word for word in given if not word.startswith("-")][
         : 2 if given[:1] and given[0] in groups else 1
     ]

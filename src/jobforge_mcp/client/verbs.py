@@ -33,6 +33,7 @@ from jobforge_mcp.policy.permissions import (
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.progress import OnChange, RunWatcher
 from jobforge_mcp.router.jobs import Router
+from jobforge_mcp.router.scope import ScopeSigner
 from jobforge_mcp.router.transactional import (
     AsyncConnection,
     enqueue_job_in,
@@ -136,7 +137,7 @@ class Client:
                 max_size=settings.database_pool_size,
                 name=f"jobforge {tool}",
             )
-            router = Router(await stack.enter_async_context(database))
+            router = Router(await stack.enter_async_context(database), signer=installation.signer)
             listener = None
             if is_listening:
                 listener = await stack.enter_async_context(
@@ -145,6 +146,11 @@ class Client:
             watcher = await stack.enter_async_context(RunWatcher(router, listener))
             registry = registry or load_registry(settings)
             yield cls(router, registry, caller, watcher=watcher, tool=tool)
+
+    @property
+    def signer(self) -> ScopeSigner | None:
+        """What signs this client's scope, where the database asks for that."""
+        return self._router.signer
 
     async def enqueue(
         self,
@@ -168,7 +174,9 @@ class Client:
         job = self.prepare(name, input, options)
         origin = self.origin(job)
         if connection is not None:
-            enqueued = await enqueue_job_in(connection, self.caller, job, origin=origin)
+            enqueued = await enqueue_job_in(
+                connection, self.caller, job, origin=origin, signer=self.signer
+            )
         else:
             enqueued = await self._router.enqueue_job(self.caller, job, origin=origin)
         return refuse_conflict(enqueued)

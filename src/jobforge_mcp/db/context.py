@@ -137,7 +137,7 @@ def create_key(admin_url: str) -> ContextKey:
         ConflictError: there are two already.
     """
     key = ContextKey.generate()
-    with _administering(admin_url) as connection:
+    with administering(admin_url) as connection:
         _insert(connection, key, is_enforced=False)
     return key
 
@@ -148,7 +148,7 @@ def enforce_keys(admin_url: str) -> None:
     Raises:
         NotFoundError: there is no key to sign with.
     """
-    with _administering(admin_url) as connection:
+    with administering(admin_url) as connection:
         changed = connection.execute("update jobforge.context_keys set is_enforced = true")
         if changed.rowcount == 0:
             raise NotFoundError(
@@ -159,7 +159,7 @@ def enforce_keys(admin_url: str) -> None:
 
 def list_keys(admin_url: str) -> list[KeyRecord]:
     """List the keys that the database accepts, oldest first."""
-    with _administering(admin_url) as connection:
+    with administering(admin_url) as connection:
         rows = connection.execute(
             "select k.key_id, k.is_enforced, k.created_at from jobforge.context_keys k"
             " order by k.created_at, k.key_id"
@@ -174,7 +174,7 @@ def remove_key(admin_url: str, key_id: str, *, is_last_too: bool = False) -> Non
         NotFoundError: there is no such key.
         ConflictError: it is the last one that is enforced, and removing it would let unsigned scopes in.
     """
-    with _administering(admin_url) as connection:
+    with administering(admin_url) as connection:
         rows = connection.execute(
             "select k.key_id, k.is_enforced from jobforge.context_keys k for update"
         ).fetchall()
@@ -197,10 +197,14 @@ def ensure_own_key(admin_url: str) -> ContextKey | None:
 
     ``None`` when the schema is older than keys are.
     """
-    with _administering(admin_url) as connection:
-        found = connection.execute("select to_regclass('jobforge.context_keys')").fetchone()
-        if found is None or found[0] is None:
-            return None
+    try:
+        return _own_key(admin_url)
+    except SchemaError:
+        return None
+
+
+def _own_key(admin_url: str) -> ContextKey:
+    with administering(admin_url) as connection:
         connection.execute("select pg_advisory_xact_lock(%s)", [_LOCK])
         row = connection.execute(
             "select k.inner_pad from jobforge.context_keys k where k.key_id = %s", [_MADE_BY_ITSELF]
@@ -233,7 +237,7 @@ def _insert(
 
 
 @contextmanager
-def _administering(
+def administering(
     admin_url: str,
 ) -> Generator[psycopg.Connection[TupleRow]]:
     """Act as the owner of the schema, in one transaction."""
@@ -247,12 +251,17 @@ def _administering(
         try:
             connection.execute("set local role jobforge_owner")
             yield connection
-        except (errors.UndefinedTable, errors.UndefinedFunction, errors.InvalidSchemaName) as error:
+        except (
+            errors.UndefinedTable,
+            errors.UndefinedFunction,
+            errors.InvalidSchemaName,
+            errors.InvalidParameterValue,  # the role does not exist
+        ) as error:
             raise SchemaError(
                 "the schema of this database is older than context keys",
                 hint="run: jobforge migrate",
             ) from error
-        except (errors.InsufficientPrivilege, errors.InvalidParameterValue) as error:
+        except errors.InsufficientPrivilege as error:
             raise SettingsError(
                 "this login may not administer the schema jobforge",
                 hint="set JOBFORGE_ADMIN_DATABASE_URL to the login that migrates",

@@ -92,7 +92,7 @@ class Router:
     def __init__(self, database: Database, *, signer: ScopeSigner | None = None) -> None:
         """Speak through this pool, with scopes signed where the database asks for that."""
         self._database = database
-        self._signer = signer
+        self.signer = signer
 
     async def enqueue_job(
         self,
@@ -349,7 +349,7 @@ class Router:
         with translated():
             return await self._database.fetch(
                 query,
-                [*scope_arguments(caller, origin, self._signer), *arguments],
+                [*scope_arguments(caller, origin, self.signer), *arguments],
                 is_repeatable=is_repeatable,
             )
 
