@@ -461,6 +461,7 @@ begin
   where not exists (select from jobforge.lanes l where l.tenant_id = lane.tenant_id and l.job_type = lane.job_type)
     and pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(lane.tenant_id || ' ' || lane.job_type, 5748))
   on conflict do nothing;
+  perform jobforge.forget_usage() where pg_catalog.random() < 0.002;  -- every few minutes of some workers
 end $$;
 comment on function jobforge.tend_lanes() is 'Forget lanes without work and find forgotten ones; any worker calls it every few seconds.';
 

@@ -235,7 +235,7 @@ begin
   from new_jobs n;
 
   if v_counters is not null and v_new_ids is not null then
-    perform jobforge.track_jobs(p_tenant_id, v_new_ids, v_counters, p_parent_id);
+    perform jobforge.track_jobs(p_tenant_id, v_ids, p_job_types, v_new_ids, v_counters, p_parent_id);
   end if;
   if v_ordered_ids is not null then
     perform jobforge.join_ordering_keys(p_tenant_id, array(select u.id from unnest(v_ids) with ordinality u(id, ord)
@@ -704,7 +704,7 @@ begin
     set changes = p.changes + 4, cancel_requested_at = null, cancel_reason = null, epoch = null;
 
   if v_counters is not null then
-    perform jobforge.track_jobs(p_tenant_id, array[p_job_id], v_counters, null);
+    perform jobforge.track_jobs(p_tenant_id, array[p_job_id], array[v_job.job_type::text], array[p_job_id], v_counters, null);
   end if;
   if v_job.ordering_key is not null then
     perform jobforge.join_ordering_keys(p_tenant_id, array[p_job_id]);

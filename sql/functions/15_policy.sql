@@ -449,22 +449,31 @@ end $$;
 comment on function jobforge.check_family(text, jobforge.rate_limits, text, uuid, text[], text[], text[]) is
   'Check how many children a run has, and how deep it stands below its first ancestor.';
 
-create or replace function jobforge.track_jobs(p_tenant_id text, p_job_ids uuid[], p_counters text[], p_parent_id uuid) returns void
+-- Not read from `jobs`: a plan made while that was empty would scan it whole ever after.
+create or replace function jobforge.track_jobs(
+  p_tenant_id text, p_job_ids uuid[], p_job_types text[], p_new_ids uuid[], p_counters text[], p_parent_id uuid)
+returns void
 language plpgsql volatile
 set search_path = jobforge, pg_temp
 as $$
+declare
+  v_now timestamptz := jobforge.now();
+  v_token_limits jsonb;
 begin
+  if p_parent_id is null then
+    v_token_limits := jobforge.current_claims() -> 'limits';
+  else
+    select t.token_limits into v_token_limits from jobforge.limited_jobs t
+    where t.tenant_id = p_tenant_id and t.job_id = p_parent_id and t.token_limits is not null;
+  end if;
   insert into jobforge.limited_jobs as t (tenant_id, job_id, counter, tracked_at, token_limits)
-  select j.tenant_id, j.id, c.counter, jobforge.now(),
-    case when c.counter like 'token:%' then case when p_parent_id is null then jobforge.current_claims() -> 'limits' else (
-      select p.token_limits from jobforge.limited_jobs p
-      where p.tenant_id = p_tenant_id and p.job_id = p_parent_id and p.counter = c.counter) end end
-  from jobforge.jobs j cross join unnest(p_counters) c(counter)
-  where j.tenant_id = p_tenant_id and j.id = any (p_job_ids) and (c.counter not like 'type:%' or c.counter = 'type:' || j.job_type)
+  select p_tenant_id, j.id, c.counter, v_now, case when c.counter like 'token:%' then v_token_limits end
+  from unnest(p_job_ids, p_job_types) j(id, job_type) cross join unnest(p_counters) c(counter)
+  where j.id = any (p_new_ids) and (c.counter not like 'type:%' or c.counter = 'type:' || j.job_type)
   order by j.id, c.counter
   on conflict (tenant_id, job_id, counter) do update set token_limits = excluded.token_limits;
 end $$;
-comment on function jobforge.track_jobs(text, uuid[], text[], uuid) is 'Remember under which counters new jobs stand.';
+comment on function jobforge.track_jobs(text, uuid[], text[], uuid[], text[], uuid) is 'Remember under which counters new jobs stand.';
 
 reset role;
 set local role jobforge_sys;
