@@ -165,8 +165,12 @@ class Limits:
     max_payload_bytes: int | None = None
     max_priority: int | None = None
     """Most urgent priority it may ask for, 0 to 3: 0 allows all."""
+    budget_jobs: int | None = None
+    """Jobs over the token's whole life."""
     budget_units: int | None = None
-    """Budget units over the token's whole life."""
+    """Cost of the jobs over the token's whole life; a job costs 1 unless its type's limit says otherwise."""
+    budget_run_seconds: int | None = None
+    """Seconds that its runs ran, over the token's whole life."""
     max_children: int | None = None
     """Children of one run."""
     max_depth: int | None = None

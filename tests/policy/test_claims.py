@@ -27,7 +27,12 @@ BAD_MEMBERS: dict[str, list[Any]] = {
     "limits": [
         *({}, None, [], 5, {"unknown": 1}, {"rps": 0}, {"rps": -1}, {"rps": True}),
         *({"rps": "5"}, {"rps": 1e9}, {"rps": None}, {"burst": 0}, {"burst": 1.5}),
-        *({"max_running": True}, {"max_queued": 2**53}, {"max_payload": -1}),
+        *(
+            {"max_running": True},
+            {"max_queued": 2**53},
+            {"max_running": 2**31},
+            {"max_payload": -1},
+        ),
         *({"max_priority": 4}, {"max_priority": -1}, {"budget_units": "many"}),
         {"max_payload_bytes": 1},
     ],

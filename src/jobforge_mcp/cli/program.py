@@ -20,6 +20,7 @@ from jobforge_mcp.cli import (
     node,
     runs,
     serving,
+    token_life,
     tokens,
 )
 from jobforge_mcp.cli.output import (
@@ -125,7 +126,10 @@ LOGIN: tuple[tuple[str, Callable[..., object]], ...] = (
 )
 TOKEN: tuple[tuple[str, Callable[..., object]], ...] = (
     ("issue", tokens.issue),
+    ("narrow", token_life.narrow),
     ("inspect", tokens.inspect),
+    ("check", token_life.check),
+    ("revoke", token_life.revoke),
     ("keys", tokens.keys),
 )
 AUDIT: tuple[tuple[str, Callable[..., object]], ...] = (

@@ -29,6 +29,15 @@ MOST_ACTORS: Final = 4
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,62}")
 _LARGEST: Final = 2**53 - 1
+_LARGEST_LIMITS: Final = {
+    "burst": 1_000_000,
+    "max_queued": 1_000_000,
+    "max_depth": 1_000,
+    "budget_jobs": _LARGEST,
+    "budget_units": _LARGEST,
+    "budget_run_seconds": _LARGEST,
+}
+"""What the database can count; the others fit a Postgres integer."""
 _LIMIT_NAMES: Final = {"max_payload": "max_payload_bytes"}
 """Where the claim is named otherwise than the field."""
 LIMITS: Final = {
@@ -149,7 +158,7 @@ def check_limit(claim: str, value: object) -> float | int:
             raise BadClaimError(claim)
         return value
     lowest = 0 if claim in {"max_priority", "max_children", "max_depth"} else 1
-    highest = 3 if claim == "max_priority" else _LARGEST
+    highest = 3 if claim == "max_priority" else _LARGEST_LIMITS.get(claim, 2**31 - 1)
     if type(value) is not int or not lowest <= value <= highest:
         raise BadClaimError(claim)
     return value
