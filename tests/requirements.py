@@ -443,6 +443,9 @@ REQUIREMENTS: dict[str, Requirement] = {
     "sql.tenant-login": Requirement(
         "security", "A login for plain SQL acts for its one tenant and projects, within its scopes, whatever it sets."
     ),
+    "db.pooler": Requirement(
+        "operations", "The router works through PgBouncer in transaction mode and leaves nothing on a connection."
+    ),
     "sql.signed-scope": Requirement(
         "security",
         "Where scopes are signed, setting a tenant, changing what was signed or repeating it a minute later is refused.",
