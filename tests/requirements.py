@@ -118,6 +118,16 @@ REQUIREMENTS: dict[str, Requirement] = {
     "audit.truncation": Requirement(
         "security", "A log that was cut off is found by its count or by a copy kept elsewhere."
     ),
+    "secrets.redacted": Requirement("security", "Logs hold no secret, not even in a traceback."),
+    "secrets.payload-scan": Requirement(
+        "security", "An input with an obvious key is refused, naming the place and not the value."
+    ),
+    "secrets.canaries": Requirement(
+        "security", "Of 1,000 planted secrets none is stored, logged, returned or told."
+    ),
+    "secrets.references": Requirement(
+        "security", "An input names only the secrets, and for the hosts, that the operator listed."
+    ),
     "worker.secrets": Requirement(
         "security", "A secret is struck from the logs, progress and errors of its attempt."
     ),

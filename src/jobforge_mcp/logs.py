@@ -1,7 +1,8 @@
 """How this process logs: structlog, once, to stderr, because stdout belongs to stdio and to commands' results.
 
 Lines of other libraries, which use the standard library's logging, take the same way. Nothing here decides what is
-logged; that no payload and no token is, is the duty of whoever logs.
+logged; that no payload and no token is, is the duty of whoever logs. Secrets that this process resolved, and what looks
+like a well-known key, are struck out of every line, tracebacks included.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Literal
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from jobforge_mcp.redaction import redact_event, redact_line
 
 
 def configure_logging(
@@ -31,11 +34,12 @@ def configure_logging(
         structlog.stdlib.ExtraAdder(),
     ]
     renderer: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()), redact_line]
         if is_console
         else [
             structlog.processors.format_exc_info,
             _put_first,
+            redact_event,
             structlog.processors.JSONRenderer(ensure_ascii=False),
         ]
     )

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import cast
+from typing import Literal, TypeAlias, cast
 
+import structlog
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
@@ -25,7 +26,10 @@ from jobforge_mcp.errors import (
     PermanentError,
     PolicyDeniedError,
 )
+from jobforge_mcp.redaction import find_shape, shape_of
 from jobforge_mcp.types import JsonObject, JsonValue
+
+_log = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +43,33 @@ class Prepared:
     """JSON text of the input as it came, which the idempotency hash covers."""
 
 
+Fill: TypeAlias = Callable[[JsonObject], JsonObject]
+"""Puts the values of secrets where an input names them."""
+
+PayloadScan: TypeAlias = Literal["refuse", "warn", "off"]
+"""What becomes of an input that holds an obvious key."""
+
+
 class Registry:
     """Every job this process knows. Built once, at start."""
 
     def __init__(
-        self, jobs: Iterable[BoundJob], *, switched_off: Mapping[str, str] | None = None
+        self,
+        jobs: Iterable[BoundJob],
+        *,
+        switched_off: Mapping[str, str] | None = None,
+        payload_scan: PayloadScan = "refuse",
     ) -> None:
-        """Take the jobs; ``switched_off`` names those that must not run, and the setting that would change it.
+        """Take the jobs.
+
+        ``switched_off`` names those that must not run, and the setting that would change it; ``payload_scan`` says what
+        becomes of an input that holds an obvious key.
 
         Raises:
             DefinitionError: Two have the same name.
         """
         self._off = dict(switched_off or {})
+        self._payload_scan: PayloadScan = payload_scan
         self._jobs: dict[str, BoundJob] = {}
         for bound in jobs:
             if bound.name in self._jobs:
@@ -129,29 +148,43 @@ class Registry:
         bound = self.get(name)
         given = {} if input is None else input
         received = dump_limited(given)
+        if self._payload_scan != "off" and shape_of(received) is not None:
+            self._refuse_key(bound, given)
         checked = _check_schema(bound, given)
         model = _to_model(bound, checked)
         payload = {**_defaults(bound, model, checked), **checked}
         text = received if payload == given else dump_limited(payload)
         return Prepared(bound.definition, text, received)
 
-    def check_input(self, bound: BoundJob, payload: str) -> object:
-        """Return what the handler gets for a claimed payload.
+    def check_input(self, bound: BoundJob, payload: str, fill: Fill | None = None) -> object:
+        """Return what the handler gets for a claimed payload; ``fill`` puts in what only the worker knows.
 
         Raises:
             CallerError: The payload does not fit the definition, which may have changed since it was enqueued.
         """
-        return _to_model(bound, _check_schema(bound, load_limited(payload)))
+        return _to_model(bound, _check_schema(bound, load_limited(payload)), fill)
 
-    def handler_input(self, bound: BoundJob, payload: str) -> str:
+    def handler_input(self, bound: BoundJob, payload: str, fill: Fill | None = None) -> str:
         """Check a claimed payload, and return the JSON text that the handler of ``bound.ref`` is to be given."""
         checked = _check_schema(bound, load_limited(payload))
-        _to_model(bound, checked)
-        return dump_limited({**bound.definition.input, **checked})
+        _to_model(bound, checked, fill)
+        merged: JsonObject = {**bound.definition.input, **checked}
+        return dump_limited(merged if fill is None else fill(merged))
 
     def check_output(self, bound: BoundJob, value: object) -> str:
         """Return the JSON text of what a handler returned."""
         return check_output(bound, value)
+
+    def _refuse_key(self, bound: BoundJob, given: JsonValue) -> None:
+        where, kind = find_shape(given) or ("/", "key")
+        if self._payload_scan == "warn":
+            _log.warning("key_in_input", job_type=bound.name, path=where, kind=kind)
+            return
+        raise InvalidInputError(
+            f"the input of {bound.name} holds what looks like a {kind} at {where}; inputs are stored and can be read",
+            code="SECRET_IN_INPUT",
+            hint="let the operator keep it as a secret of the workers, and pass secret://NAME instead",
+        )
 
     def _meant(self, name: str, is_visible: Callable[[BoundJob], bool] | None) -> str:
         shown = [bound.name for bound in self.list(is_visible=is_visible)]
@@ -201,11 +234,13 @@ def _check_schema(bound: BoundJob, value: JsonValue) -> JsonObject:
     return checked
 
 
-def _to_model(bound: BoundJob, checked: JsonObject) -> BaseModel:
+def _to_model(bound: BoundJob, checked: JsonObject, fill: Fill | None = None) -> BaseModel:
     """Make the handler's input, with the fixed part of a declarative definition underneath."""
+    merged: JsonObject = {**bound.definition.input, **checked}
     try:
         return cast(
-            "BaseModel", bound.input_type.validate_python({**bound.definition.input, **checked})
+            "BaseModel",
+            bound.input_type.validate_python(merged if fill is None else fill(merged)),
         )
     except ValidationError as error:
         raise InvalidInputError(

@@ -18,7 +18,7 @@ import structlog
 
 from jobforge_mcp.definitions.json_limits import load_limited
 from jobforge_mcp.definitions.model import BoundJob
-from jobforge_mcp.errors import LimitError, NotFoundError, PermanentError
+from jobforge_mcp.errors import LimitError, NotFoundError, PermanentError, RetryableError
 from jobforge_mcp.types import (
     Completion,
     Failure,
@@ -88,10 +88,13 @@ async def check(execution: Execution) -> None:
     registry, job = execution.services.registry, execution.job
     payload = execution.attempt.claimed.payload
     try:
+        fill = await execution.services.resolve_references(execution.attempt, job.definition)
         if job.isolation is Isolation.PROCESS:
-            execution.payload = registry.handler_input(job, payload)
+            execution.payload = registry.handler_input(job, payload, fill)
         else:
-            execution.validated = registry.check_input(job, payload)
+            execution.validated = registry.check_input(job, payload, fill)
+    except (PermanentError, RetryableError) as error:
+        execution.told = tell(error)
     except Exception as error:  # noqa: BLE001 - whatever a row holds, it fails alone
         told = tell(error)
         code = told.error.code if told.error.code != "HANDLER_ERROR" else "INVALID_INPUT"
@@ -129,7 +132,7 @@ def conclude(execution: Execution) -> Verdict | None:
     if execution.told is not None:
         return _failure(attempt, execution.told)
     if execution.result is not None:
-        return Completion(attempt.fence, execution.result)
+        return Completion(attempt.fence, attempt.redact_json(execution.result))
     return stopped(attempt)
 
 
