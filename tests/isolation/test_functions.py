@@ -115,6 +115,7 @@ def values_of(target: Target) -> dict[str, object]:
         "p_trace_id": target.words,
         "p_trace_ids": [target.words],
         "p_token_id": target.words,
+        "p_token_ids": [target.words],
         "p_before_id": target.job_id,
         "p_job_type": ECHO,
         "p_job_types": [ECHO],
@@ -240,10 +241,12 @@ def told(
 
 
 def shown(row: tuple[Any, ...]) -> str:
-    """Write a row, without the moment of the call."""
-    return json.dumps(
-        ["a time" if isinstance(value, datetime) else value for value in row], default=str
-    )
+    """Write a row, without the moment of the call, which some tell in milliseconds."""
+    return json.dumps(["a time" if is_time(value) else value for value in row], default=str)
+
+
+def is_time(value: object) -> bool:
+    return isinstance(value, datetime) or (isinstance(value, int) and value > 10**12)
 
 
 def without(text: str, target: Target) -> str:
