@@ -82,6 +82,11 @@ def check(_: list[str]) -> int:
     return 1 if failed else 0
 
 
+def judge(arguments: list[str]) -> int:
+    """Let outside tools judge SQL, code and server; arguments choose some of them."""
+    return become(tool("python"), str(ROOT / "judges" / "run.py"), *arguments)
+
+
 def fix(_: list[str]) -> int:
     """Format the code and apply the safe fixes of the linter."""
     linted = run("lint", tool("ruff"), "check", "--fix", ".")
@@ -98,6 +103,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "demo": demo,
     "test": test,
     "check": check,
+    "judge": judge,
     "fix": fix,
     "bench": bench,
 }

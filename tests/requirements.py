@@ -116,6 +116,27 @@ REQUIREMENTS: dict[str, Requirement] = {
     "worker.rescue": Requirement(
         "design 3", "The job of a killed worker starts again within lease + 1 s."
     ),
+    "audit.denials": Requirement(
+        "security", "A refused call is in the audit log, with who and why."
+    ),
+    "audit.append-only": Requirement("security", "No login and no owner changes the audit log."),
+    "audit.sealed": Requirement("security", "Audit rows are chained per tenant and signed."),
+    "audit.tampering-found": Requirement(
+        "security", "Any single change of the audit log is found, and the first bad row is named."
+    ),
+    "audit.truncation": Requirement(
+        "security", "A log that was cut off is found by its count or by a copy kept elsewhere."
+    ),
+    "secrets.redacted": Requirement("security", "Logs hold no secret, not even in a traceback."),
+    "secrets.payload-scan": Requirement(
+        "security", "An input with an obvious key is refused, naming the place and not the value."
+    ),
+    "secrets.canaries": Requirement(
+        "security", "Of 1,000 planted secrets none is stored, logged, returned or told."
+    ),
+    "secrets.references": Requirement(
+        "security", "An input names only the secrets, and for the hosts, that the operator listed."
+    ),
     "worker.secrets": Requirement(
         "security", "A secret is struck from the logs, progress and errors of its attempt."
     ),
@@ -127,6 +148,15 @@ REQUIREMENTS: dict[str, Requirement] = {
     ),
     "worker.unstoppable": Requirement(
         "design 5", "What cannot be stopped is named, settled, and keeps its slot until it ends."
+    ),
+    # --- isolation: what one tenant can learn of another, or do to it
+    "isolation.functions": Requirement(
+        "design 10",
+        "Of another tenant, every SQL function tells what it tells of nothing, and changes nothing.",
+    ),
+    "isolation.tools": Requirement(
+        "design 10",
+        "Of another tenant, every tool and resource tells every scope what it tells of nothing.",
     ),
     # --- egress: requests that jobs send
     "egress.addresses": Requirement(
@@ -231,9 +261,58 @@ REQUIREMENTS: dict[str, Requirement] = {
     "policy.local-tenant": Requirement(
         "design 6", "On embedded Postgres a local door needs no token; HTTP always does."
     ),
+    "policy.narrowing": Requirement(
+        "security", "A holder narrows its token offline, at most three times, and never widens it."
+    ),
+    "policy.patterns": Requirement(
+        "security", "What a token's patterns leave out does not exist for it; deny beats allow."
+    ),
+    "policy.permissions": Requirement(
+        "security", "Permissions and guards of a definition hold for every action at every door."
+    ),
+    "policy.revocation": Requirement(
+        "design 11", "A revoked token is refused in the transaction of the very next call."
+    ),
+    "policy.single-use": Requirement(
+        "design 11", "A token for one write is good for one that commits, however many race."
+    ),
     "policy.tokens": Requirement(
         "design 11",
         "Policy tokens are JWTs signed with Ed25519 that carry tenant, projects, scopes.",
+    ),
+    # --- server: what stands before the tools on HTTP, and what is switched off
+    "server.places": Requirement(
+        "security",
+        "Whatever HTTP binds, a foreign Host or Origin is refused, however it is written.",
+    ),
+    "server.sessions": Requirement(
+        "security", "Sessions belong to who opened them, are limited in number, and end when idle."
+    ),
+    "server.exposure": Requirement(
+        "security", "Settings that are unsafe together stop the start, and the message says why."
+    ),
+    "server.features": Requirement(
+        "security", "Jobs that act outside are neither listed nor run before a setting allows them."
+    ),
+    "server.about": Requirement(
+        "operations",
+        "Features, limits and the way of telling callers apart are shown, no secret is.",
+    ),
+    "server.no-passthrough": Requirement(
+        "mcp Access Token Privilege Restriction",
+        "The token of a caller reaches no handler, no child process and no receiver.",
+    ),
+    "oauth.metadata": Requirement(
+        "mcp Authorization Server Location",
+        "With an issuer set, the RFC 9728 document is at its well-known paths; without, nothing is.",
+    ),
+    "oauth.challenge": Requirement(
+        "mcp Protected Resource Metadata",
+        "A 401 names the metadata and the scopes of the call, and an error only if a token came.",
+    ),
+    "oauth.step-up": Requirement(
+        "mcp Scope Challenge Handling",
+        "A call that lacks a scope gets 403 before its body is read; what no scope cures never does.",
     ),
     # --- embedded: the PostgreSQL that comes along
     "embedded.start": Requirement(
@@ -335,6 +414,10 @@ REQUIREMENTS: dict[str, Requirement] = {
         "Effects in the same database and the completion of their job are one transaction.",
     ),
     # --- cli: the command line
+    "cli.context-key": Requirement(
+        "operations",
+        "Signing is switched on, and its key changed, without a moment in which calls fail.",
+    ),
     "cli.doctor": Requirement(
         "design 6", "The doctor proves tenant isolation both ways and names what does not hold."
     ),
@@ -385,6 +468,18 @@ REQUIREMENTS: dict[str, Requirement] = {
     "sql.poison": Requirement(
         "design 3",
         "A job that kills its workers goes dead, and its neighbours do not pay.",
+    ),
+    "sql.tenant-login": Requirement(
+        "security",
+        "A login for plain SQL acts for its one tenant and projects, within its scopes, whatever it sets.",
+    ),
+    "db.pooler": Requirement(
+        "operations",
+        "The router works through PgBouncer in transaction mode and leaves nothing on a connection.",
+    ),
+    "sql.signed-scope": Requirement(
+        "security",
+        "Where scopes are signed, setting a tenant, changing what was signed or repeating it a minute later is refused.",
     ),
     "sql.rights": Requirement(
         "design 10",

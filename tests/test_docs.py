@@ -97,7 +97,8 @@ def test_a_quoted_command_exists_with_its_options(line: str) -> None:
         case ["python3", "dev.py", *rest]:
             assert not rest or rest[0] in dev.COMMANDS
         case ["jobforge", *rest]:
-            path = tuple(rest[: 2 if rest[:1] and rest[0] in {"node", "token"} else 1])
+            groups = {command[0] for command in commands() if len(command) > 1}
+            path = tuple(rest[: 2 if rest[:1] and rest[0] in groups else 1])
             options = {word.partition("=")[0] for word in rest if word.startswith("-") and word != "-"}  # fmt: skip
             if path in commands():
                 assert options <= commands()[path][1]

@@ -1,4 +1,4 @@
--- Clock, ids, the caller's scope, audit and wake-ups: what every other function stands on.
+-- Clock, ids, the caller's scope and its signature, audit and wake-ups: what every other function stands on.
 -- Called by all of them; takes row locks only on `lanes`, `tenants` and `listeners`, and never waits for one there.
 
 set local role jobforge_owner;
@@ -37,16 +37,179 @@ begin
 end $do$;
 comment on function jobforge.new_id() is 'A new id: UUIDv7, sorted by time of making.';
 
+reset role;
+set local role jobforge_owner;
+
+-- HMAC-SHA256 out of what every Postgres has. Each part is preceded by its length, so that no two lists of parts make one
+-- message. Every part is what the scope says, and the last is when the signature ends, in seconds.
+create or replace function jobforge.scope_mac(
+  p_inner_pad bytea, p_outer_pad bytea, p_tenant_id text, p_actor text, p_token_id text, p_tool text, p_trace_id text,
+  p_claims text, p_expires_at text)
+returns text
+language sql immutable
+as $$
+  select pg_catalog.encode(pg_catalog.sha256(p_outer_pad || pg_catalog.sha256(p_inner_pad || pg_catalog.convert_to(
+    'jobforge-scope-1 ' || pg_catalog.length(p_tenant_id) || ':' || p_tenant_id || pg_catalog.length(p_actor) || ':' || p_actor
+    || pg_catalog.length(p_token_id) || ':' || p_token_id || pg_catalog.length(p_tool) || ':' || p_tool
+    || pg_catalog.length(p_trace_id) || ':' || p_trace_id || pg_catalog.length(p_claims) || ':' || p_claims
+    || pg_catalog.length(p_expires_at) || ':' || p_expires_at, 'UTF8'))), 'hex')
+$$;
+comment on function jobforge.scope_mac(bytea, bytea, text, text, text, text, text, text, text) is
+  'The signature of a scope under a key, in hexadecimal.';
+
+-- Who a call acts for, and why that is to be believed: because the login is bound to a tenant, because a server signed it,
+-- or because this database asks for no signature. The logins of the product are never bound, so for them nothing is looked
+-- up. A signature lasts a minute at most and is bound to no connection: behind a pooler the next statement has another one.
+create or replace function jobforge.verified_scope(out tenant_id text, out claims text)
+language plpgsql stable parallel safe
+security definer set search_path = jobforge, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  v_signature text;
+  v_expires_at text;
+  v_key record;
+begin
+  if session_user not in ('jobforge_api', 'jobforge_worker', 'jobforge_readonly') then
+    select l.tenant_id, l.claims::text into tenant_id, claims from jobforge.tenant_logins l where l.login_name = session_user;
+    if found then
+      return;
+    end if;
+  end if;
+  tenant_id := nullif(current_setting('jobforge.tenant_id', true), '');
+  claims := coalesce(current_setting('jobforge.claims', true), '');
+  if tenant_id is null then
+    return;
+  end if;
+  v_signature := coalesce(current_setting('jobforge.signature', true), '');
+  v_expires_at := split_part(v_signature, '.', 2);
+  select k.inner_pad, k.outer_pad into v_key from jobforge.context_keys k where k.key_id = split_part(v_signature, '.', 1);
+  if not found then
+    if exists (select from jobforge.context_keys k where k.is_enforced) then
+      raise exception 'the scope is not signed by a server' using errcode = 'JF403',
+        hint = 'Set JOBFORGE_CONTEXT_KEY for the process that serves; jobforge context-key makes one.';
+    end if;
+    -- without keys a login that was bound in another database of this cluster must not choose its tenant in this one
+    if session_user not in ('jobforge_api', 'jobforge_worker', 'jobforge_readonly') and exists (
+      select from pg_catalog.pg_auth_members m
+      join pg_catalog.pg_roles g on g.oid = m.roleid
+      join pg_catalog.pg_roles r on r.oid = m.member
+      where g.rolname = 'jobforge_tenant' and r.rolname = session_user and not m.admin_option)
+    then
+      raise exception 'the login % is bound to no tenant of this database', session_user using errcode = 'JF403',
+        hint = 'Bind it with: jobforge login create';
+    end if;
+    return;
+  end if;
+  if v_expires_at !~ '^[0-9]{1,12}$' or v_expires_at::bigint not between
+      extract(epoch from jobforge.now())::bigint and extract(epoch from jobforge.now())::bigint + 60
+  then
+    raise exception 'the signature of the scope has expired' using errcode = 'JF403',
+      hint = 'Synchronise the clocks of this server and of the database.';
+  end if;
+  -- what is compared are hashes, so that the time it takes tells nothing
+  if sha256(convert_to(split_part(v_signature, '.', 3), 'UTF8')) <> sha256(convert_to(jobforge.scope_mac(
+      v_key.inner_pad, v_key.outer_pad, tenant_id, coalesce(current_setting('jobforge.actor', true), ''),
+      coalesce(current_setting('jobforge.token_id', true), ''), coalesce(current_setting('jobforge.tool', true), ''),
+      coalesce(current_setting('jobforge.trace_id', true), ''), claims, v_expires_at), 'UTF8'))
+  then
+    raise exception 'the scope is not what was signed' using errcode = 'JF403',
+      hint = 'Enter a scope with jobforge.enter_scope, and change nothing in it.';
+  end if;
+end $$;
+comment on function jobforge.verified_scope() is 'Tenant and claims of the scope, after its signature was checked where this database asks for one.';
+
+-- A login that is bound is in its scope by itself; what it may have set beforehand is overwritten. For others: null.
+create or replace function jobforge.enter_own_scope() returns text
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+declare
+  v_login jobforge.tenant_logins;
+begin
+  select * into v_login from jobforge.tenant_logins l where l.login_name = session_user;
+  if found then
+    perform pg_catalog.set_config('jobforge.tenant_id', v_login.tenant_id, true),
+      pg_catalog.set_config('jobforge.actor', 'login:' || v_login.login_name, true),
+      pg_catalog.set_config('jobforge.token_id', '', true),
+      pg_catalog.set_config('jobforge.tool', 'sql', true),
+      pg_catalog.set_config('jobforge.claims', case when v_login.claims = '{}' then '' else v_login.claims::text end, true),
+      pg_catalog.set_config('jobforge.signature', '', true);
+  end if;
+  return v_login.tenant_id;
+end $$;
+comment on function jobforge.enter_own_scope() is 'Enter the scope of the tenant that the login is bound to; null for a login that is bound to none.';
+
+-- For functions that have their tenant from the database itself, such as the lease of the job that calls.
+create or replace function jobforge.enter_trusted_scope(p_tenant_id text, p_actor text, p_tool text, p_trace_id text) returns void
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+declare
+  v_key jobforge.context_keys;
+  v_expires_at text := extract(epoch from jobforge.now())::bigint + 30;
+begin
+  select * into v_key from jobforge.context_keys k order by k.is_enforced desc, k.slot limit 1;
+  perform pg_catalog.set_config('jobforge.tenant_id', p_tenant_id, true),
+    pg_catalog.set_config('jobforge.actor', coalesce(p_actor, ''), true),
+    pg_catalog.set_config('jobforge.token_id', '', true),
+    pg_catalog.set_config('jobforge.tool', coalesce(p_tool, ''), true),
+    pg_catalog.set_config('jobforge.trace_id', coalesce(p_trace_id, ''), true),
+    pg_catalog.set_config('jobforge.claims', '', true),
+    pg_catalog.set_config('jobforge.signature', case when v_key.key_id is null then '' else
+      v_key.key_id || '.' || v_expires_at || '.' || jobforge.scope_mac(v_key.inner_pad, v_key.outer_pad, p_tenant_id,
+        coalesce(p_actor, ''), '', coalesce(p_tool, ''), coalesce(p_trace_id, ''), '', v_expires_at) end, true);
+end $$;
+comment on function jobforge.enter_trusted_scope(text, text, text, text) is 'Enter a scope on behalf of the database itself, signed by it.';
+
+-- A setting lasts to the end of the transaction: what follows in it must not find a tenant set.
+create or replace function jobforge.leave_scope() returns void
+language sql volatile
+set search_path = jobforge, pg_temp
+as $$
+  select pg_catalog.set_config(s.name, '', true)
+  from unnest(array['jobforge.tenant_id', 'jobforge.actor', 'jobforge.token_id', 'jobforge.tool', 'jobforge.trace_id',
+    'jobforge.claims', 'jobforge.signature']) s(name)
+$$;
+comment on function jobforge.leave_scope() is 'End the scope before the transaction does.';
+
+create or replace function jobforge.is_context_signed() returns boolean
+language sql stable
+security definer set search_path = jobforge, pg_temp
+as $$ select exists (select from jobforge.context_keys k where k.is_enforced) $$;
+comment on function jobforge.is_context_signed() is 'Whether this database refuses scopes that no server signed.';
+
+grant execute on function jobforge.verified_scope() to jobforge_rpc;
+
+reset role;
+set local role jobforge_rpc;
+
+-- Within our functions the scope was verified when they began (`require_tenant`), and nothing that runs in them can change
+-- it; policies there read the setting as it is. Whoever reads from outside, through a view, has it verified once for each
+-- statement, because a policy asks in a sub-select.
 create or replace function jobforge.current_tenant() returns text
 language sql stable parallel safe
-as $$ select nullif(pg_catalog.current_setting('jobforge.tenant_id', true), '') $$;
+as $$
+  select case when current_user in ('jobforge_rpc', 'jobforge_sys') then nullif(pg_catalog.current_setting('jobforge.tenant_id', true), '')
+    else (jobforge.verified_scope()).tenant_id end
+$$;
 comment on function jobforge.current_tenant() is 'Tenant of the current transaction''s scope, or null: what the row policies compare with.';
+
+create or replace function jobforge.current_claims() returns jsonb
+language sql stable parallel safe
+as $$
+  select coalesce(nullif(
+    case when current_user in ('jobforge_rpc', 'jobforge_sys') then pg_catalog.current_setting('jobforge.claims', true)
+      else (jobforge.verified_scope()).claims end, ''), '{}')::jsonb
+$$;
+comment on function jobforge.current_claims() is 'What the token of the current transaction''s scope carries; {} without one.';
 
 -- Everything set here ends with the transaction. The tenant comes back so that a caller can feed it to the next function
 -- of the same statement (`from enter_scope(…) s, lateral get_run(s, …)`), which fixes the order of the two.
+drop function if exists jobforge.enter_scope(text, text, text, text, text);
 create or replace function jobforge.enter_scope(
   p_tenant_id text, p_actor text default null, p_token_id text default null, p_tool text default null,
-  p_trace_id text default null)
+  p_trace_id text default null, p_claims text default null, p_signature text default null)
 returns text
 language plpgsql volatile
 set search_path = jobforge, pg_temp
@@ -60,23 +223,90 @@ begin
     pg_catalog.set_config('jobforge.actor', coalesce(p_actor, ''), true),
     pg_catalog.set_config('jobforge.token_id', coalesce(p_token_id, ''), true),
     pg_catalog.set_config('jobforge.tool', coalesce(p_tool, ''), true),
-    pg_catalog.set_config('jobforge.trace_id', coalesce(p_trace_id, ''), true);
+    pg_catalog.set_config('jobforge.trace_id', coalesce(p_trace_id, ''), true),
+    pg_catalog.set_config('jobforge.claims', coalesce(p_claims, ''), true),
+    pg_catalog.set_config('jobforge.signature', coalesce(p_signature, ''), true);
   return p_tenant_id;
 end $$;
-comment on function jobforge.enter_scope(text, text, text, text, text) is
+comment on function jobforge.enter_scope(text, text, text, text, text, text, text) is
   'Set tenant and author of the calls that follow in this transaction.';
 
+-- Each function that callers may call begins with this: a scope is verified once for each call.
 create or replace function jobforge.require_tenant(p_tenant_id text) returns void
-language plpgsql stable
+language plpgsql volatile
 set search_path = jobforge, pg_temp
 as $$
+declare
+  v_tenant text;
 begin
-  if p_tenant_id is null or p_tenant_id is distinct from jobforge.current_tenant() then
+  if session_user not in ('jobforge_api', 'jobforge_worker', 'jobforge_readonly') then
+    v_tenant := jobforge.enter_own_scope();
+  end if;
+  if v_tenant is null then
+    select v.tenant_id into v_tenant from jobforge.verified_scope() v;
+  end if;
+  if p_tenant_id is null or p_tenant_id is distinct from v_tenant then
     raise exception 'the tenant asked for is not the tenant of this scope' using errcode = 'JF403',
       hint = 'Call jobforge.enter_scope with the tenant first, in the same transaction.';
   end if;
+  if current_setting('jobforge.token_id', true) <> '' then
+    perform jobforge.require_living_token();
+  end if;
 end $$;
-comment on function jobforge.require_tenant(text) is 'Refuse a tenant that is not the scope''s.';
+comment on function jobforge.require_tenant(text) is 'Refuse a tenant that is not the scope''s, a scope that was not signed where it must be, and a token that was revoked.';
+
+-- Null without a restriction, which is what most callers have.
+create or replace function jobforge.confined_projects() returns text[]
+language sql stable
+set search_path = jobforge, pg_temp
+as $$
+  select array(select p.id from jsonb_array_elements_text(c.claims -> 'projects') p(id))
+  from (select jobforge.current_claims() as claims) c
+  where c.claims ? 'projects'
+$$;
+comment on function jobforge.confined_projects() is 'Projects that the caller''s token or login is confined to; null if to none.';
+
+create or replace function jobforge.require_projects(p_project_ids text[], p_count integer) returns void
+language plpgsql stable
+set search_path = jobforge, pg_temp
+as $$
+declare
+  v_projects text[];
+begin
+  if current_setting('jobforge.claims', true) <> '' then
+    v_projects := jobforge.confined_projects();
+    if v_projects is not null and (cardinality(p_project_ids) is distinct from p_count
+      or exists (select from unnest(p_project_ids) u(id) where u.id is null or u.id <> all (v_projects)))
+    then
+      raise exception 'the caller is confined to projects and may not enqueue outside of them' using errcode = 'JF403',
+        hint = left('Name one of its projects: ' || array_to_string(v_projects, ', '), 1000);
+    end if;
+  end if;
+end $$;
+comment on function jobforge.require_projects(text[], integer) is 'Refuse jobs outside the projects that the caller is confined to.';
+
+-- A run of another project does not exist for whoever is confined to some, as one of another tenant does not.
+create or replace function jobforge.require_run(p_tenant_id text, p_job_id uuid) returns void
+language plpgsql stable
+set search_path = jobforge, pg_temp
+as $$
+declare
+  v_projects text[];
+  v_claims jsonb;
+begin
+  if current_setting('jobforge.claims', true) <> '' then
+    v_projects := jobforge.confined_projects();
+    v_claims := jobforge.confining_claims();
+    if (v_projects is not null or v_claims is not null) and not exists (
+      select from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id
+        and (v_projects is null or j.project_id = any (v_projects))
+        and (v_claims is null or jobforge.allows_type(v_claims, j.job_type)))
+    then
+      perform jobforge.refuse_unknown_run(p_job_id);
+    end if;
+  end if;
+end $$;
+comment on function jobforge.require_run(text, uuid) is 'Refuse a run outside the projects and job types that the caller is confined to, as if it did not exist.';
 
 -- JSON text of at most so many bytes, and not much more once stored: `1e131071` is 8 bytes that become 131,072 digits
 -- wherever the number is written out again. A double ends at 308 digits, and so do we. What could be such a number is
@@ -232,6 +462,7 @@ begin
   where not exists (select from jobforge.lanes l where l.tenant_id = lane.tenant_id and l.job_type = lane.job_type)
     and pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(lane.tenant_id || ' ' || lane.job_type, 5748))
   on conflict do nothing;
+  perform jobforge.forget_usage() where pg_catalog.random() < 0.002;  -- every few minutes of some workers
 end $$;
 comment on function jobforge.tend_lanes() is 'Forget lanes without work and find forgotten ones; any worker calls it every few seconds.';
 

@@ -2,7 +2,7 @@
 --
 -- Called by jobforge_api, by applications inside their own transactions, and by enqueue_child. Every function belongs to
 -- jobforge_rpc, whose row policy admits the scope's tenant alone, and refuses a tenant that is not the scope's.
--- Locks: enqueue takes idempotency_keys, then ordering_keys (both in key order); cancel and retry take the job's place,
+-- Locks: where limits apply check_policy takes its counters first; enqueue takes idempotency_keys, then ordering_keys (both in key order); cancel and retry take the job's place,
 -- then jobs, then ordering_keys. Nothing here waits for a worker.
 
 set local role jobforge_rpc;
@@ -147,8 +147,10 @@ declare
   v_lease_id uuid;
   v_lease_until timestamptz;
   v_is_due boolean;
+  v_counters text[];
 begin
   perform jobforge.require_tenant(p_tenant_id);
+  perform jobforge.require_projects(p_project_ids, cardinality(p_job_types));
   if v_count is distinct from cardinality(p_payloads) or v_count not between 1 and 10000 then
     raise exception 'enqueue needs as many payloads as job types, 1 to 10,000 of each' using errcode = 'JF400';
   end if;
@@ -158,6 +160,20 @@ begin
   perform jobforge.require_small_json(p_payloads, 1048576, 'an input'),
     jobforge.require_small_json(p_received, 1048576, 'an input'),
     jobforge.require_small_json(p_labels, 16384, 'a set of labels');
+  perform jobforge.require_types(p_job_types);
+  if not p_is_plan and current_setting('jobforge.token_id', true) <> '' then
+    perform jobforge.use_token();
+  end if;
+  if jobforge.current_claims() ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id)
+    or (p_parent_id is not null and exists (
+      select from jobforge.limited_jobs t where t.tenant_id = p_tenant_id and t.job_id = p_parent_id))
+  then
+    v_counters := jobforge.check_policy(p_tenant_id, 'enqueue', p_job_types, p_payloads, p_priorities, p_project_ids,
+      p_idempotency_keys, p_parent_id, p_is_plan);
+  end if;
+  if p_worker_id is not null and exists (select from jobforge.running_limits r where r.tenant_id = p_tenant_id) then
+    p_worker_id := null;  -- whether it may run now is for a claim to say
+  end if;
 
   v_ids := array(select jobforge.new_id() from generate_series(1, v_count));
   if exists (select from unnest(p_idempotency_keys) u(key) where u.key is not null) then
@@ -223,6 +239,9 @@ begin
   into v_new_ids, v_ordered_ids, v_is_due
   from new_jobs n;
 
+  if v_counters is not null and v_new_ids is not null then
+    perform jobforge.track_jobs(p_tenant_id, v_ids, p_job_types, v_new_ids, v_counters, p_parent_id);
+  end if;
   if v_ordered_ids is not null then
     perform jobforge.join_ordering_keys(p_tenant_id, array(select u.id from unnest(v_ids) with ordinality u(id, ord)
       where u.id = any (v_ordered_ids) order by u.ord));
@@ -334,6 +353,7 @@ security definer set search_path = jobforge, pg_temp
 as $$
 begin
   perform jobforge.require_tenant(p_tenant_id);
+  perform jobforge.require_run(p_tenant_id, p_job_id);
   return query
   select r.* from jobforge.runs r where r.tenant_id = p_tenant_id and r.job_id = p_job_id;
   if not found then
@@ -361,12 +381,18 @@ create or replace function jobforge.get_runs(p_tenant_id text, p_job_ids uuid[])
 language plpgsql stable
 security definer set search_path = jobforge, pg_temp
 as $$
+declare
+  v_projects text[];
+  v_claims jsonb := jobforge.confining_claims();
 begin
   perform jobforge.require_tenant(p_tenant_id);
   if cardinality(p_job_ids) > 1000 then
     raise exception 'at most 1,000 runs can be read in one call' using errcode = 'JF413';
   end if;
-  return query select r.* from jobforge.small_runs(p_tenant_id, p_job_ids) r;
+  v_projects := jobforge.confined_projects();
+  return query select r.* from jobforge.small_runs(p_tenant_id, p_job_ids) r
+  where (v_projects is null or r.project_id = any (v_projects))
+    and (v_claims is null or jobforge.allows_type(v_claims, r.job_type));
 end $$;
 comment on function jobforge.get_runs(text, uuid[]) is 'Those of these runs that the tenant has, without their results.';
 
@@ -378,6 +404,7 @@ declare
   v_payload text;
 begin
   perform jobforge.require_tenant(p_tenant_id);
+  perform jobforge.require_run(p_tenant_id, p_job_id);
   select j.payload::text into v_payload from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
   if not found then
     perform jobforge.refuse_unknown_run(p_job_id);
@@ -399,8 +426,13 @@ as $$
 declare
   v_now timestamptz := jobforge.now();
   v_ids uuid[];
+  v_projects text[];
+  v_claims jsonb := jobforge.confining_claims();
 begin
   perform jobforge.require_tenant(p_tenant_id);
+  v_projects := jobforge.confined_projects();
+  v_projects := case when v_projects is null or p_project_ids is null then coalesce(v_projects, p_project_ids)
+    else array(select u.id from unnest(p_project_ids) u(id) where u.id = any (v_projects)) end;
   if coalesce(p_limit, 0) not between 1 and 1000 then
     raise exception 'a page holds 1 to 1,000 runs, not %', p_limit using errcode = 'JF400';
   end if;
@@ -411,7 +443,8 @@ begin
         and (p_before_id is null or j.id < p_before_id)
         and (p_status is null or j.final_status = p_status)
         and (p_job_type is null or j.job_type = p_job_type)
-        and (p_project_ids is null or j.project_id = any (p_project_ids))
+        and (v_projects is null or j.project_id = any (v_projects))
+        and (v_claims is null or jobforge.allows_type(v_claims, j.job_type))
         and (p_trace_id is null or j.trace_id = p_trace_id)
         and (p_since is null or j.created_at >= p_since)
       order by j.id desc limit p_limit) x;
@@ -429,7 +462,8 @@ begin
       join jobforge.jobs j on j.tenant_id = p_tenant_id and j.id = s.job_id
       where (p_before_id is null or j.id < p_before_id)
         and (p_job_type is null or j.job_type = p_job_type)
-        and (p_project_ids is null or j.project_id = any (p_project_ids))
+        and (v_projects is null or j.project_id = any (v_projects))
+        and (v_claims is null or jobforge.allows_type(v_claims, j.job_type))
         and (p_trace_id is null or j.trace_id = p_trace_id)
         and (p_since is null or j.created_at >= p_since)
       order by j.id desc limit p_limit) x;
@@ -451,6 +485,7 @@ as $$
 #variable_conflict use_column
 begin
   perform jobforge.require_tenant(p_tenant_id);
+  perform jobforge.require_run(p_tenant_id, p_job_id);
   return query
   select a.attempt_no::integer, a.epoch, a.outcome::text, a.worker_id, a.started_at, a.finished_at, a.error
   from jobforge.job_attempts a
@@ -468,6 +503,7 @@ as $$
 #variable_conflict use_column
 begin
   perform jobforge.require_tenant(p_tenant_id);
+  perform jobforge.require_run(p_tenant_id, p_job_id);
   return query
   select g.line_no, g.attempt_no::integer, g.level, g.message, g.logged_at
   from jobforge.run_logs g
@@ -486,6 +522,10 @@ declare
   v_now timestamptz := jobforge.now();
 begin
   perform jobforge.require_tenant(p_tenant_id);
+  if jobforge.confined_projects() is not null then
+    raise exception 'counts of queues cover the whole tenant, and the caller is confined to projects' using errcode = 'JF403',
+      hint = 'List runs instead.';
+  end if;
   return query
   select s.job_type::text, count(*) filter (where s.place = 'ready'), count(*) filter (where s.place = 'ready' and s.run_at <= v_now),
     count(*) filter (where s.place = 'lease'), count(*) filter (where s.place = 'waiting'),
@@ -565,6 +605,14 @@ declare
   v_outcome text;
 begin
   perform jobforge.require_tenant(p_tenant_id);
+  perform jobforge.require_run(p_tenant_id, p_job_id);
+  if current_setting('jobforge.token_id', true) <> '' then
+    perform jobforge.use_token();
+  end if;
+  if jobforge.current_claims() ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id) then
+    perform jobforge.check_policy(p_tenant_id, 'cancel', array[j.job_type::text])
+    from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
+  end if;
   for v_try in 1..20 loop
     select * into v_job from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
     if not found then
@@ -641,8 +689,17 @@ declare
   v_now timestamptz := jobforge.now();
   v_job jobforge.jobs;
   v_version bigint;
+  v_counters text[];
 begin
   perform jobforge.require_tenant(p_tenant_id);
+  perform jobforge.require_run(p_tenant_id, p_job_id);
+  if current_setting('jobforge.token_id', true) <> '' then
+    perform jobforge.use_token();
+  end if;
+  if jobforge.current_claims() ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id) then
+    select jobforge.check_policy(p_tenant_id, 'retry', array[j.job_type::text], null, array[j.priority::integer]) into v_counters
+    from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
+  end if;
   select * into v_job from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id for update;
   if not found then
     perform jobforge.refuse_unknown_run(p_job_id);
@@ -673,6 +730,9 @@ begin
   on conflict (tenant_id, job_id) do update
     set changes = p.changes + 4, cancel_requested_at = null, cancel_reason = null, epoch = null;
 
+  if v_counters is not null then
+    perform jobforge.track_jobs(p_tenant_id, array[p_job_id], array[v_job.job_type::text], array[p_job_id], v_counters, null);
+  end if;
   if v_job.ordering_key is not null then
     perform jobforge.join_ordering_keys(p_tenant_id, array[p_job_id]);
   else
@@ -700,8 +760,11 @@ declare
   v_run jobforge.runs;
   v_key jobforge.ordering_keys;
   v_before bigint;
+  v_projects text[];
 begin
   perform jobforge.require_tenant(p_tenant_id);
+  perform jobforge.require_run(p_tenant_id, p_job_id);
+  v_projects := jobforge.confined_projects();
   select * into v_run from jobforge.runs r where r.tenant_id = p_tenant_id and r.job_id = p_job_id;
   if not found then
     perform jobforge.refuse_unknown_run(p_job_id);
@@ -716,7 +779,8 @@ begin
   elsif v_run.status = 'waiting' and v_run.waiting_for = 'turn' then
     select * into v_key from jobforge.ordering_keys k where k.tenant_id = p_tenant_id and k.ordering_key = v_run.ordering_key;
     return query select 'waiting_turn', 'Another run of its ordering key comes first and blocks the key until it ends.',
-      null::timestamptz, v_key.head_job_id;
+      null::timestamptz, (select j.id from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = v_key.head_job_id
+        and (v_projects is null or j.project_id = any (v_projects)));
   elsif v_run.status = 'waiting' then
     return query select 'waiting_' || v_run.waiting_for, format('It waits for: %s.', v_run.waiting_for), null::timestamptz, null::uuid;
   elsif exists (
@@ -737,6 +801,9 @@ begin
     return query select 'not_due', 'It was asked to run later.', v_run.run_at, null::uuid;
   elsif v_run.lease_until is not null then
     return query select 'lease_expired', 'Its worker was lost; any worker takes it over within a second.', null::timestamptz, null::uuid;
+  elsif exists (select from jobforge.full_limits(p_tenant_id, v_run.job_type, p_job_id)) then
+    return query select 'limit_reached', format('At most %s runs of %s may run at once, and as many do.', f.max_running, f.scope),
+      null::timestamptz, null::uuid from jobforge.full_limits(p_tenant_id, v_run.job_type, p_job_id) f limit 1;
   else
     select count(*) into v_before from (
       select from jobforge.ready r

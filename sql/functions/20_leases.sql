@@ -94,7 +94,9 @@ declare
   v_tenants text[];
   v_left integer := p_limit;
   v_share integer;
-  v_more text[];
+  v_limited text[];
+  v_late text[];
+  v_tenant text;
   v_taken_tenants text[] := '{}'; v_taken_ids uuid[] := '{}'; v_taken_epochs integer[] := '{}'; v_taken_attempts smallint[] := '{}';
   v_batch record;
   v_suspect record;
@@ -121,6 +123,26 @@ begin
   from (
     select distinct l.tenant_id from jobforge.lanes l
     where l.job_type = any (p_job_types) and (p_tenant_ids is null or l.tenant_id = any (p_tenant_ids))) t;
+  if v_tenants is not null and exists (select from jobforge.running_limits) then
+    -- tenants with limits of running at once go by themselves: a share of this batch for those whose turn it is
+    v_share := ceil(v_left::numeric / cardinality(v_tenants));
+    select array_agg(u.tenant_id order by u.turn) filter (where u.is_limited and u.turn <= v_left),
+      array_agg(u.tenant_id order by u.turn) filter (where u.is_limited and u.turn > v_left),
+      array_agg(u.tenant_id order by u.turn) filter (where not u.is_limited)
+    into v_limited, v_late, v_tenants
+    from (select n.tenant_id, n.turn, exists (select from jobforge.running_limits r where r.tenant_id = n.tenant_id) as is_limited
+      from unnest(v_tenants) with ordinality n(tenant_id, turn)) u;
+    foreach v_tenant in array coalesce(v_limited, '{}') loop
+      exit when v_left <= 0;
+      select array_agg(t.job_id) as job_ids, array_agg(t.epoch) as epochs, array_agg(t.attempt_no) as attempt_nos into v_batch
+      from jobforge.take_limited(v_tenant, p_job_types, least(v_share, v_left), v_now) t;
+      v_taken_tenants := v_taken_tenants || array_fill(v_tenant, array[coalesce(cardinality(v_batch.job_ids), 0)]);
+      v_taken_ids := v_taken_ids || v_batch.job_ids;
+      v_taken_epochs := v_taken_epochs || v_batch.epochs;
+      v_taken_attempts := v_taken_attempts || v_batch.attempt_nos;
+      v_left := v_left - coalesce(cardinality(v_batch.job_ids), 0);
+    end loop;
+  end if;
 
   while v_left > 0 and v_tenants is not null loop
     v_share := ceil(v_left::numeric / cardinality(v_tenants));
@@ -174,6 +196,16 @@ begin
     v_left := p_limit - cardinality(v_taken_ids) - (v_suspect.job_id is not null)::integer;
     v_tenants := v_batch.more;
   end loop;
+  foreach v_tenant in array coalesce(v_late, '{}') loop
+    exit when v_left <= 0;
+    select array_agg(t.job_id) as job_ids, array_agg(t.epoch) as epochs, array_agg(t.attempt_no) as attempt_nos into v_batch
+    from jobforge.take_limited(v_tenant, p_job_types, v_left, v_now) t;
+    v_taken_tenants := v_taken_tenants || array_fill(v_tenant, array[coalesce(cardinality(v_batch.job_ids), 0)]);
+    v_taken_ids := v_taken_ids || v_batch.job_ids;
+    v_taken_epochs := v_taken_epochs || v_batch.epochs;
+    v_taken_attempts := v_taken_attempts || v_batch.attempt_nos;
+    v_left := v_left - coalesce(cardinality(v_batch.job_ids), 0);
+  end loop;
 
   if cardinality(v_taken_ids) > 0 then
     return query select * from jobforge.lease_jobs(p_worker_id, v_taken_tenants, v_taken_ids, v_taken_epochs, v_taken_attempts,
@@ -200,6 +232,8 @@ begin
       select r.ctid from jobforge.ready r
       where r.is_suspect and r.run_at <= p_now and r.job_type = any (p_job_types)
         and (p_tenant_ids is null or r.tenant_id = any (p_tenant_ids))
+        and (not exists (select from jobforge.running_limits u where u.tenant_id = r.tenant_id)
+          or jobforge.has_room(r.tenant_id, r.job_type, r.job_id))
       order by r.run_at limit 1 for update skip locked)
     returning d.tenant_id::text, d.job_id, d.epoch + 1, (d.attempt_no + 1)::smallint;
   end if;
@@ -630,7 +664,7 @@ begin
     raise exception 'this attempt no longer holds the lease of run %', p_job_id using errcode = 'JF410';
   end if;
   select * into v_parent from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
-  perform jobforge.enter_scope(p_tenant_id, 'job:' || p_job_id, null, v_parent.job_type, v_parent.trace_id);
+  perform jobforge.enter_trusted_scope(p_tenant_id, 'job:' || p_job_id, v_parent.job_type, v_parent.trace_id);
   return query
   select e.job_id, e.outcome, e.status, e.version, e.run_at, e.created_at
   from jobforge.enqueue_jobs(p_tenant_id, array[p_job_type], array[p_payload], array[p_received], array[p_idempotency_key],
@@ -638,8 +672,7 @@ begin
     array[v_parent.trace_id], array[p_job_version], array[p_max_attempts], array[p_backoff_ms], array[p_backoff_multiplier],
     array[p_max_backoff_ms], array[p_timeout_ms], array[v_parent.is_dry_run], null, 30000, false, p_job_id) e;
   -- a scope outlasts its function; the worker's next statement must not find a tenant set
-  perform pg_catalog.set_config('jobforge.tenant_id', '', true), pg_catalog.set_config('jobforge.actor', '', true),
-    pg_catalog.set_config('jobforge.tool', '', true), pg_catalog.set_config('jobforge.trace_id', '', true);
+  perform jobforge.leave_scope();
 end $$;
 comment on function jobforge.enqueue_child(text, uuid, uuid, integer, text, text, text, text, text, integer, timestamptz, text, text,
   integer, integer, float8, integer, integer) is 'Enqueue a job on behalf of a running one; refused for a claim that is not the living one.';

@@ -204,7 +204,7 @@ as $$
 declare
   v_project text;
 begin
-  perform jobforge.enter_scope(p_tenant_id);
+  perform jobforge.enter_trusted_scope(p_tenant_id, 'job:' || p_job_id, 'read_runs', null);
   select j.project_id into v_project
   from jobforge.leases l
   cross join lateral unnest(l.job_ids, l.epochs) h(job_id, epoch)
@@ -220,7 +220,7 @@ begin
     p_since, null, p_limit + 1) r
   where r.job_id <> p_job_id
   order by r.job_id desc limit p_limit;
-  perform pg_catalog.set_config('jobforge.tenant_id', '', true);
+  perform jobforge.leave_scope();
 end $$;
 comment on function jobforge.read_runs(text, uuid, integer, text, text, timestamptz, integer) is
   'Runs that a running job of the same tenant may report on: those of its project, or of the tenant if it has none.';

@@ -6,7 +6,7 @@ set local role jobforge_owner;
 
 revoke all on jobforge.tenants, jobforge.jobs, jobforge.idempotency_keys, jobforge.lanes, jobforge.ready, jobforge.leases,
   jobforge.waiting, jobforge.ordering_keys, jobforge.run_progress, jobforge.run_logs, jobforge.job_attempts,
-  jobforge.job_definitions, jobforge.audit_log, jobforge.workers, jobforge.listeners
+  jobforge.job_definitions, jobforge.audit_log, jobforge.audit_seals, jobforge.workers, jobforge.listeners
   from public, jobforge_rpc, jobforge_sys, jobforge_api, jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor;
 revoke create on schema jobforge from jobforge_rpc, jobforge_sys;
 
@@ -25,9 +25,9 @@ grant execute on function jobforge.applied_files() to jobforge_rpc, jobforge_sys
 reset role;
 set local role jobforge_rpc;
 
-grant execute on function jobforge.now(), jobforge.current_tenant() to jobforge_owner, jobforge_sys, jobforge_api, jobforge_worker,
+grant execute on function jobforge.now(), jobforge.current_tenant(), jobforge.current_claims() to jobforge_owner, jobforge_sys, jobforge_api, jobforge_worker,
   jobforge_scheduler, jobforge_readonly, jobforge_auditor;
-grant execute on function jobforge.enter_scope(text, text, text, text, text) to jobforge_sys, jobforge_api, jobforge_readonly;
+grant execute on function jobforge.enter_scope(text, text, text, text, text, text, text) to jobforge_sys, jobforge_api, jobforge_readonly;
 grant execute on function jobforge.new_id(), jobforge.deadline_of(timestamptz, integer), jobforge.require_small_json(text[], integer, text),
   jobforge.promote_next(text[], text[], uuid[]) to jobforge_sys;
 grant execute on function
@@ -76,5 +76,80 @@ grant execute on function
 grant execute on function jobforge.scan_settings(), jobforge.scan_database(), jobforge.scan_tables(), jobforge.scan_indexes(),
   jobforge.scan_foreign_keys(), jobforge.scan_sessions(), jobforge.scan_rights(), jobforge.scan_work()
   to jobforge_worker;
+
+reset role;
+
+-- Audit: callers write refusals and read their own tenant's log; the auditor reads and seals all of it, and changes nothing.
+set local role jobforge_owner;
+
+grant select on jobforge.audit_log to jobforge_sys;
+grant select, insert on jobforge.audit_seals to jobforge_sys;
+
+reset role;
+set local role jobforge_rpc;
+
+grant execute on function
+  jobforge.record_denial(text, text, text, text, uuid, integer),
+  jobforge.list_audit(text, text, text, text, uuid, timestamptz, text, integer)
+  to jobforge_api;
+
+reset role;
+set local role jobforge_sys;
+
+grant execute on function
+  jobforge.lock_sealing(),
+  jobforge.list_unsealed(text, integer),
+  jobforge.read_unsealed(text, integer),
+  jobforge.last_seal(text),
+  jobforge.append_seal(text, bigint, bigint, bigint, integer, bigint, uuid, bytea, timestamptz, text, bytea),
+  jobforge.list_audit_tenants(),
+  jobforge.read_seals(text, bigint, integer),
+  jobforge.read_audit(text, integer, bigint, uuid, integer)
+  to jobforge_auditor;
+
+reset role;
+
+-- Limits: counted by what makes work, obeyed by claims, set by whoever may act as the schema's owner.
+set local role jobforge_owner;
+
+revoke all on jobforge.rate_limits, jobforge.rate_buckets, jobforge.limit_usage, jobforge.limited_jobs, jobforge.running_limits
+  from public, jobforge_rpc, jobforge_sys, jobforge_api, jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor;
+grant select on jobforge.rate_limits to jobforge_rpc;
+grant select, insert, update on jobforge.rate_buckets, jobforge.limit_usage, jobforge.running_limits to jobforge_rpc;
+grant select, insert, update, delete on jobforge.limited_jobs to jobforge_rpc;
+grant select, insert, update, delete on jobforge.rate_limits, jobforge.rate_buckets, jobforge.limit_usage, jobforge.limited_jobs,
+  jobforge.running_limits to jobforge_sys;
+grant insert on jobforge.audit_log to jobforge_sys;
+
+reset role;
+set local role jobforge_rpc;
+
+grant execute on function jobforge.running_counts(text), jobforge.counters_of(text, text, uuid),
+  jobforge.record_audit(text, text, text, uuid, text, jsonb) to jobforge_sys;
+
+reset role;
+set local role jobforge_sys;
+
+grant execute on function jobforge.set_limit(text, text, text, jsonb), jobforge.remove_limit(text, text, text),
+  jobforge.list_limits(text) to jobforge_owner;
+
+reset role;
+
+-- Tokens: every call asks whether its own was revoked; revoking is for callers with the scope for it, asked by the server.
+set local role jobforge_owner;
+
+revoke all on jobforge.policy_tokens
+  from public, jobforge_rpc, jobforge_sys, jobforge_api, jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor;
+grant select, insert, update, delete on jobforge.policy_tokens to jobforge_rpc;
+grant insert (tenant_id, created_at, token_epoch), update (token_epoch) on jobforge.tenants to jobforge_rpc;
+
+reset role;
+set local role jobforge_rpc;
+
+grant execute on function
+  jobforge.revoke_token(text, text, text, timestamptz),
+  jobforge.revoke_tenant_tokens(text, text),
+  jobforge.check_token(text, text[])
+  to jobforge_api;
 
 reset role;

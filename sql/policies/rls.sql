@@ -13,7 +13,9 @@ begin
   -- idempotent: this file is applied again whenever a function or policy changed
   for v_table in select c.relname from pg_catalog.pg_class c where c.relnamespace = 'jobforge'::regnamespace and c.relkind = 'r' loop
     if v_table not in ('tenants', 'jobs', 'idempotency_keys', 'lanes', 'ready', 'leases', 'waiting', 'ordering_keys', 'run_progress',
-      'run_logs', 'job_attempts', 'job_definitions', 'audit_log', 'workers', 'listeners', 'schema_migrations')
+      'run_logs', 'job_attempts', 'job_definitions', 'audit_log', 'audit_seals', 'workers', 'listeners', 'schema_migrations',
+      'context_keys', 'tenant_logins', 'rate_limits', 'rate_buckets', 'limit_usage', 'limited_jobs', 'running_limits',
+      'policy_tokens')
     then
       raise exception 'table % has no row policy', v_table using errcode = 'JF400', hint = 'Add it to sql/policies/rls.sql.';
     end if;
@@ -123,6 +125,62 @@ create policy tenant_rows on jobforge.audit_log to jobforge_rpc
   using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
 drop policy if exists every_row on jobforge.audit_log;
 create policy every_row on jobforge.audit_log to jobforge_sys using (true) with check (true);
+
+alter table jobforge.audit_seals enable row level security;
+alter table jobforge.audit_seals force row level security;
+drop policy if exists tenant_rows on jobforge.audit_seals;
+create policy tenant_rows on jobforge.audit_seals to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.audit_seals;
+create policy every_row on jobforge.audit_seals to jobforge_sys using (true) with check (true);
+
+alter table jobforge.policy_tokens enable row level security;
+alter table jobforge.policy_tokens force row level security;
+drop policy if exists tenant_rows on jobforge.policy_tokens;
+create policy tenant_rows on jobforge.policy_tokens to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.policy_tokens;
+create policy every_row on jobforge.policy_tokens to jobforge_sys using (true) with check (true);
+
+alter table jobforge.rate_limits enable row level security;
+alter table jobforge.rate_limits force row level security;
+drop policy if exists tenant_rows on jobforge.rate_limits;
+create policy tenant_rows on jobforge.rate_limits to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.rate_limits;
+create policy every_row on jobforge.rate_limits to jobforge_sys using (true) with check (true);
+
+alter table jobforge.rate_buckets enable row level security;
+alter table jobforge.rate_buckets force row level security;
+drop policy if exists tenant_rows on jobforge.rate_buckets;
+create policy tenant_rows on jobforge.rate_buckets to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.rate_buckets;
+create policy every_row on jobforge.rate_buckets to jobforge_sys using (true) with check (true);
+
+alter table jobforge.limit_usage enable row level security;
+alter table jobforge.limit_usage force row level security;
+drop policy if exists tenant_rows on jobforge.limit_usage;
+create policy tenant_rows on jobforge.limit_usage to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.limit_usage;
+create policy every_row on jobforge.limit_usage to jobforge_sys using (true) with check (true);
+
+alter table jobforge.limited_jobs enable row level security;
+alter table jobforge.limited_jobs force row level security;
+drop policy if exists tenant_rows on jobforge.limited_jobs;
+create policy tenant_rows on jobforge.limited_jobs to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.limited_jobs;
+create policy every_row on jobforge.limited_jobs to jobforge_sys using (true) with check (true);
+
+alter table jobforge.running_limits enable row level security;
+alter table jobforge.running_limits force row level security;
+drop policy if exists tenant_rows on jobforge.running_limits;
+create policy tenant_rows on jobforge.running_limits to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.running_limits;
+create policy every_row on jobforge.running_limits to jobforge_sys using (true) with check (true);
 
 alter table jobforge.workers enable row level security;
 alter table jobforge.workers force row level security;

@@ -13,20 +13,24 @@ from dataclasses import dataclass
 
 import anyio
 import anyio.to_thread
+import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.shared.message import SessionMessage
 
+from jobforge_mcp.audit.keys import audit_keys_folder, signing_key
+from jobforge_mcp.audit.sealer import Sealer
 from jobforge_mcp.db.installation import Installation, open_installation
 from jobforge_mcp.db.migrate import migrate
 from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.definitions.registry import Registry
-from jobforge_mcp.errors import DatabaseUnavailableError, SchemaError
+from jobforge_mcp.errors import DatabaseUnavailableError, OperatorError, SchemaError
 from jobforge_mcp.policy.gate import Credential, Gate
 from jobforge_mcp.progress import RunWatcher
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.router.leases import WorkerRouter
+from jobforge_mcp.router.seals import SealRouter
 from jobforge_mcp.server.build import build_server
 from jobforge_mcp.server.parts import Check, ServerParts
 from jobforge_mcp.settings import Settings
@@ -34,6 +38,8 @@ from jobforge_mcp.worker.pool import WorkerPool
 
 Incoming = MemoryObjectReceiveStream[SessionMessage | Exception]
 Outgoing = MemoryObjectSendStream[SessionMessage]
+
+_log = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +76,7 @@ async def open_app(settings: Settings, *, with_workers: bool | None = None) -> A
     """
     has_workers = settings.workers if with_workers is None else with_workers
     registry = load_registry(settings)
-    gate = Gate.from_settings(settings)
+    gate = Gate.from_settings(settings, registry.by_name.values())
     async with AsyncExitStack() as stack:
         installation = await _enter_installation(stack, settings)
         database = Database(
@@ -79,7 +85,7 @@ async def open_app(settings: Settings, *, with_workers: bool | None = None) -> A
             max_size=settings.database_pool_size,
             name="jobforge-api",
         )
-        router = Router(await stack.enter_async_context(database))
+        router = Router(await stack.enter_async_context(database), signer=installation.signer)
         listener = await stack.enter_async_context(Listener(installation.api_url, "jobforge_api"))
         watcher = await stack.enter_async_context(RunWatcher(router, listener))
         worker_router = pool = None
@@ -87,6 +93,7 @@ async def open_app(settings: Settings, *, with_workers: bool | None = None) -> A
             worker_router, pool = await _enter_pool(
                 stack, settings, installation, registry, listener, watcher
             )
+        await _enter_sealer(stack, settings, installation)
         parts = ServerParts(
             registry=registry,
             router=router,
@@ -112,6 +119,30 @@ async def _enter_installation(stack: AsyncExitStack, settings: Settings) -> Inst
 
     stack.push_async_callback(leave)
     return installation
+
+
+async def _enter_sealer(
+    stack: AsyncExitStack, settings: Settings, installation: Installation
+) -> None:
+    """Seal the audit log from this process, where it has the key and may act as the auditor."""
+    if settings.audit_seal_seconds == 0 or audit_keys_folder(settings) is None:
+        return
+    database = Database(
+        installation.auditor_url,
+        role="jobforge_auditor",
+        min_size=0,
+        max_size=1,
+        name="jobforge-audit",
+    )
+    try:
+        router = SealRouter(await stack.enter_async_context(database))
+    except OperatorError as error:  # no reason not to serve
+        _log.warning("audit_not_sealed", code=error.code, reason=error.message)
+        return
+    key = await anyio.to_thread.run_sync(signing_key, settings)
+    tasks = await stack.enter_async_context(anyio.create_task_group())
+    stack.callback(tasks.cancel_scope.cancel)
+    tasks.start_soon(Sealer(router, key).run, settings.audit_seal_seconds)
 
 
 async def _enter_pool(

@@ -5,10 +5,10 @@
     JobForgeError
     ├── CallerError                the caller can mend it: becomes a tool result, an exit code, an exception of the client
     │   ├── InvalidInputError      JF400  INVALID_INPUT and its kin: the arguments do not fit
-    │   ├── PolicyDeniedError      JF403  POLICY_DENIED, TOKEN_INVALID: the token does not allow it
+    │   ├── PolicyDeniedError      JF403  POLICY_DENIED, TOKEN_INVALID, TOKEN_REVOKED, TOKEN_USED: the token does not allow it
     │   ├── NotFoundError          JF404  RUN_NOT_FOUND, JOB_NOT_FOUND: unknown, or another tenant's, which is the same
     │   ├── ConflictError          JF409  CONFLICT, IDEMPOTENCY_CONFLICT: the run is not in a state that allows it
-    │   └── LimitError             JF429  LIMIT_EXCEEDED: too large, too many, too often
+    │   └── LimitError             JF429  LIMIT_EXCEEDED, QUEUE_FULL and its kin: too large, too many, too often
     ├── OperatorError              whoever runs the installation has to act
     │   ├── SettingsError          a setting is missing or unsafe
     │   ├── SchemaError            the database's schema is absent, older, newer or changed
@@ -86,6 +86,18 @@ class LimitError(CallerError):
     """A size, count or rate was passed; the message names the limit and its value."""
 
     default_code = "LIMIT_EXCEEDED"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        hint: str | None = None,
+        retry_after_ms: int | None = None,
+    ) -> None:
+        """Take the time after which the same call may pass; without one it is not worth repeating."""
+        super().__init__(message, code=code, hint=hint, retryable=retry_after_ms is not None)
+        self.retry_after_ms = retry_after_ms
 
 
 class OperatorError(JobForgeError):

@@ -1,7 +1,8 @@
 """How this process logs: structlog, once, to stderr, because stdout belongs to stdio and to commands' results.
 
 Lines of other libraries, which use the standard library's logging, take the same way. Nothing here decides what is
-logged; that no payload and no token is, is the duty of whoever logs.
+logged; that no payload and no token is, is the duty of whoever logs. Secrets that this process resolved, and what looks
+like a well-known key, are struck out of every line, tracebacks included.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Literal
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from jobforge_mcp.redaction import redact_event, redact_line
 
 whose: ContextVar[Callable[[], Mapping[str, object]] | None] = ContextVar("whose", default=None)
 """Tells whose a line is. Asked only when one is logged, because most jobs log nothing."""
@@ -41,12 +44,14 @@ def configure_logging(
             # Without locals: they hold inputs and tokens.
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-            )
+            ),
+            redact_line,
         ]
         if is_console
         else [
             structlog.processors.format_exc_info,
             _put_first,
+            redact_event,
             structlog.processors.JSONRenderer(ensure_ascii=False),
         ]
     )

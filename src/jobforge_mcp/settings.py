@@ -11,12 +11,14 @@ Secrets are ``SecretStr``: they print as asterisks, and an error about them neve
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, cast
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -107,6 +109,13 @@ class Settings(BaseSettings):
     admin_database_url: SecretStr | None = None
     """Postgres for ``migrate`` alone, as the owner of the database. Unset: the same as ``database_url``."""
 
+    audit_database_url: SecretStr | None = None
+    """Postgres for sealing and exporting the audit log, as role ``jobforge_auditor``. Unset: the same as ``database_url``."""
+
+    context_key: SecretStr | None = None
+    """Key that signs the tenant of each call, printed once by ``jobforge context-key create``. Unset on embedded Postgres:
+    one made by itself; unset elsewhere: nothing is signed."""
+
     database_pool_size: int = Field(default=8, ge=1, le=500)
     """Most connections a process opens for each of its roles."""
 
@@ -122,6 +131,34 @@ class Settings(BaseSettings):
 
     token_issuer: str = Field(default="jobforge", min_length=1, max_length=512)
     """What a token's ``iss`` must be, and what ``token issue`` writes there."""
+
+    audit_keys: Annotated[Path, AfterValidator(_absolute)] | None = None
+    """Folder of the key that seals the audit log, made on first use; without it nothing is sealed. Unset on embedded
+    Postgres: the folder ``audit-keys`` in the state directory."""
+
+    audit_seal_seconds: float = Field(default=10, ge=0, le=86_400)
+    """Seconds between two rounds of sealing the audit log; 0 leaves it to ``jobforge audit seal``."""
+
+    payload_scan: Literal["refuse", "warn", "off"] = "refuse"
+    """What becomes of an input that holds an obvious key or token: ``refuse`` it, only ``warn`` in the log, or nothing."""
+
+    secrets_dir: Annotated[Path, AfterValidator(_absolute)] | None = None
+    """Folder with one file for each secret of the workers, named as the secret; asked after the environment."""
+
+    secrets_command: str | None = None
+    """Command that prints the secret whose name it gets as its last argument; asked after the environment and the folder."""
+
+    secret_references: _Words = ()
+    """Secrets that inputs may name as ``secret://NAME``, comma separated: ``NAME``, ``NAME@HOST`` for requests to that
+    host alone, ``TENANT/NAME@HOST`` for one tenant; ``*`` stands for anything. Empty: none. A definition's own fixed input
+    may name every secret."""
+
+    oauth_issuer: str | None = Field(default=None, min_length=1, max_length=512)
+    """Issuer URL of the OAuth server that gives out tokens. Set: HTTP tells clients where to get one, and
+    ``token_issuer`` and ``token_audience`` follow from this and ``resource_url``."""
+
+    resource_url: str | None = Field(default=None, min_length=1, max_length=512)
+    """This server's own URL as OAuth clients know it, such as ``https://jobs.example/mcp``; goes with ``oauth_issuer``."""
 
     state_dir: Annotated[Path, AfterValidator(_absolute)] = Field(default_factory=default_state_dir)
     """Folder of the local node: embedded Postgres, keys, locks, logs."""
@@ -143,6 +180,15 @@ class Settings(BaseSettings):
 
     allowed_origins: _Words = ()
     """``Origin`` headers that HTTP accepts from browsers besides loopback's, comma separated."""
+
+    most_sessions: int = Field(default=1_000, ge=1, le=10_000)
+    """Sessions of the older protocol eras, and SSE connections, that HTTP keeps at a time."""
+
+    most_sessions_per_caller: int = Field(default=50, ge=1, le=10_000)
+    """The same for one subject of one tenant."""
+
+    session_idle_seconds: float = Field(default=1_800, ge=1, le=86_400)
+    """Seconds after which a session that nobody uses ends."""
 
     workers: bool = True
     """Whether a server also runs jobs. Off: separate ``jobforge worker`` processes do."""
@@ -186,6 +232,12 @@ class Settings(BaseSettings):
     jobs: _Words = ()
     """Further job definitions to load, comma separated: files, folders, or importable modules."""
 
+    action_jobs_enabled: bool = False
+    """Whether jobs with ``effects: external`` are listed and run."""
+
+    http_connector_enabled: bool = False
+    """Whether ``connector.http.request``, and what is composed over it, is listed and run."""
+
     http_allow_hosts: _Words = ()
     """Hosts ``connector.http.request`` may call, comma separated, ``*.example.com`` for all below. Empty: every public one."""
 
@@ -200,6 +252,42 @@ class Settings(BaseSettings):
 
     log_format: Literal["auto", "json", "console"] = "auto"
     """``json`` lines or ``console`` text; ``auto`` is console on a terminal."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_the_oauth_server(cls, given: object) -> object:
+        """Let issuer and audience of tokens be those of the OAuth server, unless they were named."""
+        if not isinstance(given, Mapping):
+            return given
+        found = cast("Mapping[str, object]", given)
+        pairs = (("token_issuer", "oauth_issuer"), ("token_audience", "resource_url"))
+        return {**{name: found[source] for name, source in pairs if found.get(source)}, **found}
+
+    @model_validator(mode="after")
+    def _refuse_unsafe_oauth(self) -> Settings:
+        if self.oauth_issuer is None and self.resource_url is None:
+            return self
+        if self.oauth_issuer is None or self.resource_url is None:
+            raise _unsafe(
+                "JOBFORGE_OAUTH_ISSUER and JOBFORGE_RESOURCE_URL go together, and one of them is not set",
+                "set both, or none for tokens of your own",
+            )
+        if problem := _url_problem(self.oauth_issuer):
+            raise _unsafe(f"JOBFORGE_OAUTH_ISSUER {problem}", "name it as its tokens do in iss")
+        if problem := _url_problem(self.resource_url, is_resource=True):
+            hint = "name the URL that clients are given, such as https://jobs.example/mcp"
+            raise _unsafe(f"JOBFORGE_RESOURCE_URL {problem}", hint)
+        if (self.token_issuer, self.token_audience) != (self.oauth_issuer, self.resource_url):
+            raise _unsafe(
+                "JOBFORGE_TOKEN_ISSUER or JOBFORGE_TOKEN_AUDIENCE is not that of the OAuth settings",
+                "leave both unset: they follow from JOBFORGE_OAUTH_ISSUER and JOBFORGE_RESOURCE_URL",
+            )
+        if self.token_keys is None:
+            raise _unsafe(
+                "without the public keys of the OAuth server none of its tokens could be checked",
+                "set JOBFORGE_TOKEN_KEYS to a file with its JWKS",
+            )
+        return self
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Settings:
@@ -229,7 +317,7 @@ class Settings(BaseSettings):
         """Folder of the keys that the embedded default makes on first use."""
         return self.state_dir / "keys"
 
-    def url_for(self, role: Literal["api", "worker", "admin"]) -> str | None:
+    def url_for(self, role: Literal["api", "worker", "admin", "auditor"]) -> str | None:
         """Return the plain connection URL for a role, to be given to the pool and shown to nobody.
 
         ``None`` means that the embedded Postgres serves this installation.
@@ -238,6 +326,7 @@ class Settings(BaseSettings):
             "api": None,
             "worker": self.worker_database_url,
             "admin": self.admin_database_url,
+            "auditor": self.audit_database_url,
         }
         url = special[role] or self.database_url
         return url.get_secret_value() if url is not None else None
@@ -277,8 +366,9 @@ def load_settings(**overrides: object) -> Settings:
 
 
 def clear_token_from_environment() -> None:
-    """Forget ``JOBFORGE_TOKEN``, so that no handler, child process or crash report inherits it."""
+    """Forget ``JOBFORGE_TOKEN`` and ``JOBFORGE_CONTEXT_KEY``: no handler, child process or crash report inherits them."""
     os.environ.pop("JOBFORGE_TOKEN", None)
+    os.environ.pop("JOBFORGE_CONTEXT_KEY", None)
 
 
 def variable_name(field: str) -> str:
@@ -286,7 +376,36 @@ def variable_name(field: str) -> str:
     return "DATABASE_URL" if field == "database_url" else f"JOBFORGE_{field.upper()}"
 
 
+def _unsafe(message: str, hint: str) -> PydanticCustomError:
+    return PydanticCustomError("unsafe", "{message}", {"message": message, "hint": hint})
+
+
+def _url_problem(url: str, *, is_resource: bool = False) -> str | None:
+    """Say why a URL cannot be one that is compared letter by letter; ``None`` when it can."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "is not a URL"
+    host = parts.hostname or ""
+    if not _PLAIN_URL.fullmatch(url) or not host or parts.username is not None:
+        return "is not a plain http or https URL without query and fragment"
+    is_near = host == "localhost" or host.startswith("127.") or host == "::1"
+    if parts.scheme != "https" and not is_near:
+        return "must be an https URL: tokens must not travel in the clear"
+    if parts.netloc != parts.netloc.lower() or port == {"http": 80, "https": 443}[parts.scheme]:
+        return "must be written with a small-letter host and without its default port"
+    if is_resource and parts.path.endswith("/"):
+        return "must not end with a slash"
+    return None
+
+
+_PLAIN_URL = re.compile(r"https?://[A-Za-z0-9._~:\[\]-]+(/[A-Za-z0-9._~%:@!$&'()*+,;=/-]*)?")
+
+
 def _explain(detail: ErrorDetails) -> SettingsError:
+    if detail["type"] == "unsafe":
+        return SettingsError(detail["msg"], hint=str(detail.get("ctx", {}).get("hint")))
     if detail["type"] == "contradiction":
         return SettingsError(detail["msg"], hint="change one of the two")
     field = _field_of(str(detail["loc"][0]))

@@ -5,7 +5,7 @@ Nothing here knows of SQL, of the wire or of pydantic: a row is what the router 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -120,6 +120,63 @@ class Effects(StrEnum):
     """Outside this database: such a job needs an idempotency key."""
 
 
+class JobAction(StrEnum):
+    """What permissions on a job definition speak of."""
+
+    LIST = "list"
+    """See the definition."""
+    READ = "read"
+    """See runs of it."""
+    EXECUTE = "execute"
+    """Enqueue it, and retry runs of it."""
+    CANCEL = "cancel"
+    """Cancel runs of it."""
+    REGISTER = "register"
+    """Replace or remove the definition."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuardedCall:
+    """What a guard of a job definition is asked about."""
+
+    caller: Caller
+    action: JobAction
+    job_name: str
+    input: JsonValue = None
+    """The checked input, where the action is ``execute``."""
+
+
+Guard: TypeAlias = Callable[[GuardedCall], bool]
+"""Says whether a call may be; anything but ``True``, an exception included, refuses it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Caps that a token states; the database counts against them. ``None`` is no cap of the token's own."""
+
+    rps: float | None = None
+    """Writes a second, refilled steadily."""
+    burst: int | None = None
+    """Writes at once, above the rate."""
+    max_running: int | None = None
+    """Runs of this token that may be running at once."""
+    max_queued: int | None = None
+    """Runs of this token that may be open and not running at once."""
+    max_payload_bytes: int | None = None
+    max_priority: int | None = None
+    """Most urgent priority it may ask for, 0 to 3: 0 allows all."""
+    budget_jobs: int | None = None
+    """Jobs over the token's whole life."""
+    budget_units: int | None = None
+    """Cost of the jobs over the token's whole life; a job costs 1 unless its type's limit says otherwise."""
+    budget_run_seconds: int | None = None
+    """Seconds that its runs ran, over the token's whole life."""
+    max_children: int | None = None
+    """Children of one run."""
+    max_depth: int | None = None
+    """Generations of children below a run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who acts, after the gate: made from a verified policy token and from nothing else."""
@@ -131,8 +188,50 @@ class Caller:
     projects: frozenset[str] | None = None
     """Projects the caller is confined to; ``None`` is every project of the tenant."""
     token_id: str | None = None
-    """``jti`` of the token; ``None`` for the local tenant without a token."""
+    """``jti`` of the token as issued, whatever it was narrowed to; ``None`` for the local tenant without a token."""
     expires_at: datetime | None = None
+    job_types: tuple[str, ...] | None = None
+    """Patterns of the job types it may name; ``None`` is every type. A dot-segment ``*`` is one segment, a last ``**`` the rest."""
+    deny_types: tuple[str, ...] = ()
+    """Patterns of job types it may not name, whatever ``job_types`` allows."""
+    events: tuple[str, ...] | None = None
+    """Patterns of the event types it may submit; ``None`` is every type."""
+    limits: Limits | None = None
+    """Caps of the token; the database adds those of the tenant."""
+    epoch: int | None = None
+    """When the token was issued, in milliseconds unless its issuer counts otherwise; below the tenant's token epoch it is
+    revoked. ``None`` without a token."""
+    is_single_use: bool = False
+    """Good for one write; the database remembers which."""
+    single_use_ids: tuple[str, ...] = ()
+    """Ids of tokens that this caller's one write uses up: its own, and those above it that are good for one write."""
+    links: tuple[str, ...] = ()
+    """Ids of the narrowed tokens between ``token_id`` and what was presented, outermost first: each can be revoked."""
+    hidden_types: frozenset[str] = frozenset()
+    """Job types whose runs the permissions of their definitions keep from this caller."""
+    roles: frozenset[str] = frozenset()
+    """Roles that permissions on job definitions may ask for; ``*`` is every role, and no token carries it."""
+    actors: tuple[str, ...] = ()
+    """For whom the subject acts, nearest first: for the audit log, never to widen."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenState:
+    """What the database knows of a token and the links that narrowed it."""
+
+    token_epoch: int
+    """Tokens of the tenant with a smaller epoch are revoked."""
+    revoked_id: str | None
+    """Which of them was revoked first, if one was."""
+    revoked_at: datetime | None
+    revoked_reason: str | None
+    used_id: str | None
+    """Which of them was good for one write and used, if one was."""
+    used_at: datetime | None
+    used_jobs: int
+    """Jobs that were counted against the token's limits, as far as it has any."""
+    used_units: int
+    used_run_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,3 +507,80 @@ class QueueStats:
     waiting: int
     oldest_due_at: datetime | None
     """``run_at`` of the job that has been due longest."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFilter:
+    """Which audit rows to list; ``None`` does not narrow."""
+
+    action: str | None = None
+    outcome: str | None = None
+    """``refused`` for what was not allowed."""
+    token_id: str | None = None
+    job_id: JobId | None = None
+    since: datetime | None = None
+    before: str | None = None
+    """``place`` of the last row of the page before."""
+    limit: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One call as its tenant sees it in the audit log."""
+
+    place: str
+    """Where it stands in the log, for the next page."""
+    occurred_at: datetime
+    action: str
+    outcome: str
+    actor: str | None
+    """Subject of the token, or the local user."""
+    token_id: str | None
+    tool: str | None
+    trace_id: str | None
+    job_id: JobId | None
+    job_type: str | None
+    detail: JsonObject | None
+    """Counts and reasons; never inputs, results or credentials."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """One row of the audit log as it is sealed."""
+
+    tenant_id: TenantId
+    era: int
+    xact_no: int
+    """With ``era`` and ``id``: its place in the chain."""
+    id: UUID
+    occurred_at: datetime
+    action: str
+    outcome: str
+    actor: str | None
+    token_id: str | None
+    tool: str | None
+    trace_id: str | None
+    job_id: UUID | None
+    job_type: str | None
+    detail: str | None
+    """JSON text, as the database writes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditSeal:
+    """A signed checkpoint of one tenant's audit log."""
+
+    tenant_id: TenantId
+    seal_no: int
+    """Counts from 1 without a gap."""
+    first_row: int
+    last_row: int
+    """How many rows of the tenant are sealed up to here."""
+    last_era: int
+    last_xact_no: int
+    last_id: UUID
+    hashes: tuple[bytes, ...]
+    """The chain, one hash for each row from ``first_row`` to ``last_row``."""
+    sealed_at: datetime
+    key_id: str
+    signature: bytes

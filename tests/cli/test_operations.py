@@ -32,10 +32,29 @@ def test_the_doctor_proves_a_healthy_installation(
     states = {finding["check"]: finding["state"] for finding in ran.document["findings"]}
     # The server of the tests flushes nothing on purpose, and the doctor says so.
     assert states.pop("durability") == "failed"
+    assert states.pop("scope signing") == "warning"
     assert set(states.values()) == {"ok"}
     for promise in ("own run", "another's run", "another's scope", "no scope", "tables"):
         assert states[f"tenants: {promise}"] == "ok"
     assert admin.execute("select count(*) from jobforge.jobs").fetchone() == (0,)
+
+
+@pytest.mark.requirement("server.about")
+def test_the_doctor_shows_features_limits_and_how_callers_are_told_apart(
+    installed: Runner, environment: pytest.MonkeyPatch
+) -> None:
+    ran = installed("doctor", "--json")
+    environment.setenv("JOBFORGE_HTTP_CONNECTOR_ENABLED", "true")
+    environment.setenv("JOBFORGE_HTTP_ALLOW_PRIVATE", "true")
+    environment.setenv("JOBFORGE_HOST", "0.0.0.0")  # noqa: S104  # asked about, not bound
+    unsafe = findings(installed)
+
+    said = {finding["check"]: finding["message"] for finding in ran.document["findings"]}
+    assert "JOBFORGE_ACTION_JOBS_ENABLED=true" in said["features"]
+    assert "events not available" in said["features"]
+    assert "waitSecondsCap 45" in said["limits"]
+    assert "mode bearer" in said["auth"]
+    assert unsafe["auth"] == "failed"
 
 
 @pytest.mark.requirement("cli.doctor")

@@ -60,7 +60,9 @@ class Stage:
 async def open_stage(
     database: ScratchDatabase, tmp_path: Path, *, has_pool: bool = True, **overrides: object
 ) -> AsyncGenerator[Stage]:
-    """Open everything a server needs on a test's own database."""
+    """Open everything a server needs on a test's own database; ``registry`` stands in for the usual jobs."""
+    registry = overrides.pop("registry", None) or Registry(JOBS)
+    assert isinstance(registry, Registry)
     keys = KeyFolder(tmp_path / "keys")
     keys.ensure()
     settings = load_settings(
@@ -79,7 +81,7 @@ async def open_stage(
             Database(database.url("jobforge_api"), role="jobforge_api")
         )
         listener = await stack.enter_async_context(Listener(database.url("jobforge_api")))
-        router, registry = Router(api), Registry(JOBS)
+        router = Router(api)
         watcher = await stack.enter_async_context(RunWatcher(router, listener))
         pool = None
         if has_pool:

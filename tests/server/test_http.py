@@ -11,7 +11,7 @@ import pytest
 from mcp.client import Client
 
 from jobforge_mcp.errors import SettingsError
-from jobforge_mcp.server.http import check_address, is_loopback
+from jobforge_mcp.server.exposure import check_address, is_loopback
 from tests.end_to_end.doors import http_client, http_server, sse_door
 from tests.postgres import ScratchDatabase
 from tests.server.stage import Stage, open_stage

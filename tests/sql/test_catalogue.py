@@ -10,14 +10,25 @@ from types import ModuleType
 import pytest
 
 from jobforge_mcp import resources
-from jobforge_mcp.router import heartbeat, jobs, leases
+from jobforge_mcp.router import audit, heartbeat, jobs, leases, scope, seals, tokens
 from tests.sql.acting import API, WORKER, Queue, Row
 
 # What belongs to the installation and not to a tenant.
-WITHOUT_TENANT = {"workers", "listeners", "schema_migrations"}
+WITHOUT_TENANT = {"workers", "listeners", "schema_migrations", "context_keys", "tenant_logins"}
+# What decides whom to believe; read by functions of the owner alone.
+OF_THE_OWNER = {"context_keys", "tenant_logins"}
 LOGINS = [API, WORKER, "jobforge_scheduler", "jobforge_readonly", "jobforge_auditor"]
 # Facts about the installation, which are nobody's.
-FREE_OF_TENANT = {"now", "current_tenant", "enter_scope", "await_wakeup", "applied_files"}
+FREE_OF_TENANT = {
+    "now",
+    "current_tenant",
+    "current_claims",
+    "verified_scope",
+    "is_context_signed",
+    "enter_scope",
+    "await_wakeup",
+    "applied_files",
+}
 CORE_LANGUAGES = {"sql", "plpgsql"}
 
 
@@ -133,7 +144,13 @@ def test_functions_have_no_overloads(functions: list[Row]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("role", "modules"), [(API, [jobs]), (WORKER, [leases, heartbeat])], ids=["api", "worker"]
+    ("role", "modules"),
+    [
+        (API, [jobs, scope, audit, tokens]),
+        (WORKER, [leases, heartbeat]),
+        ("jobforge_auditor", [seals]),
+    ],
+    ids=["api", "worker", "auditor"],
 )
 def test_the_router_calls_every_function_of_its_role_and_no_other(
     functions: list[Row], role: str, modules: list[ModuleType]
@@ -142,7 +159,8 @@ def test_the_router_calls_every_function_of_its_role_and_no_other(
     called = set(re.findall(r"jobforge\.([a-z_]+)\(", sources))
     granted = {row.name for row in functions if role in row.logins}
     # of applications in their transactions, of the migrator, and of jobs about the database itself
-    of_others = {"now", "current_tenant", "enqueue_job", "applied_files", "read_runs"}
+    of_others = {"now", "current_tenant", "current_claims", "enqueue_job", "applied_files"}
+    of_others |= {"read_runs", "verified_scope", "is_context_signed"}
 
     assert {name for name in granted - of_others if not name.startswith("scan_")} <= called
     assert called <= granted
@@ -210,7 +228,8 @@ def test_a_policy_admits_the_scopes_tenant_and_is_read_once_a_statement(queue: Q
             assert admits.fullmatch(row.qual), row
             assert row.with_check == row.qual, row
         else:
-            assert (row.roles, row.qual, row.with_check) == (["jobforge_sys"], "true", "true")
+            keepers = ["jobforge_owner"] if row.tablename in OF_THE_OWNER else ["jobforge_sys"]
+            assert (row.roles, row.qual, row.with_check) == (keepers, "true", "true")
 
 
 def test_the_tenant_leads_every_key_index_and_reference(queue: Queue) -> None:

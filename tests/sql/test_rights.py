@@ -15,20 +15,34 @@ from tests.sql.acting import API, ECHO, WORKER, Connection, Queue, call, enter, 
 LOGINS = [API, WORKER, "jobforge_scheduler", "jobforge_readonly", "jobforge_auditor"]
 TENANT_TABLES = [
     "audit_log",
+    "audit_seals",
     "idempotency_keys",
     "job_attempts",
     "job_definitions",
     "jobs",
     "lanes",
     "leases",
+    "limit_usage",
+    "limited_jobs",
     "ordering_keys",
+    "policy_tokens",
+    "rate_buckets",
+    "rate_limits",
     "ready",
     "run_logs",
     "run_progress",
+    "running_limits",
     "tenants",
     "waiting",
 ]
-TABLES = [*TENANT_TABLES, "listeners", "schema_migrations", "workers"]
+TABLES = [
+    *TENANT_TABLES,
+    "context_keys",
+    "listeners",
+    "schema_migrations",
+    "tenant_logins",
+    "workers",
+]
 Rollback = Callable[[str], psycopg.Connection]
 
 
@@ -36,6 +50,8 @@ Rollback = Callable[[str], psycopg.Connection]
 def filled(queue: Queue) -> Queue:
     """Two tenants with a row in every table."""
     for tenant in ("acme", "globex"):
+        limits = '{"rps": 100, "max_running": 100, "budget_run_seconds": 100}'
+        queue.look("select jobforge.set_limit(%s, 'tenant', null, %s)", tenant, limits)
         queue.enqueue(tenant, idempotency_key="k", ordering_key="o", backoff_ms=0)
         queue.enqueue(tenant, ordering_key="o")
         (claimed,) = queue.claim(1, tenant_ids=[tenant])
@@ -44,11 +60,21 @@ def filled(queue: Queue) -> Queue:
         queue.claim(1, tenant_ids=[tenant])
         queue.enqueue(tenant)
         queue.look(
+            """insert into jobforge.policy_tokens (tenant_id, token_id, revoked_at, expires_at)
+            values (%s, 't', jobforge.now(), jobforge.now())""",
+            tenant,
+        )
+        queue.look(
             """insert into jobforge.job_definitions
             (tenant_id, job_type, job_version, definition, definition_hash, created_at)
             values (%s, %s, '1', '{}', '', jobforge.now())""",
             tenant,
             ECHO,
+        )
+        queue.look(
+            """insert into jobforge.audit_seals
+            values (%s, 1, 1, 1, 0, 1, gen_random_uuid(), sha256(''), jobforge.now(), 'k', sha256('') || sha256(''))""",
+            tenant,
         )
     return queue
 
@@ -157,6 +183,11 @@ CALLER_CALLS: list[tuple[str, tuple[Any, ...]]] = [
     ("cancel_job", ("acme", uuid4())),
     ("retry_job", ("acme", uuid4())),
     ("explain_run", ("acme", uuid4())),
+    ("revoke_token", ("acme", "t")),
+    ("revoke_tenant_tokens", ("acme",)),
+    ("check_token", ("acme", ["t"])),
+    ("record_denial", ("acme", "enqueue", "scope")),
+    ("list_audit", ("acme",)),
     ("enter_scope", ("acme",)),
 ]
 
@@ -189,6 +220,17 @@ def test_only_the_api_does_what_callers_do(
         "small_runs",
         "new_id",
         "has_worker",
+        "check_policy",
+        "use_limit",
+        "take_permits",
+        "track_jobs",
+        "take_limited",
+        "has_room",
+        "set_limit",
+        "remove_limit",
+        "list_limits",
+        "audit_era",
+        "refuse_audit_change",
     ],
 )
 def test_no_login_may_call_what_functions_use_among_themselves(queue: Queue, function: str) -> None:
@@ -219,6 +261,11 @@ TENANT_CALLS: list[tuple[str, tuple[object, ...]]] = [
     ("cancel_job", (uuid4(),)),
     ("retry_job", (uuid4(),)),
     ("explain_run", (uuid4(),)),
+    ("revoke_token", ("t",)),
+    ("revoke_tenant_tokens", ()),
+    ("check_token", (["t"],)),
+    ("record_denial", ("enqueue", "scope")),
+    ("list_audit", ()),
 ]
 
 

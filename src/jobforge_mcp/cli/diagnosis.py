@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jobforge_mcp.cli.output import OPERATOR_EXIT, Json, say, show
 from jobforge_mcp.cli.session import call, open_client, read_settings
 from jobforge_mcp.errors import JobForgeError, PolicyDeniedError
-from jobforge_mcp.types import JsonObject, RunFilter, RunStatus
+from jobforge_mcp.types import JsonObject, JsonValue, RunFilter, RunStatus
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,6 +64,36 @@ def _examine_package(settings: Settings) -> Iterator[Finding]:
         lambda: [Finding("jobs", State.OK, f"{len(load_registry(settings).names())} definitions")],
     )
     yield from _guarded("tokens", lambda: _examine_keys(settings))
+    yield from _guarded("settings", lambda: _examine_settings(settings))
+
+
+def _examine_settings(settings: Settings) -> list[Finding]:
+    """Show what ``jobforge://server`` shows, and say whether HTTP would serve with these settings."""
+    from jobforge_mcp.db.doctor import Finding, State
+    from jobforge_mcp.policy.gate import Gate
+    from jobforge_mcp.server.about import describe_server
+    from jobforge_mcp.server.exposure import check_exposure
+    from jobforge_mcp.server.origins import Origins
+
+    accepts_tokens = Gate.from_settings(settings).accepts_tokens
+    about = describe_server(settings, accepts_tokens=accepts_tokens)
+    shown = [Finding(name, State.OK, _one_line(about[name])) for name in ("features", "limits")]
+    said = _one_line(about["auth"])
+    try:
+        check_exposure(settings, accepts_tokens=accepts_tokens)
+        Origins.from_settings(settings)
+    except JobForgeError as error:
+        return [*shown, Finding("auth", State.FAILED, f"{said}; {error.message}", error.hint)]
+    return [*shown, Finding("auth", State.OK, said)]
+
+
+def _one_line(about: JsonValue) -> str:
+    if not isinstance(about, dict):
+        return str(about)
+    return "; ".join(
+        f"{name} {f'({_one_line(value)})' if isinstance(value, dict) else value}"
+        for name, value in about.items()
+    )
 
 
 def _examine_keys(settings: Settings) -> list[Finding]:
@@ -117,7 +147,8 @@ def _examine_database(installation: Installation) -> Iterator[Finding]:
     yield from proofs.examine_role(installation.api_url, "jobforge_api")
     yield from proofs.examine_role(installation.worker_url, "jobforge_worker")
     yield from proofs.examine_server(installation.api_url)
-    yield from proofs.examine_tenants(installation.api_url)
+    yield from proofs.examine_tenants(installation.api_url, installation.signer)
+    yield from proofs.examine_signing(installation.api_url, installation.signer)
     yield from proofs.examine_notifications(installation.api_url)
 
 

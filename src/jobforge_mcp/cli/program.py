@@ -9,7 +9,20 @@ from typing import cast
 
 import typer
 
-from jobforge_mcp.cli import diagnosis, follow, migration, node, runs, serving, tokens
+from jobforge_mcp.cli import (
+    audit,
+    context_keys,
+    diagnosis,
+    follow,
+    limits,
+    logins,
+    migration,
+    node,
+    runs,
+    serving,
+    token_life,
+    tokens,
+)
 from jobforge_mcp.cli.output import (
     CALLER_EXIT,
     INTERRUPTED_EXIT,
@@ -60,6 +73,10 @@ def build_program() -> typer.Typer:
     for name, text, members in (
         ("node", "The local node: the one process that owns embedded Postgres and workers.", NODE),
         ("token", "Policy tokens and the keys that sign them.", TOKEN),
+        ("login", "Logins for plain SQL, each bound to one tenant.", LOGIN),
+        ("context-key", "Keys that sign the tenant of each call for the database.", CONTEXT_KEY),
+        ("limit", "What tenants, job types and tools may use.", LIMIT),
+        ("audit", "What was done, and the proof that nobody rewrote it.", AUDIT),
     ):
         group = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
         for verb, command in members:
@@ -88,10 +105,35 @@ NODE: tuple[tuple[str, Callable[..., object]], ...] = (
     ("start", node.start),
     ("stop", node.stop),
 )
+LIMIT: tuple[tuple[str, Callable[..., object]], ...] = (
+    ("set", limits.set_),
+    ("list", limits.list_),
+    ("remove", limits.remove),
+)
+CONTEXT_KEY: tuple[tuple[str, Callable[..., object]], ...] = (
+    ("create", context_keys.create),
+    ("enforce", context_keys.enforce),
+    ("list", context_keys.list_all),
+    ("remove", context_keys.remove),
+)
+LOGIN: tuple[tuple[str, Callable[..., object]], ...] = (
+    ("create", logins.create),
+    ("list", logins.list_all),
+    ("remove", logins.remove),
+)
 TOKEN: tuple[tuple[str, Callable[..., object]], ...] = (
     ("issue", tokens.issue),
+    ("narrow", token_life.narrow),
     ("inspect", tokens.inspect),
+    ("check", token_life.check),
+    ("revoke", token_life.revoke),
     ("keys", tokens.keys),
+)
+AUDIT: tuple[tuple[str, Callable[..., object]], ...] = (
+    ("list", audit.list_entries),
+    ("seal", audit.seal),
+    ("export", audit.export),
+    ("verify", audit.verify),
 )
 
 
@@ -113,7 +155,14 @@ def _describe_version(
 
 def _help_for(given: Sequence[str]) -> str:
     """Name the help of the command that was meant, as far as one was."""
-    groups = {"node": NODE, "token": TOKEN}
+    groups = {
+        "audit": AUDIT,
+        "context-key": CONTEXT_KEY,
+        "limit": LIMIT,
+        "login": LOGIN,
+        "node": NODE,
+        "token": TOKEN,
+    }
     words = [word for word in given if not word.startswith("-")]
     known = [word for word in words[:1] if word in groups or word in COMMANDS]
     for group in (groups[word] for word in known if word in groups):

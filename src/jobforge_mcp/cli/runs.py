@@ -25,13 +25,14 @@ def jobs(
     from jobforge_mcp.cli.output import table
     from jobforge_mcp.definitions.installed import load_registry
     from jobforge_mcp.policy.gate import Credential, Gate
+    from jobforge_mcp.policy.permissions import may_list
     from jobforge_mcp.policy.scopes import Scope
     from jobforge_mcp.server.wire import compact, view_definition
 
     settings = read_settings()
     token = settings.token.get_secret_value() if settings.token is not None else None
     caller = Gate.from_settings(settings).authorize(Credential(token), Scope.JOBS_LIST)
-    found = load_registry(settings).list(query, tag, scopes=caller.scopes)
+    found = load_registry(settings).list(query, tag, is_visible=may_list(caller))
     rows = [
         (
             bound.name,

@@ -123,6 +123,8 @@ async def _serve_stdio(settings: Settings) -> None:
     from jobforge_mcp.server.signals import stop_on_signals
     from jobforge_mcp.server.stdio import serve_stdio
 
+    # The settings hold it; a job that waits in the queue may start as soon as the app is open, and must not find it.
+    clear_token_from_environment()
     stop = anyio.Event()
     async with open_app(settings) as app, anyio.create_task_group() as tasks:
         tasks.start_soon(stop_on_signals, stop, app.pool.abandon if app.pool else None)

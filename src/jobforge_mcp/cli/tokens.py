@@ -20,29 +20,65 @@ from jobforge_mcp.policy.scopes import ALL_SCOPES, Scope
 if TYPE_CHECKING:
     from jobforge_mcp.policy.keys import KeyFolder
     from jobforge_mcp.settings import Settings
-    from jobforge_mcp.types import JsonValue
+    from jobforge_mcp.types import JsonValue, Limits
 
 Folder = Annotated[
     Path | None,
     typer.Option("--folder", help="Key folder; by default that of JOBFORGE_TOKEN_KEYS."),
 ]
 
+Projects = Annotated[
+    list[str] | None, typer.Option("--project", help="Confine it to a project; repeatable.")
+]
+Scopes = Annotated[list[Scope] | None, typer.Option("--scope", help="What it allows; repeatable.")]
+JobTypes = Annotated[
+    list[str] | None,
+    typer.Option("--job-type", help="Confine it to job types: report.*, demo.**; repeatable."),
+]
+DenyTypes = Annotated[
+    list[str] | None,
+    typer.Option("--deny-type", help="Job types it may not name, whatever else; repeatable."),
+]
+Events = Annotated[
+    list[str] | None, typer.Option("--event", help="Confine it to event types; repeatable.")
+]
+Roles = Annotated[
+    list[str] | None, typer.Option("--role", help="Role that definitions may ask for; repeatable.")
+]
+LimitOptions = Annotated[
+    list[str] | None,
+    typer.Option("--limit", help="A limit, name=value: rps=5, max_running=2; repeatable."),
+]
+Once = Annotated[bool, typer.Option("--once", help="Good for one write.")]
+Actor = Annotated[str | None, typer.Option("--actor", help="For whom its holder acts.")]
+
 
 def issue(
     tenant: Annotated[str, typer.Option("--tenant", help="Tenant the token acts for.")],
-    project: Annotated[
-        list[str] | None, typer.Option("--project", help="Confine it to a project; repeatable.")
-    ] = None,
-    scope: Annotated[
-        list[Scope] | None, typer.Option("--scope", help="What it allows; repeatable.")
-    ] = None,
+    project: Projects = None,
+    scope: Scopes = None,
     all_scopes: Annotated[bool, typer.Option("--all-scopes", help="Allow everything.")] = False,
     ttl: Annotated[str, typer.Option(help="How long it lives, at most 24h: 15m, 12h.")] = "12h",
     subject: Annotated[str, typer.Option(help="Who will hold it, for the audit log.")] = "cli",
+    job_type: JobTypes = None,
+    deny_type: DenyTypes = None,
+    event: Events = None,
+    role: Roles = None,
+    limit: LimitOptions = None,
+    once: Once = False,
+    epoch: Annotated[
+        int | None, typer.Option(help="Token epoch; by default the moment of issue.")
+    ] = None,
+    actor: Actor = None,
+    holder: Annotated[
+        Path | None,
+        typer.Option("--holder", help="Key folder of who may narrow it; made if it is not there."),
+    ] = None,
     folder: Folder = None,
     json: Json = False,
 ) -> None:
     """Issue a policy token and print it, alone, on stdout."""
+    from jobforge_mcp.policy.keys import KeyFolder
     from jobforge_mcp.policy.tokens import Grant, issue_token
 
     if not scope and not all_scopes:
@@ -56,7 +92,16 @@ def issue(
         ALL_SCOPES if all_scopes else frozenset(scope or ()),
         projects=project or (),
         subject=subject,
-        lifetime=_lifetime(ttl),
+        lifetime=read_lifetime(ttl),
+        job_types=job_type or (),
+        deny_types=deny_type or (),
+        events=event or (),
+        roles=role or (),
+        limits=parse_limits(limit),
+        is_single_use=once,
+        epoch=epoch,
+        actors=() if actor is None else (actor,),
+        holder=None if holder is None else KeyFolder(holder.expanduser()).ensure().public,
     )
     key = _signing_folder(settings, folder).ensure()
     token = issue_token(key, grant, issuer=settings.token_issuer, audience=settings.token_audience)
@@ -79,7 +124,7 @@ def inspect(
     from jobforge_mcp.policy.tokens import inspect_token, verifier_from_settings
 
     settings = read_settings()
-    text = _token_text(settings, token)
+    text = read_token(settings, token)
     has_keys = settings.token_keys is not None or settings.is_embedded
     seen = inspect_token(text, verifier_from_settings(settings) if has_keys else None)
     document: dict[str, JsonValue] = {
@@ -137,6 +182,38 @@ def keys(
     )
 
 
+def has_signing_key(settings: Settings) -> bool:
+    """Whether this installation can sign tokens."""
+    from jobforge_mcp.policy.keys import SIGNING_FILE
+
+    if settings.token_keys is None:
+        return settings.is_embedded
+    if settings.token_keys.lstrip().startswith("{"):
+        return False
+    return (Path(settings.token_keys).expanduser() / SIGNING_FILE).is_file()
+
+
+def parse_limits(given: list[str] | None) -> Limits | None:
+    """Read limits as they are written on a command line: ``rps=5``.
+
+    Raises:
+        InvalidInputError: a name or a value is none.
+    """
+    from jobforge_mcp.policy.claims import LIMITS, BadClaimError, check_limit, make_limits
+
+    values: dict[str, float | int] = {}
+    for text in given or ():
+        name, _, value = text.partition("=")
+        try:
+            number = float(value) if name == "rps" else int(value)
+            values[name] = check_limit(name, number)
+        except (ValueError, BadClaimError):
+            raise InvalidInputError(
+                f"{text!r} is no limit", hint=f"name=number, with one of {', '.join(LIMITS)}"
+            ) from None
+    return make_limits(values) if values else None
+
+
 def _signing_folder(settings: Settings, folder: Path | None) -> KeyFolder:
     """Find the folder of the private key: as named, as set, or the embedded default's own.
 
@@ -163,7 +240,12 @@ def _signing_folder(settings: Settings, folder: Path | None) -> KeyFolder:
     return KeyFolder(path)
 
 
-def _lifetime(text: str) -> timedelta:
+def read_lifetime(text: str) -> timedelta:
+    """Read a duration such as 15m.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
     from jobforge_mcp.definitions.durations import milliseconds
 
     try:
@@ -172,7 +254,8 @@ def _lifetime(text: str) -> timedelta:
         raise InvalidInputError(error.message, hint=error.hint) from None
 
 
-def _token_text(settings: Settings, given: str | None) -> str:
+def read_token(settings: Settings, given: str | None) -> str:
+    """Take the token that was named, that of standard input, or that of the settings."""
     if given is not None and given != "-":
         return given.strip()
     if given == "-" or settings.token is None:

@@ -69,7 +69,10 @@ class SyncClient:
             return self._portal.call(self._client.enqueue, name, input, options)
         job = self._client.prepare(name, input, options)
         origin = self._client.origin(job)
-        return refuse_conflict(enqueue_job_in_sync(connection, self.caller, job, origin=origin))
+        enqueued = enqueue_job_in_sync(
+            connection, self.caller, job, origin=origin, signer=self._client.signer
+        )
+        return refuse_conflict(enqueued)
 
     def enqueue_many(self, jobs: Iterable[tuple[str, JsonValue, Options]]) -> list[Enqueued]:
         """Commit many jobs at once; see `Client.enqueue_many`."""

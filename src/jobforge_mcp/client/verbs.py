@@ -20,10 +20,20 @@ from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.definitions.json_limits import check_key
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import InvalidInputError
-from jobforge_mcp.policy.gate import Gate, require_scope
+from jobforge_mcp.policy.gate import Gate
+from jobforge_mcp.policy.permissions import (
+    ask_guards,
+    confine,
+    may_list,
+    require_job,
+    require_run,
+    require_scope,
+    require_type,
+)
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.progress import OnChange, RunWatcher
 from jobforge_mcp.router.jobs import Router
+from jobforge_mcp.router.scope import ScopeSigner
 from jobforge_mcp.router.transactional import (
     AsyncConnection,
     enqueue_job_in,
@@ -36,6 +46,8 @@ from jobforge_mcp.types import (
     Cause,
     Effects,
     Enqueued,
+    JobAction,
+    JobId,
     JsonValue,
     LogLine,
     NewJob,
@@ -79,7 +91,7 @@ class Client:
         tool: str = "client",
     ) -> None:
         """Act through these parts; ``watcher`` is needed by ``wait`` and ``result``, ``tool`` names us in the audit log."""
-        self.caller = caller
+        self.caller = confine(caller, registry.by_name.values())
         self.registry = registry
         self._router = router
         self._watcher = watcher
@@ -125,7 +137,7 @@ class Client:
                 max_size=settings.database_pool_size,
                 name=f"jobforge {tool}",
             )
-            router = Router(await stack.enter_async_context(database))
+            router = Router(await stack.enter_async_context(database), signer=installation.signer)
             listener = None
             if is_listening:
                 listener = await stack.enter_async_context(
@@ -134,6 +146,11 @@ class Client:
             watcher = await stack.enter_async_context(RunWatcher(router, listener))
             registry = registry or load_registry(settings)
             yield cls(router, registry, caller, watcher=watcher, tool=tool)
+
+    @property
+    def signer(self) -> ScopeSigner | None:
+        """What signs this client's scope, where the database asks for that."""
+        return self._router.signer
 
     async def enqueue(
         self,
@@ -157,7 +174,9 @@ class Client:
         job = self.prepare(name, input, options)
         origin = self.origin(job)
         if connection is not None:
-            enqueued = await enqueue_job_in(connection, self.caller, job, origin=origin)
+            enqueued = await enqueue_job_in(
+                connection, self.caller, job, origin=origin, signer=self.signer
+            )
         else:
             enqueued = await self._router.enqueue_job(self.caller, job, origin=origin)
         return refuse_conflict(enqueued)
@@ -212,8 +231,10 @@ class Client:
     async def cancel(self, run_id: RunRef, *, reason: str | None = None) -> Run:
         """Ask for a run's end; a running one ends soon after."""
         require_scope(self.caller, Scope.JOBS_CANCEL)
+        job_id = to_job_id(run_id)
+        await self._require_run(job_id, JobAction.CANCEL)
         return await self._router.cancel_job(
-            self.caller, to_job_id(run_id), reason=reason, origin=self.origin()
+            self.caller, job_id, reason=reason, origin=self.origin()
         )
 
     async def retry(
@@ -227,9 +248,11 @@ class Client:
     ) -> Run:
         """Queue a final run again under the same id; ``force`` is needed for one that succeeded."""
         require_scope(self.caller, Scope.JOBS_RETRY)
+        job_id = to_job_id(run_id)
+        await self._require_run(job_id, JobAction.EXECUTE)
         return await self._router.retry_job(
             self.caller,
-            to_job_id(run_id),
+            job_id,
             if_version=if_version,
             run_at=run_at,
             reset_attempts=reset_attempts,
@@ -265,6 +288,9 @@ class Client:
         require_scope(self.caller, Scope.JOBS_READ)
         return await self._router.explain_run(self.caller, to_job_id(run_id))
 
+    async def _require_run(self, job_id: JobId, action: JobAction) -> None:
+        await require_run(self._router, self.registry.by_name, self.caller, job_id, action)
+
     def origin(self, job: NewJob | None = None) -> CallOrigin:
         """Return what the audit log is told of a call."""
         return CallOrigin(tool=self._tool, trace_id=job.trace_id if job is not None else None)
@@ -272,9 +298,9 @@ class Client:
     def prepare(self, name: str, input: JsonValue, options: Options = DEFAULTS) -> NewJob:
         """Check that the caller may enqueue this job with this input, and return it ready for the router."""
         require_scope(self.caller, Scope.JOBS_EXECUTE)
-        bound = self.registry.get(name)
-        for scope in sorted(bound.definition.required_scopes("execute")):
-            require_scope(self.caller, scope)
+        require_type(self.caller, name)
+        bound = self.registry.get(name, is_visible=may_list(self.caller))
+        require_job(self.caller, bound, JobAction.EXECUTE)
         if bound.effects is Effects.EXTERNAL and options.idempotency_key is None:
             raise InvalidInputError(
                 f"{bound.name} acts outside this database, so it needs an idempotency key",
@@ -286,6 +312,8 @@ class Client:
         if options.ordering_key is not None:
             check_key(options.ordering_key, "ordering key")
         prepared = self.registry.prepare(name, input)
+        if bound.guards:
+            ask_guards(self.caller, bound, JobAction.EXECUTE, json.loads(prepared.payload))
         retry = prepared.definition.retry
         return NewJob(
             job_type=bound.name,

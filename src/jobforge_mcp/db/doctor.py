@@ -19,6 +19,7 @@ import psycopg
 from psycopg import errors, sql
 from psycopg.rows import dict_row
 
+from jobforge_mcp.db.context import ContextSigner
 from jobforge_mcp.db.failures import malformed_url, unreachable
 from jobforge_mcp.db.migrate import migrate
 from jobforge_mcp.db.session import CONNECTION_OPTIONS
@@ -32,7 +33,7 @@ SKEW_WARNING_SECONDS = 5.0
 
 LISTEN_SECONDS = 2.0
 
-_ENTER: LiteralString = "select jobforge.enter_scope(%s, 'doctor', null, 'doctor', null)"
+_ENTER: LiteralString = "select jobforge.enter_scope(%s, 'doctor', null, 'doctor', null, null, %s)"
 _ENQUEUE: LiteralString = "select job_id from jobforge.enqueue_job(%s, 'doctor.proof')"
 _GET: LiteralString = "select job_id from jobforge.get_run(%s, %s)"
 _LIST: LiteralString = """
@@ -115,17 +116,17 @@ def examine_server(url: str) -> list[Finding]:
     return findings
 
 
-def examine_tenants(url: str) -> list[Finding]:
+def examine_tenants(url: str, signer: ContextSigner | None = None) -> list[Finding]:
     """Prove both ways that a tenant sees its own runs and nobody else's, in a transaction that is rolled back."""
     with _examined("tenants") as findings, _connected(url, "jobforge_api") as connection:
         mark = uuid4().hex[:12]
         mine, other = f"doctor-a-{mark}", f"doctor-b-{mark}"
         with connection.transaction(force_rollback=True):
-            connection.execute(_ENTER, [mine])
+            connection.execute(_ENTER, _scope(mine, signer))
             run_id = _one(connection, _ENQUEUE, [mine])["job_id"]
             sees_own = [row["job_id"] for row in connection.execute(_LIST, [mine])] == [run_id]
             findings.append(_judge(sees_own, "own run", "a tenant sees the run it enqueued"))
-            connection.execute(_ENTER, [other])
+            connection.execute(_ENTER, _scope(other, signer))
             is_hidden = not list(connection.execute(_LIST, [other]))
             is_hidden &= _is_refused(connection, "JF404", _GET, [other, run_id])
             findings.append(
@@ -140,6 +141,30 @@ def examine_tenants(url: str) -> list[Finding]:
             findings.append(_judge(is_refused, "no scope", "without a scope nothing is answered"))
             is_denied = _is_refused(connection, "42501", "select from jobforge.jobs")
             findings.append(_judge(is_denied, "tables", "the serving role may read no table"))
+    return findings
+
+
+def examine_signing(url: str, signer: ContextSigner | None = None) -> list[Finding]:
+    """Check whether a tenant can be made up in SQL, and whether what this process signs is believed."""
+    check = "scope signing"
+    with _examined(check) as findings, _connected(url, "jobforge_api") as connection:
+        tenant = f"doctor-{uuid4().hex[:12]}"
+        is_signed = _one(connection, "select jobforge.is_context_signed() as answer")["answer"]
+        with connection.transaction(force_rollback=True):
+            connection.execute(_ENTER, _scope(tenant, signer))
+            is_believed = not _is_refused(connection, "JF403", _LIST, [tenant])
+            connection.execute(_ENTER, _scope(tenant, None))
+            is_refused = _is_refused(connection, "JF403", _LIST, [tenant])
+        if not is_believed:
+            said = "this process has no good JOBFORGE_CONTEXT_KEY, so every call is refused"
+            hint = "set the key that jobforge context-key create printed; compare the clocks"
+            findings.append(Finding(check, State.FAILED, said, hint))
+        elif not is_signed:
+            said = "off: SQL that is run as jobforge_api may enter the scope of any tenant"
+            hint = "make a key: jobforge context-key create; then: jobforge context-key enforce"
+            findings.append(Finding(check, State.WARNING, said, hint))
+        else:
+            findings.append(_judge_signing(check, is_refused))
     return findings
 
 
@@ -223,6 +248,19 @@ def _judge_clock(theirs: datetime, before: float, after: float) -> Finding:
             "synchronise them; tokens allow for 30 s",
         )
     return Finding("clock", State.OK, f"within {skew:.1f} s of the database's")
+
+
+def _judge_signing(check: str, is_refused: bool) -> Finding:
+    if is_refused:
+        return Finding(check, State.OK, "on: a scope that no server signed is refused")
+    said = "a scope that nobody signed was let in"
+    return Finding(check, State.FAILED, said, "apply the functions again with: jobforge migrate")
+
+
+def _scope(tenant: str, signer: ContextSigner | None) -> list[Any]:
+    """List tenant and signature of the scope that this file enters."""
+    signed = signer and signer.sign(tenant, "doctor", None, "doctor", None, None)
+    return [tenant, signed]
 
 
 def _judge(is_kept: bool, check: str, promise: str) -> Finding:

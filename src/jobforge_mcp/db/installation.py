@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from jobforge_mcp.db.context import ContextKey, ContextSigner, ensure_own_key
 from jobforge_mcp.db.migrate import migrate
 from jobforge_mcp.embedded import Cluster, ensure_running
 from jobforge_mcp.settings import Settings
@@ -22,8 +23,11 @@ class Installation:
     api_url: str
     worker_url: str
     admin_url: str
+    auditor_url: str
     cluster: Cluster | None = None
     """This process's hold on the embedded server, if that is what is used."""
+    signer: ContextSigner | None = None
+    """Signs the scope of each call, if there is a key to sign with."""
 
     def __repr__(self) -> str:
         return f"Installation({'embedded' if self.cluster else 'database'})"
@@ -46,13 +50,29 @@ def open_installation(
     api_url = settings.url_for("api")
     if api_url is not None:
         yield Installation(
-            api_url, settings.url_for("worker") or api_url, settings.url_for("admin") or api_url
+            api_url,
+            settings.url_for("worker") or api_url,
+            settings.url_for("admin") or api_url,
+            settings.url_for("auditor") or api_url,
+            signer=_signer_of(settings),
         )
         return
     with ensure_running(settings.state_dir, on_progress=on_progress) as cluster:
         admin_url = cluster.url("jobforge_admin")
         if is_migrated:
             migrate(admin_url)
+        key = ensure_own_key(admin_url)
         yield Installation(
-            cluster.url("jobforge_api"), cluster.url("jobforge_worker"), admin_url, cluster
+            cluster.url("jobforge_api"),
+            cluster.url("jobforge_worker"),
+            admin_url,
+            cluster.url("jobforge_auditor"),
+            cluster,
+            None if key is None else ContextSigner(key),
         )
+
+
+def _signer_of(settings: Settings) -> ContextSigner | None:
+    if settings.context_key is None:
+        return None
+    return ContextSigner(ContextKey.parse(settings.context_key.get_secret_value()))

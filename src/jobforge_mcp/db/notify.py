@@ -21,7 +21,7 @@ import psycopg
 import structlog
 from psycopg import sql
 
-from jobforge_mcp.db.session import CONNECTION_OPTIONS
+from jobforge_mcp.db.session import CONNECTION_OPTIONS, PROCESS
 
 READY: Final = "jobforge_ready"
 """Channel: a job became due while a worker slept."""
@@ -166,22 +166,35 @@ class Listener:
             self._url, autocommit=True, application_name="jobforge listener", **CONNECTION_OPTIONS
         )
         try:
-            if self._role is not None:
+            row = await (await connection.execute(PROCESS)).fetchone()
+            pooled = row is not None and row[0] != connection.info.backend_pid
+            # On a connection that is shared the role would stay with others; anybody may listen.
+            if self._role is not None and not pooled:
                 await connection.execute(sql.SQL("set role {}").format(sql.Identifier(self._role)))
             for channel in (*self._channels, self._test_channel):
                 await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
             self._wake_all()
             while True:
-                await self._test(connection)
+                await self._test(connection, is_pooled=pooled)
                 await self._hear(connection, self._test_seconds)
         finally:
             # Not closed politely: in the middle of an answer that could wait, and the server notices anyway.
             connection.pgconn.finish()
 
-    async def _test(self, connection: psycopg.AsyncConnection) -> None:
-        """Notify ourselves and see whether it comes back."""
+    async def _test(self, connection: psycopg.AsyncConnection, *, is_pooled: bool) -> None:
+        """Notify ourselves and see whether it comes back.
+
+        Through a pooler from another connection: what we sent ourselves would come with the answer to the sending, also
+        where nothing is passed on between two statements.
+        """
         with anyio.fail_after(_ECHO_SECONDS * 5):
-            await connection.execute("select pg_notify(%s, '')", [self._test_channel])
+            if is_pooled:
+                async with await psycopg.AsyncConnection.connect(
+                    self._url, autocommit=True, **CONNECTION_OPTIONS
+                ) as other:
+                    await other.execute("select pg_notify(%s, '')", [self._test_channel])
+            else:
+                await connection.execute("select pg_notify(%s, '')", [self._test_channel])
         if await self._hear(connection, _ECHO_SECONDS, until=self._test_channel):
             self._health.turn_good()
         elif self._health.turn_bad():

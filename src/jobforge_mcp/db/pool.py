@@ -33,6 +33,8 @@ from jobforge_mcp.db.session import (
     CONNECTION_OPTIONS,
     CURRENT_USER,
     cannot_become,
+    is_pooled,
+    needs_own_login,
     refusal,
     statement_timeout,
 )
@@ -246,13 +248,18 @@ class Database:
     async def _become(self, connection: Connection) -> None:
         cursor = await connection.execute(CURRENT_USER)
         row = await cursor.fetchone()
+        pooled = is_pooled(connection.info.backend_pid, row)
+        if pooled:
+            connection.prepare_threshold = None
         if row is None or row["name"] != self.role:
+            if pooled:
+                raise needs_own_login(self.role, row and row["name"])
             try:
                 await connection.execute(sql.SQL("set role {}").format(sql.Identifier(self.role)))
             except (errors.InvalidParameterValue, errors.InsufficientPrivilege) as error:
                 raise cannot_become(self.role, row and row["name"]) from error
         timeout = statement_timeout(self._statement_seconds)
-        cursor = await connection.execute(CONFIGURE, [timeout], prepare=False)
+        cursor = await connection.execute(CONFIGURE, [timeout, pooled], prepare=False)
         if refused := refusal(self.role, await cursor.fetchone()):
             raise refused
 

@@ -18,14 +18,30 @@ CONNECTION_OPTIONS: Final[dict[str, Any]] = {
     "tcp_user_timeout": 10_000,
 }
 
-CURRENT_USER: LiteralString = "select current_user::text as name"
+PROCESS: LiteralString = "select pg_catalog.pg_backend_pid()"
 
-# Sent once for each connection. Times are read in UTC whatever the server's zone is.
+CURRENT_USER: LiteralString = (
+    "select current_user::text as name, pg_catalog.pg_backend_pid() as pid"
+)
+
+# Sent once for each connection. Times are read in UTC whatever the server's zone is. The second parameter keeps the
+# settings to this statement: behind a pooler they would stay with a connection that belongs to everybody.
 CONFIGURE: LiteralString = """
     select r.rolsuper or r.rolbypassrls as is_unbound, pg_catalog.to_regnamespace('jobforge') is not null as has_schema,
-      pg_catalog.set_config('statement_timeout', %s, false), pg_catalog.set_config('timezone', 'UTC', false),
-      pg_catalog.set_config('idle_in_transaction_session_timeout', '60s', false)
-    from pg_catalog.pg_roles r where r.rolname = current_user"""
+      pg_catalog.set_config('statement_timeout', p.timeout, p.is_pooled),
+      pg_catalog.set_config('timezone', 'UTC', p.is_pooled),
+      pg_catalog.set_config('idle_in_transaction_session_timeout', '60s', p.is_pooled)
+    from pg_catalog.pg_roles r, (select %s::text as timeout, %s::boolean as is_pooled) p
+    where r.rolname = current_user"""
+
+
+def is_pooled(told_pid: int, row: Mapping[str, Any] | None) -> bool:
+    """Tell whether a pooler is between: at the start it tells a number of its own, not that of the server behind it.
+
+    Such a connection is another one after each transaction, so nothing may be left on it: no setting, no role, no prepared
+    statement.
+    """
+    return row is not None and row["pid"] != told_pid
 
 
 def statement_timeout(seconds: float) -> str:
@@ -43,6 +59,14 @@ def refusal(role: str, configured: Mapping[str, Any] | None) -> OperatorError | 
     if not configured["has_schema"]:
         return SchemaError("the database has no schema jobforge", hint="run `jobforge migrate`")
     return None
+
+
+def needs_own_login(role: str, user: object) -> SettingsError:
+    """Describe a login that would have to become the role on a connection that it shares."""
+    return SettingsError(
+        f"through a pooler the login {user} cannot act as {role}: the role would stay with whoever comes next",
+        hint=f"log in as {role} in the URL that goes through the pooler",
+    )
 
 
 def cannot_become(role: str, user: object) -> SettingsError:

@@ -23,6 +23,7 @@ from pydantic import (
     PydanticUserError,
     TypeAdapter,
     ValidationError,
+    model_validator,
 )
 from pydantic import JsonValue as PydanticJson
 from pydantic.alias_generators import to_camel
@@ -30,7 +31,7 @@ from pydantic.alias_generators import to_camel
 from jobforge_mcp.definitions.durations import Duration, milliseconds
 from jobforge_mcp.definitions.schema import Schema, schema_of
 from jobforge_mcp.errors import DefinitionError
-from jobforge_mcp.types import Effects, Isolation
+from jobforge_mcp.types import Effects, Guard, Isolation, JobAction
 
 Handler: TypeAlias = Callable[..., object]
 """``def`` or ``async def (input: SomeModel, job: JobContext) -> Output``."""
@@ -53,6 +54,7 @@ JobName = Annotated[str, Field(pattern=_NAME)]
 Text = Annotated[str, Field(max_length=512), AfterValidator(_one_line)]
 Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,62}$")]
 LabelValue = Annotated[str, Field(max_length=255), AfterValidator(_one_line)]
+RoleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,62}$")]
 ScopeName = Annotated[str, Field(pattern=r"^[a-z]+:[a-z]+$")]
 
 
@@ -85,10 +87,18 @@ class RetryPolicy(_Model):
 class Permission(_Model):
     """What a caller needs for one action beyond the scope that its tool asks for."""
 
-    action: Literal["execute"] = "execute"
-    """What is allowed."""
-    scopes: Annotated[tuple[ScopeName, ...], Field(min_length=1, max_length=16)]
+    action: JobAction = JobAction.EXECUTE
+    """What is allowed: ``list``, ``read``, ``execute`` (and retry), ``cancel`` or ``register``."""
+    roles: Annotated[tuple[RoleName, ...], Field(max_length=16)] = ()
+    """Roles of which the token must carry one; none asks for no role."""
+    scopes: Annotated[tuple[ScopeName, ...], Field(max_length=16)] = ()
     """Scopes the token must hold, all of them."""
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Permission:
+        if not self.roles and not self.scopes:
+            raise ValueError("a permission names roles, scopes or both")
+        return self
 
 
 class JobDefinition(_Model):
@@ -132,7 +142,7 @@ class JobDefinition(_Model):
     idempotent: bool = False
     """Whether running it twice with the same input is as good as once."""
 
-    def required_scopes(self, action: Literal["execute"]) -> frozenset[str]:
+    def required_scopes(self, action: JobAction | Literal["execute"]) -> frozenset[str]:
         """Return the scopes that an action on this job needs besides the tool's own."""
         return frozenset(
             scope
@@ -187,6 +197,8 @@ class BoundJob:
     """The handler's declared result."""
     ref: HandlerRef
     """How a child process finds the handler."""
+    guards: tuple[Guard, ...] = field(default=(), repr=False)
+    """Asked before any action on the job or its runs; a declarative definition has its handler's."""
 
     @property
     def name(self) -> str:
@@ -202,6 +214,11 @@ class BoundJob:
     def effects(self) -> Effects:
         """What the job changes besides its own run."""
         return self.definition.effects or Effects.INTERNAL
+
+    @property
+    def permissions(self) -> tuple[Permission, ...]:
+        """What actions on the job ask of their callers."""
+        return self.definition.permissions
 
     @property
     def is_async(self) -> bool:
@@ -233,6 +250,8 @@ def job(
     hidden: bool = False,
     isolation: Isolation | Literal["async", "process", "thread"] | None = None,
     scopes: Iterable[str] = (),
+    permissions: Iterable[Permission] = (),
+    guard: Guard | None = None,
     effects: Effects | Literal["none", "internal", "external"] = Effects.INTERNAL,
     idempotent: bool = False,
 ) -> Callable[[Handler], BoundJob]:
@@ -240,7 +259,8 @@ def job(
 
     The function's types are the schemas, its docstring the description unless one is given. ``async def`` runs on the
     worker's loop and ``def`` in a child process, unless ``isolation`` says otherwise; ``scopes`` are needed to execute it
-    besides ``jobs:execute``.
+    besides ``jobs:execute``. ``permissions`` ask for roles and scopes action by action; ``guard`` is asked about every action
+    and refuses unless it returns ``True``.
 
     Raises:
         DefinitionError: An argument or the function's signature does not fit; file and line are named.
@@ -263,11 +283,21 @@ def job(
                 labels=dict(labels or {}),
                 hidden=hidden,
                 isolation=_isolation(handler, isolation),
-                permissions=(Permission(scopes=scopes_given),) if scopes_given else (),
+                permissions=(
+                    *((Permission(scopes=scopes_given),) if scopes_given else ()),
+                    *permissions,
+                ),
                 effects=Effects(effects),
                 idempotent=idempotent,
             )
-            bound = BoundJob(definition, handler, input_type, output_type, _ref(handler, name))
+            bound = BoundJob(
+                definition,
+                handler,
+                input_type,
+                output_type,
+                _ref(handler, name),
+                guards=() if guard is None else (guard,),
+            )
             _ = (
                 bound.input_schema,
                 bound.output_schema,

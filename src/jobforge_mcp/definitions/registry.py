@@ -6,11 +6,12 @@ may come from ``psql``. A result is checked before the run may be ``succeeded``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import cast
+from typing import Literal, TypeAlias, cast
 
+import structlog
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
@@ -23,8 +24,12 @@ from jobforge_mcp.errors import (
     InvalidInputError,
     NotFoundError,
     PermanentError,
+    PolicyDeniedError,
 )
+from jobforge_mcp.redaction import find_shape, shape_of
 from jobforge_mcp.types import JsonObject, JsonValue
+
+_log = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +43,33 @@ class Prepared:
     """JSON text of the input as it came, which the idempotency hash covers."""
 
 
+Fill: TypeAlias = Callable[[JsonObject], JsonObject]
+"""Puts the values of secrets where an input names them."""
+
+PayloadScan: TypeAlias = Literal["refuse", "warn", "off"]
+"""What becomes of an input that holds an obvious key."""
+
+
 class Registry:
     """Every job this process knows. Built once, at start."""
 
-    def __init__(self, jobs: Iterable[BoundJob]) -> None:
+    def __init__(
+        self,
+        jobs: Iterable[BoundJob],
+        *,
+        switched_off: Mapping[str, str] | None = None,
+        payload_scan: PayloadScan = "refuse",
+    ) -> None:
         """Take the jobs.
+
+        ``switched_off`` names those that must not run, and the setting that would change it; ``payload_scan`` says what
+        becomes of an input that holds an obvious key.
 
         Raises:
             DefinitionError: Two have the same name.
         """
+        self._off = dict(switched_off or {})
+        self._payload_scan: PayloadScan = payload_scan
         self._jobs: dict[str, BoundJob] = {}
         for bound in jobs:
             if bound.name in self._jobs:
@@ -54,23 +77,35 @@ class Registry:
             self._jobs[bound.name] = bound
 
     def names(self) -> list[str]:
-        """Return all names, hidden ones too, in order."""
-        return sorted(self._jobs)
+        """Return all names, hidden ones too, in order; what is switched off is not here."""
+        return sorted(self._jobs.keys() - self._off.keys())
 
-    def get(self, name: str) -> BoundJob:
-        """Return one job.
+    @property
+    def by_name(self) -> Mapping[str, BoundJob]:
+        """Every job, hidden and switched-off ones too: their permissions hold for the runs they had."""
+        return self._jobs
+
+    def get(self, name: str, *, is_visible: Callable[[BoundJob], bool] | None = None) -> BoundJob:
+        """Return one job; ``is_visible`` says which others may be named to the caller.
 
         Raises:
             NotFoundError: ``JOB_NOT_FOUND``, with what the caller may have meant.
+            PolicyDeniedError: ``FEATURE_DISABLED``: it is switched off here.
         """
         bound = self._jobs.get(name)
+        if name in self._off:
+            raise PolicyDeniedError(
+                f"{name} is switched off on this installation, for every caller",
+                code="FEATURE_DISABLED",
+                hint=f"whoever operates it can set {self._off[name]}=true for servers and workers",
+            )
         if bound is None:
             raise NotFoundError(
                 f"there is no job named {name!r}"
                 if is_job_name(name)
                 else "there is no job of this name",
                 code="JOB_NOT_FOUND",
-                hint=self._meant(name),
+                hint=self._meant(name, is_visible),
             )
         return bound
 
@@ -80,7 +115,7 @@ class Registry:
         tags: Iterable[str] | None = None,
         labels: Mapping[str, str] | None = None,
         *,
-        scopes: frozenset[str] | None = None,
+        is_visible: Callable[[BoundJob], bool] | None = None,
     ) -> list[BoundJob]:
         """Return the jobs that are not hidden, by name.
 
@@ -88,7 +123,7 @@ class Registry:
             query: Words that must all occur in name, title, description or tags.
             tags: Tags that a job must all have.
             labels: Labels that a job must all have.
-            scopes: The caller's scopes: jobs that need others are left out. ``None`` shows all.
+            is_visible: Says which are shown to the caller. ``None`` shows all.
         """
         words = (query or "").casefold().split()
         wanted_tags, wanted_labels = set(tags or ()), dict(labels or {}).items()
@@ -96,7 +131,8 @@ class Registry:
             bound
             for _, bound in sorted(self._jobs.items())
             if not bound.definition.hidden
-            and (scopes is None or bound.definition.required_scopes("execute") <= scopes)
+            and bound.name not in self._off
+            and (is_visible is None or is_visible(bound))
             and wanted_tags <= set(bound.definition.tags)
             and wanted_labels <= bound.definition.labels.items()
             and all(word in _searchable(bound.definition) for word in words)
@@ -112,32 +148,46 @@ class Registry:
         bound = self.get(name)
         given = {} if input is None else input
         received = dump_limited(given)
+        if self._payload_scan != "off" and shape_of(received) is not None:
+            self._refuse_key(bound, given)
         checked = _check_schema(bound, given)
         model = _to_model(bound, checked)
         payload = {**_defaults(bound, model, checked), **checked}
         text = received if payload == given else dump_limited(payload)
         return Prepared(bound.definition, text, received)
 
-    def check_input(self, bound: BoundJob, payload: str) -> object:
-        """Return what the handler gets for a claimed payload.
+    def check_input(self, bound: BoundJob, payload: str, fill: Fill | None = None) -> object:
+        """Return what the handler gets for a claimed payload; ``fill`` puts in what only the worker knows.
 
         Raises:
             CallerError: The payload does not fit the definition, which may have changed since it was enqueued.
         """
-        return _to_model(bound, _check_schema(bound, load_limited(payload)))
+        return _to_model(bound, _check_schema(bound, load_limited(payload)), fill)
 
-    def handler_input(self, bound: BoundJob, payload: str) -> str:
+    def handler_input(self, bound: BoundJob, payload: str, fill: Fill | None = None) -> str:
         """Check a claimed payload, and return the JSON text that the handler of ``bound.ref`` is to be given."""
         checked = _check_schema(bound, load_limited(payload))
-        _to_model(bound, checked)
-        return dump_limited({**bound.definition.input, **checked})
+        _to_model(bound, checked, fill)
+        merged: JsonObject = {**bound.definition.input, **checked}
+        return dump_limited(merged if fill is None else fill(merged))
 
     def check_output(self, bound: BoundJob, value: object) -> str:
         """Return the JSON text of what a handler returned."""
         return check_output(bound, value)
 
-    def _meant(self, name: str) -> str:
-        shown = [bound.name for bound in self.list()]
+    def _refuse_key(self, bound: BoundJob, given: JsonValue) -> None:
+        where, kind = find_shape(given) or ("/", "key")
+        if self._payload_scan == "warn":
+            _log.warning("key_in_input", job_type=bound.name, path=where, kind=kind)
+            return
+        raise InvalidInputError(
+            f"the input of {bound.name} holds what looks like a {kind} at {where}; inputs are stored and can be read",
+            code="SECRET_IN_INPUT",
+            hint="let the operator keep it as a secret of the workers, and pass secret://NAME instead",
+        )
+
+    def _meant(self, name: str, is_visible: Callable[[BoundJob], bool] | None) -> str:
+        shown = [bound.name for bound in self.list(is_visible=is_visible)]
         close = get_close_matches(name[:200].casefold(), shown, n=3, cutoff=0.6)
         listed = "list-jobs shows every job that you may run"
         return f"did you mean {' or '.join(close)}? {listed}" if close else listed
@@ -184,11 +234,13 @@ def _check_schema(bound: BoundJob, value: JsonValue) -> JsonObject:
     return checked
 
 
-def _to_model(bound: BoundJob, checked: JsonObject) -> BaseModel:
+def _to_model(bound: BoundJob, checked: JsonObject, fill: Fill | None = None) -> BaseModel:
     """Make the handler's input, with the fixed part of a declarative definition underneath."""
+    merged: JsonObject = {**bound.definition.input, **checked}
     try:
         return cast(
-            "BaseModel", bound.input_type.validate_python({**bound.definition.input, **checked})
+            "BaseModel",
+            bound.input_type.validate_python(merged if fill is None else fill(merged)),
         )
     except ValidationError as error:
         raise InvalidInputError(

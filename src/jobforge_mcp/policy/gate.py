@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from jobforge_mcp.errors import PolicyDeniedError
+from jobforge_mcp.policy.permissions import EVERY_ROLE, GuardedJob, confine, require_scope
 from jobforge_mcp.policy.scopes import ALL_SCOPES, Scope
 from jobforge_mcp.settings import Settings
 from jobforge_mcp.types import Caller, TenantId
@@ -34,6 +35,7 @@ LOCAL_CALLER = Caller(
     tenant_id=LOCAL_TENANT,
     subject="local",
     scopes=frozenset(scope.value for scope in ALL_SCOPES),
+    roles=frozenset({EVERY_ROLE}),
 )
 
 _CACHE_SECONDS = 60.0
@@ -67,20 +69,23 @@ class Gate:
         make_verifier: Callable[[], TokenVerifier] | None,
         *,
         has_local_tenant: bool,
+        jobs: Iterable[GuardedJob] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Take how to make the verifier, which loads keys and cryptography, when the first token comes.
 
-        ``make_verifier`` is ``None`` where no keys are set: then no token is accepted.
+        ``make_verifier`` is ``None`` where no keys are set: then no token is accepted. ``jobs`` are those of this process,
+        whose permissions say which runs exist for a caller.
         """
         self._make_verifier = make_verifier
         self._verifier: TokenVerifier | None = None
         self._has_local_tenant = has_local_tenant
+        self._jobs = tuple(jobs)
         self._clock = clock
         self._verified: dict[bytes, tuple[Caller, float]] = {}
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> Gate:
+    def from_settings(cls, settings: Settings, jobs: Iterable[GuardedJob] = ()) -> Gate:
         """Make the gate of an installation; keys are read, and on embedded Postgres made, when they are first needed."""
 
         def make_verifier() -> TokenVerifier:
@@ -89,7 +94,9 @@ class Gate:
             return verifier_from_settings(settings)
 
         has_keys = settings.token_keys is not None or settings.is_embedded
-        return cls(make_verifier if has_keys else None, has_local_tenant=settings.is_embedded)
+        return cls(
+            make_verifier if has_keys else None, has_local_tenant=settings.is_embedded, jobs=jobs
+        )
 
     @property
     def accepts_tokens(self) -> bool:
@@ -114,7 +121,7 @@ class Gate:
         """
         if credential.token is None:
             if self._has_local_tenant and credential.door is Door.LOCAL:
-                return LOCAL_CALLER
+                return confine(LOCAL_CALLER, self._jobs)
             raise self._refusal(credential.door, "absent")
         digest = hashlib.sha256(credential.token.encode("utf-8", "surrogatepass")).digest()
         cached = self._verified.get(digest)
@@ -138,7 +145,7 @@ class Gate:
         answer = self._verifier.verify(token)
         if isinstance(answer, str):
             raise self._refusal(door, answer)
-        caller = answer.to_caller()
+        caller = confine(answer.to_caller(), self._jobs)
         self._remember(
             digest, caller, min(answer.expires_at.timestamp(), self._clock() + _CACHE_SECONDS)
         )
@@ -157,26 +164,3 @@ class Gate:
             code="TOKEN_INVALID",
             hint="issue one with: jobforge token issue --tenant TENANT --scope SCOPE",
         )
-
-
-def require_scope(caller: Caller, scope: Scope | str) -> None:
-    """Refuse a caller whose token does not allow this, and record the refusal.
-
-    A definition may name a scope that is none of ours: nobody holds it.
-
-    Raises:
-        PolicyDeniedError: the scope is not among the caller's.
-    """
-    if scope in caller.scopes:
-        return
-    _logger.warning(
-        "policy_refused",
-        reason="scope",
-        scope=str(scope),
-        tenant_id=caller.tenant_id,
-        token_id=caller.token_id,
-    )
-    raise PolicyDeniedError(
-        f"the policy token does not allow this: it lacks the scope {scope}",
-        hint=f"ask whoever issues tokens for one with {scope}",
-    )

@@ -228,7 +228,7 @@ def _parse_jwks(text: str, where: str) -> dict[str, PublicKey]:
                 f"{where} does not hold one or two keys",
                 hint="a key set holds the current key and at most the one before it",
             )
-        keys = [_parse_public_jwk(element) for element in elements]
+        keys = [parse_public_jwk(element) for element in elements]
     except (NotStrictJsonError, KeyError, ValueError) as error:
         detail = f": {error}" if isinstance(error, _UnfitKeyError) else ""
         raise SettingsError(
@@ -246,7 +246,12 @@ class _UnfitKeyError(ValueError):
     """Why one element of a key set is no key for us; says nothing of its content."""
 
 
-def _parse_public_jwk(element: JsonValue) -> PublicKey:
+def parse_public_jwk(element: JsonValue) -> PublicKey:
+    """Read one public key of a set, or the one a token names as its holder's.
+
+    Raises:
+        ValueError: it is no Ed25519 public key, or more than that.
+    """
     if not isinstance(element, dict):
         raise _UnfitKeyError("an element is not an object")
     if "d" in element:

@@ -13,6 +13,9 @@ Scope                   Allows                                      Carries
 ``events:submit``       submit events
 ``triggers:write``      register and remove triggers
 ``ops:read``            scan and inspect the installation itself
+``action:execute``      let jobs act outside: those whose ``effects`` are ``external``
+``admin:tenant``        revoke tokens of the tenant
+``audit:read``          see the tenant's audit log
 ======================  ==========================================  ======================
 
 What the last column does not name is not implied: no scope is a wildcard, and nobody cancels or retries because they may
@@ -50,6 +53,12 @@ class Scope(StrEnum):
     """Register and remove triggers."""
     OPS_READ = "ops:read"
     """Scan the installation: settings, health and cost of its Postgres, across tenants."""
+    ACTION_EXECUTE = "action:execute"
+    """Enqueue and retry jobs that act outside this database, besides what enqueueing itself needs."""
+    ADMIN_TENANT = "admin:tenant"
+    """Revoke tokens of the tenant, one or all."""
+    AUDIT_READ = "audit:read"
+    """See the audit log of the tenant: who did what, and what was refused."""
 
 
 ALL_SCOPES = frozenset(Scope)

@@ -8,17 +8,21 @@ compared, never pattern-matched.
 ``verify`` answers with a token or with a named ``Refusal``; the name is for our log alone. Turning it into the one error
 that callers see is the gate's work, and so is the cache.
 
-Budgets, single use, revocation, patterns of job types and narrowing are to come as further members of the claim ``jf``
-with a higher ``v``; this version refuses what it does not know rather than allow what it should have limited.
+A holder may narrow a token without its issuer: the token names the holder's public key (``cnf.jwk``), and what is presented
+is the token, ``~`` and a child that this key signed, with the hash of all before it (``par``). Every claim of the child must
+lie within the one above; at most three links are walked. Whether a token is revoked or used up is for the database to say,
+in the transaction of the write.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -29,11 +33,30 @@ from jwt.api_jws import PyJWS
 from jwt.exceptions import PyJWTError
 
 from jobforge_mcp.errors import InvalidInputError
-from jobforge_mcp.policy.keys import ALGORITHM, KeyFolder, KeySource, PublicKey, SigningKey
+from jobforge_mcp.policy.claims import (
+    MOST_PATTERNS,
+    MOST_PROJECTS,
+    BadClaimError,
+    Confinement,
+    find_widening,
+    is_name,
+    is_subject,
+    parse_confinement,
+)
+from jobforge_mcp.policy.keys import (
+    ALGORITHM,
+    KeyFolder,
+    KeySource,
+    PublicKey,
+    SigningKey,
+    parse_public_jwk,
+    thumbprint,
+)
 from jobforge_mcp.policy.scopes import Scope, expand_scopes, parse_scopes
 from jobforge_mcp.policy.strict_json import NotStrictJsonError, decode_base64url, parse_object
+from jobforge_mcp.router.patterns import is_pattern
 from jobforge_mcp.settings import Settings
-from jobforge_mcp.types import Caller, JsonObject, JsonValue, TenantId
+from jobforge_mcp.types import Caller, JsonObject, Limits, TenantId
 
 POLICY_TYPE = "jobforge-policy+jwt"
 """``typ`` of the tokens issued here."""
@@ -41,20 +64,26 @@ POLICY_TYPE = "jobforge-policy+jwt"
 ACCEPTED_TYPES = frozenset({POLICY_TYPE, "at+jwt"})
 """``at+jwt`` is an OAuth server's access token (RFC 9068) that carries the claim ``jf``."""
 
+NARROWED_TYPE = "jobforge-narrowed+jwt"
+"""``typ`` of what a holder signs to narrow a token."""
+
+LINK = "~"
+"""Stands between a token and the child that narrows it."""
+
+MOST_LINKS = 3
+"""How often a token may be narrowed."""
+
 LARGEST_TOKEN = 8 * 1024
-"""Characters; looked at before anything is parsed, because parsing 5 MB takes a third of a second."""
+"""Characters, links included; looked at before anything is parsed, because parsing 5 MB takes a third of a second."""
 
 LONGEST_LIFE = timedelta(hours=24)
 LEEWAY_SECONDS = 30
 """Clocks of issuer and verifier may differ by this much."""
 
-CLAIM_VERSION = 1
-_MOST_PROJECTS = 100
 _LAST_SECOND = 253_402_300_799  # the end of the year 9999, the last that datetime can hold
 
 # Three parts; the third is exactly the 64 bytes of an Ed25519 signature.
 _SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{86}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,62}")
 
 _SIGNER = PyJWS(algorithms=[ALGORITHM])
 
@@ -77,6 +106,10 @@ class Refusal(StrEnum):
     EXPIRED = "expired"
     LIFETIME = "lifetime"
     """It was issued for more than 24 hours, or for less than none."""
+    LINK = "link"
+    """A link does not belong to the token before it, or there are too many."""
+    WIDER = "wider"
+    """A link allows something that the token before it does not."""
     NO_KEYS = "no_keys"
     """This installation accepts no tokens, because it has no keys."""
     ABSENT = "absent"
@@ -94,32 +127,93 @@ class Grant:
     subject: str = "cli"
     """Who will hold it, for the audit log."""
     lifetime: timedelta = timedelta(hours=12)
+    job_types: Collection[str] = ()
+    """Patterns of the job types it may name; none means every type."""
+    deny_types: Collection[str] = ()
+    """Patterns of job types it may not name, whatever else is allowed."""
+    events: Collection[str] = ()
+    """Patterns of the event types it may submit; none means every type."""
+    roles: Collection[str] = ()
+    """Roles that permissions on job definitions may ask for."""
+    limits: Limits | None = None
+    is_single_use: bool = False
+    """Good for one write."""
+    epoch: int | None = None
+    """Below the tenant's token epoch it is revoked; the moment of issue in milliseconds unless an issuer counts otherwise."""
+    actors: Collection[str] = ()
+    """For whom the subject acts, nearest first."""
+    holder: PublicKey | None = None
+    """Whose signature may narrow it; nobody's without one."""
+
+    def confinement(self) -> Confinement:
+        """Return the same as the claim ``jf`` says it."""
+        return Confinement(
+            tenant_id=TenantId(self.tenant_id),
+            projects=frozenset(self.projects) or None,
+            job_types=tuple(self.job_types) or None,
+            deny_types=tuple(self.deny_types),
+            events=tuple(self.events) or None,
+            roles=frozenset(self.roles),
+            limits=self.limits,
+            is_single_use=self.is_single_use,
+            epoch=self.epoch,
+            actors=tuple(self.actors),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyToken:
-    """The verified content of a token."""
+    """The verified content of a token, narrowed as its links say."""
 
     issuer: str
     subject: str
     token_id: str
-    tenant_id: TenantId
+    """Of the token as it was issued: what budgets and revocation count by, however it was narrowed."""
     scopes: frozenset[Scope]
     """As granted; a caller also gets what these carry."""
-    projects: frozenset[str] | None
+    confinement: Confinement
+    audiences: frozenset[str]
     issued_at: datetime
+    starts_at: datetime
     expires_at: datetime
     key_id: str
+    client_id: str | None = None
+    holder: PublicKey | None = None
+    """Whose signature may narrow it further."""
+    links: tuple[str, ...] = ()
+    """Ids of the children that narrowed it, outermost first."""
+    single_use_ids: tuple[str, ...] = ()
+
+    @property
+    def tenant_id(self) -> TenantId:
+        """Whose rows it is about."""
+        return self.confinement.tenant_id
+
+    @property
+    def projects(self) -> frozenset[str] | None:
+        """Which projects it is confined to."""
+        return self.confinement.projects
 
     def to_caller(self) -> Caller:
         """Return who acts with this token."""
+        within = self.confinement
         return Caller(
-            tenant_id=self.tenant_id,
+            tenant_id=within.tenant_id,
             subject=self.subject,
             scopes=frozenset(scope.value for scope in expand_scopes(self.scopes)),
-            projects=self.projects,
+            projects=within.projects,
             token_id=self.token_id,
             expires_at=self.expires_at,
+            job_types=within.job_types,
+            deny_types=within.deny_types,
+            events=within.events,
+            limits=within.limits,
+            epoch=within.epoch,
+            is_single_use=within.is_single_use,
+            single_use_ids=self.single_use_ids,
+            links=self.links,
+            roles=within.roles,
+            actors=within.actors,
         )
 
 
@@ -137,10 +231,11 @@ def issue_token(
         InvalidInputError: the grant is one that no verifier would accept.
     """
     _check_grant(grant)
-    now = int(clock())
-    jf: JsonObject = {"v": CLAIM_VERSION, "tenant": grant.tenant_id}
-    if grant.projects:
-        jf["projects"] = [*sorted(set(grant.projects))]
+    moment = clock()
+    now = int(moment)
+    confinement = grant.confinement()
+    if confinement.epoch is None:
+        confinement = replace(confinement, epoch=int(moment * 1_000))
     claims: JsonObject = {
         "iss": issuer,
         "sub": grant.subject,
@@ -150,18 +245,42 @@ def issue_token(
         "exp": now + int(grant.lifetime.total_seconds()),
         "jti": str(uuid4()),
         "scope": " ".join(sorted(grant.scopes)),
-        "jf": jf,
+        "jf": confinement.to_claim(),
     }
+    if grant.holder is not None:
+        claims["cnf"] = holder_claim(grant.holder)
+    return refuse_long(sign_claims(key, claims, POLICY_TYPE))
+
+
+def sign_claims(key: SigningKey, claims: JsonObject, typ: str) -> str:
+    """Make a JWT of claims that were checked."""
     payload = json.dumps(claims, separators=(",", ":")).encode()
-    token = _SIGNER.encode(
-        payload, key.key, ALGORITHM, {"typ": POLICY_TYPE, "kid": key.public.key_id}
-    )
+    return _SIGNER.encode(payload, key.key, ALGORITHM, {"typ": typ, "kid": key.public.key_id})
+
+
+def refuse_long(token: str) -> str:
+    """Return the token, unless every verifier would refuse it for its length.
+
+    Raises:
+        InvalidInputError: it is too long.
+    """
     if len(token) > LARGEST_TOKEN:
         raise InvalidInputError(
             f"the token would be {len(token)} characters long; the limit is {LARGEST_TOKEN}",
-            hint="name fewer projects",
+            hint="name fewer projects and patterns",
         )
     return token
+
+
+def holder_claim(holder: PublicKey) -> JsonObject:
+    """Write the claim ``cnf`` that lets a key's owner narrow the token."""
+    jwk = holder.to_jwk()
+    return {"jwk": {name: jwk[name] for name in ("kty", "crv", "x")}}
+
+
+def hash_above(text: str) -> str:
+    """Return the claim ``par`` of a child: the hash of the token that it narrows, links included."""
+    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
 
 
 class TokenVerifier:
@@ -183,11 +302,20 @@ class TokenVerifier:
     def verify(self, token: str) -> PolicyToken | Refusal:
         """Return the token's content, or why it is refused. Raises nothing, whatever the text."""
         try:
-            key = self._find_key(_parse_header(token))
-            payload = _check_signature(token, key)
-            return self._check_claims(payload, key)
+            if len(token) > LARGEST_TOKEN:
+                _refuse(Refusal.TOO_LONG)
+            first, *links = token.split(LINK)
+            if len(links) > MOST_LINKS:
+                _refuse(Refusal.LINK)
+            key = self._find_key(_parse_header(first, ACCEPTED_TYPES))
+            found = self._read(_check_signature(first, key), key)
+            above = first
+            for link in links:
+                found = self._follow(found, above, link)
+                above = f"{above}{LINK}{link}"
         except _RefusedError as refused:
             return refused.reason
+        return found
 
     def _find_key(self, header: JsonObject) -> PublicKey:
         key_id = header["kid"]
@@ -198,30 +326,61 @@ class TokenVerifier:
             _refuse(Refusal.HEADER)
         return key
 
-    def _check_claims(self, payload: bytes, key: PublicKey) -> PolicyToken:
+    def _follow(self, parent: PolicyToken, above: str, link: str) -> PolicyToken:
+        """Read a child that the parent's holder signed, and refuse it unless it lies within the parent in every claim."""
+        header = _parse_header(link, frozenset({NARROWED_TYPE}))
+        holder = parent.holder
+        if holder is None or header["kid"] != thumbprint(holder.key) or header["alg"] != ALGORITHM:
+            _refuse(Refusal.LINK)
+        payload = _check_signature(link, holder)
+        child = self._read(payload, holder)
+        if _text(_parse(payload), "par", 43) != hash_above(above):
+            _refuse(Refusal.LINK)
+        confinement = child.confinement
+        if "epoch" not in _jf_of(payload):
+            confinement = replace(confinement, epoch=parent.confinement.epoch)
+        if not _is_within(parent, child) or find_widening(parent.confinement, confinement):
+            _refuse(Refusal.WIDER)
+        own = (child.token_id,) if confinement.is_single_use else ()
+        return replace(
+            child,
+            token_id=parent.token_id,
+            confinement=confinement,
+            links=(*parent.links, child.token_id),
+            single_use_ids=(*parent.single_use_ids, *own),
+            key_id=parent.key_id,
+        )
+
+    def _read(self, payload: bytes, key: PublicKey) -> PolicyToken:
         claims = _parse(payload)
         if _text(claims, "iss", 512) != self._issuer:
             _refuse(Refusal.ISSUER)
-        if self._audience not in _audiences(claims):
+        audiences = _audiences(claims)
+        if self._audience not in audiences:
             _refuse(Refusal.AUDIENCE)
-        issued, expires = self._check_times(claims)
+        issued, starts, expires = self._check_times(claims)
         scopes = parse_scopes(_text(claims, "scope", 2_048, shortest=0))
         if scopes is None:
             _refuse(Refusal.CLAIM)
-        tenant_id, projects = _parse_jf(claims.get("jf"))
+        confinement = _confinement(claims, issued)
+        token_id = _text(claims, "jti", 128)
         return PolicyToken(
             issuer=self._issuer,
             subject=_text(claims, "sub", 255),
-            token_id=_text(claims, "jti", 128),
-            tenant_id=tenant_id,
+            token_id=token_id,
             scopes=scopes,
-            projects=projects,
+            confinement=confinement,
+            audiences=frozenset(audiences),
             issued_at=datetime.fromtimestamp(issued, UTC),
+            starts_at=datetime.fromtimestamp(starts, UTC),
             expires_at=datetime.fromtimestamp(expires, UTC),
             key_id=key.key_id,
+            client_id=_text(claims, "client_id", 255) if "client_id" in claims else None,
+            holder=_holder(claims),
+            single_use_ids=(token_id,) if confinement.is_single_use else (),
         )
 
-    def _check_times(self, claims: JsonObject) -> tuple[int, int]:
+    def _check_times(self, claims: JsonObject) -> tuple[int, int, int]:
         issued, expires = _seconds(claims, "iat"), _seconds(claims, "exp")
         starts = _seconds(claims, "nbf")
         if not 0 < expires - issued <= LONGEST_LIFE.total_seconds():
@@ -231,7 +390,7 @@ class TokenVerifier:
             _refuse(Refusal.EXPIRED)
         if now < max(issued, starts) - LEEWAY_SECONDS:
             _refuse(Refusal.NOT_YET)
-        return issued, expires
+        return issued, starts, expires
 
 
 def verifier_from_settings(settings: Settings) -> TokenVerifier:
@@ -259,24 +418,39 @@ class Inspection:
     claims: JsonObject
     refusal: Refusal | None
     """``None``: it is valid here and now."""
+    token: PolicyToken | None = None
+    """What it allows, where it is valid."""
 
 
 def inspect_token(token: str, verifier: TokenVerifier | None) -> Inspection:
-    """Read a token without trusting it; ``verifier`` is ``None`` where no keys are at hand.
+    """Read a token, its last link if it was narrowed, without trusting it; ``verifier`` is ``None`` without keys.
+
+    Raises:
+        InvalidInputError: it is not even shaped like a token.
+    """
+    header, claims = read_unverified(token)
+    answer = verifier.verify(token) if verifier is not None else Refusal.NO_KEYS
+    if isinstance(answer, Refusal):
+        return Inspection(header, claims, answer)
+    return Inspection(header, claims, None, answer)
+
+
+def read_unverified(token: str) -> tuple[JsonObject, JsonObject]:
+    """Read header and claims of what is presented, the last link if there are any, and believe nothing of it.
 
     Raises:
         InvalidInputError: it is not even shaped like a token.
     """
     try:
-        header_part, payload_part, _ = _split(token)
-        header, claims = _parse_part(header_part), _parse_part(payload_part)
+        if len(token) > LARGEST_TOKEN:
+            _refuse(Refusal.TOO_LONG)
+        header, payload, _ = _split(token.rpartition(LINK)[2])
+        return _parse_part(header), _parse_part(payload)
     except _RefusedError:
         raise InvalidInputError(
             "the text is not shaped like a policy token",
             hint="a token is three parts with dots between them, on one line",
         ) from None
-    answer = verifier.verify(token) if verifier is not None else Refusal.NO_KEYS
-    return Inspection(header, claims, answer if isinstance(answer, Refusal) else None)
 
 
 class _RefusedError(Exception):
@@ -299,13 +473,13 @@ def _split(token: str) -> list[str]:
     return token.split(".")
 
 
-def _parse_header(token: str) -> JsonObject:
+def _parse_header(token: str, types: frozenset[str]) -> JsonObject:
     header = _parse_part(_split(token)[0])
     # Exactly these: so crit, b64, jwk, jku, x5c and whatever comes next are refused without being named.
     if header.keys() != {"alg", "typ", "kid"}:
         _refuse(Refusal.HEADER)
     typ = header["typ"]
-    if not isinstance(typ, str) or typ not in ACCEPTED_TYPES:
+    if not isinstance(typ, str) or typ not in types:
         _refuse(Refusal.HEADER)
     return header
 
@@ -364,48 +538,93 @@ def _audiences(claims: JsonObject) -> list[str]:
     return audiences
 
 
-def _parse_jf(value: JsonValue) -> tuple[TenantId, frozenset[str] | None]:
-    if not isinstance(value, dict) or not value.keys() <= {"v", "tenant", "projects"}:
+def _confinement(claims: JsonObject, issued: int) -> Confinement:
+    try:
+        found = parse_confinement(claims.get("jf"))
+    except BadClaimError:
         _refuse(Refusal.CLAIM)
-    version = value.get("v")
-    if type(version) is not int or version != CLAIM_VERSION:
-        _refuse(Refusal.CLAIM)
-    tenant_id = _name(value.get("tenant"))
-    if "projects" not in value:
-        return TenantId(tenant_id), None
-    projects = value["projects"]
-    # An empty list could mean none or all: refused, so that nobody has to know.
-    if not isinstance(projects, list) or not 1 <= len(projects) <= _MOST_PROJECTS:
-        _refuse(Refusal.CLAIM)
-    return TenantId(tenant_id), frozenset(_name(project) for project in projects)
+    return found if found.epoch is not None else replace(found, epoch=issued * 1_000)
 
 
-def _name(value: JsonValue) -> str:
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
+def _jf_of(payload: bytes) -> JsonObject:
+    jf = _parse(payload).get("jf")
+    return jf if isinstance(jf, dict) else {}
+
+
+def _holder(claims: JsonObject) -> PublicKey | None:
+    """Read ``cnf``: absent, or the key that may narrow. Anything else would bind the token to a proof we do not ask for."""
+    if "cnf" not in claims:
+        return None
+    cnf = claims["cnf"]
+    if not isinstance(cnf, dict) or cnf.keys() != {"jwk"}:
         _refuse(Refusal.CLAIM)
-    return value
+    try:
+        return parse_public_jwk(cnf["jwk"])
+    except ValueError:
+        _refuse(Refusal.CLAIM)
+
+
+def _is_within(parent: PolicyToken, child: PolicyToken) -> bool:
+    """Whether the claims outside of ``jf`` allow no more than the parent's."""
+    return (
+        child.subject == parent.subject
+        and child.client_id == parent.client_id
+        and child.audiences <= parent.audiences
+        and expand_scopes(child.scopes) <= expand_scopes(parent.scopes)
+        and child.issued_at >= parent.issued_at
+        and child.starts_at >= parent.starts_at
+        and child.expires_at <= parent.expires_at
+    )
 
 
 def _check_grant(grant: Grant) -> None:
     for kind, name in [
         ("tenant", grant.tenant_id),
         *(("project", name) for name in grant.projects),
+        *(("role", name) for name in grant.roles),
     ]:
-        if not _NAME.fullmatch(name):
+        if not is_name(name):
             raise InvalidInputError(
                 f"{name!r} cannot be the name of a {kind}",
                 hint="1 to 63 letters, digits and . _ : - of which the first is a letter or digit",
             )
-    if len(set(grant.projects)) > _MOST_PROJECTS:
+    for patterns in (grant.job_types, grant.deny_types, grant.events):
+        refuse_bad_patterns(patterns)
+    if len(set(grant.projects)) > MOST_PROJECTS:
         raise InvalidInputError(
-            f"a token names at most {_MOST_PROJECTS} projects",
+            f"a token names at most {MOST_PROJECTS} projects",
             hint="without any, it is good for every project of the tenant",
         )
     if not timedelta(seconds=1) <= grant.lifetime <= LONGEST_LIFE:
         raise InvalidInputError(
             "a token lives from one second to 24 hours", hint="issue a new one when it ends"
         )
-    if not 1 <= len(grant.subject) <= 255 or not grant.subject.isprintable():
+    if not all(is_subject(subject) for subject in (grant.subject, *grant.actors)):
         raise InvalidInputError(
             "the subject of a token is 1 to 255 printable characters", hint="name who will hold it"
         )
+    try:
+        parse_confinement(grant.confinement().to_claim())
+    except BadClaimError as error:
+        raise InvalidInputError(
+            f"no verifier would accept what the token says under {error}",
+            hint="docs/security.md lists the claims and their values",
+        ) from None
+
+
+def refuse_bad_patterns(patterns: Collection[str]) -> None:
+    """Refuse what is no pattern of dotted names.
+
+    Raises:
+        InvalidInputError: one is not, or there are too many.
+    """
+    if len(patterns) > MOST_PATTERNS:
+        raise InvalidInputError(
+            f"a token names at most {MOST_PATTERNS} patterns of one kind", hint="use * and **"
+        )
+    for pattern in patterns:
+        if not is_pattern(pattern):
+            raise InvalidInputError(
+                f"{pattern!r} is no pattern of dotted names",
+                hint="segments are literal, * for one segment, or at the end ** for the rest: connector.http.*",
+            )

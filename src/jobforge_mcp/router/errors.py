@@ -19,6 +19,7 @@ from jobforge_mcp.errors import (
     PolicyDeniedError,
     SchemaError,
 )
+from jobforge_mcp.router.limits import limit_error
 from jobforge_mcp.types import JobId
 
 # Raised on purpose by functions of ours: their words are for the caller.
@@ -29,7 +30,6 @@ _RAISED: dict[str, type[CallerError | LeaseLostError]] = {
     "JF409": ConflictError,
     "JF410": LeaseLostError,
     "JF413": LimitError,
-    "JF429": LimitError,
 }
 _CODES = {"JF404": "RUN_NOT_FOUND"}
 
@@ -72,10 +72,12 @@ def translate(error: psycopg.Error) -> JobForgeError | None:
     if state is None:
         return _of_client(error)
     diagnostics = error.diag
+    if state == "JF429":
+        return limit_error(diagnostics)
     if (ours := _RAISED.get(state)) is not None:
         return ours(
             diagnostics.message_primary or state,
-            code=_CODES.get(state),
+            code=_CODES.get(state) or _token_code(diagnostics.message_detail),
             hint=diagnostics.message_hint,
         )
     if state.startswith(_PASSING):
@@ -94,6 +96,11 @@ def translate(error: psycopg.Error) -> JobForgeError | None:
         what = _CONSTRAINTS.get(name, name)
         return InvalidInputError(f"the database refused a value: {what}", hint="correct the value")
     return None
+
+
+def _token_code(detail: str | None) -> str | None:
+    """Find what stands in the way of a token that was good once."""
+    return detail if detail in ("TOKEN_REVOKED", "TOKEN_USED") else None
 
 
 def _of_client(error: psycopg.Error) -> JobForgeError | None:

@@ -21,6 +21,8 @@ from jobforge_mcp.db.session import (
     CONNECTION_OPTIONS,
     CURRENT_USER,
     cannot_become,
+    is_pooled,
+    needs_own_login,
     refusal,
     statement_timeout,
 )
@@ -121,13 +123,18 @@ class HeartbeatConnection:
             raise malformed_url() from error
         self._connection = connection
         row = connection.execute(CURRENT_USER).fetchone()
+        pooled = is_pooled(connection.info.backend_pid, row)
+        if pooled:
+            connection.prepare_threshold = None
         if row is None or row["name"] != self._role:
+            if pooled:
+                raise needs_own_login(self._role, row and row["name"])
             try:
                 connection.execute(sql.SQL("set role {}").format(sql.Identifier(self._role)))
             except (errors.InvalidParameterValue, errors.InsufficientPrivilege) as error:
                 raise cannot_become(self._role, row and row["name"]) from error
         timeout = statement_timeout(_LIMIT_SECONDS)
-        configured = connection.execute(CONFIGURE, [timeout], prepare=False).fetchone()
+        configured = connection.execute(CONFIGURE, [timeout, pooled], prepare=False).fetchone()
         if refused := refusal(self._role, configured):
             raise refused
         return connection

@@ -14,9 +14,9 @@ from typing import Final, LiteralString
 from jobforge_mcp.db.pool import Database, Row
 from jobforge_mcp.errors import NotFoundError, PolicyDeniedError
 from jobforge_mcp.router.errors import run_not_found, translated
+from jobforge_mcp.router.patterns import is_confined, may_see_type
 from jobforge_mcp.router.rows import (
     job_arrays,
-    scope_arguments,
     to_attempt,
     to_cause,
     to_enqueued,
@@ -24,6 +24,7 @@ from jobforge_mcp.router.rows import (
     to_queue_stats,
     to_run,
 )
+from jobforge_mcp.router.scope import SCOPE, ScopeSigner, scope_arguments
 from jobforge_mcp.types import (
     Attempt,
     Caller,
@@ -41,8 +42,6 @@ from jobforge_mcp.types import (
 
 NO_ORIGIN: Final = CallOrigin()
 
-_SCOPE: LiteralString = "jobforge.enter_scope(%s, %s, %s, %s, %s) as s(tenant_id)"
-
 # The result stays text: it is handed on as it is, and only its reader pays for decoding it.
 _RUN: LiteralString = """
     r.tenant_id, r.job_id, r.project_id, r.job_type, r.job_version, r.status, r.waiting_for, r.attempt_no, r.max_attempts,
@@ -51,48 +50,49 @@ _RUN: LiteralString = """
     r.progress_message, r.cancel_requested_at, r.cancel_reason, r.error, r.result::text as result"""
 
 ENQUEUE_JOBS: LiteralString = f"""
-    select r.* from {_SCOPE}, lateral jobforge.enqueue_jobs(s.tenant_id, %s::text[], %s::text[], %s::text[], %s::text[],
+    select r.* from {SCOPE}, lateral jobforge.enqueue_jobs(s.tenant_id, %s::text[], %s::text[], %s::text[], %s::text[],
       %s::text[], %s::int[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::text[], %s::int[], %s::int[],
       %s::float8[], %s::int[], %s::int[], %s::boolean[], %s::text, %s::int, %s::boolean) as r
     order by r.ord"""
 _GET_RUN: LiteralString = (
-    f"select {_RUN} from {_SCOPE}, lateral jobforge.get_run(s.tenant_id, %s) as r"
+    f"select {_RUN} from {SCOPE}, lateral jobforge.get_run(s.tenant_id, %s) as r"
 )
 _GET_RUNS: LiteralString = (
-    f"select {_RUN} from {_SCOPE}, lateral jobforge.get_runs(s.tenant_id, %s::uuid[]) as r"
+    f"select {_RUN} from {SCOPE}, lateral jobforge.get_runs(s.tenant_id, %s::uuid[]) as r"
 )
 _GET_PAYLOAD: LiteralString = (
-    f"select r.payload from {_SCOPE}, lateral jobforge.get_payload(s.tenant_id, %s) as r(payload)"
+    f"select r.payload from {SCOPE}, lateral jobforge.get_payload(s.tenant_id, %s) as r(payload)"
 )
 _LIST_RUNS: LiteralString = f"""
-    select {_RUN} from {_SCOPE}, lateral jobforge.list_runs(s.tenant_id, %s::text, %s::text, %s::text[], %s::text,
+    select {_RUN} from {SCOPE}, lateral jobforge.list_runs(s.tenant_id, %s::text, %s::text, %s::text[], %s::text,
       %s::timestamptz, %s::uuid, %s::int) as r"""
 _CANCEL_JOB: LiteralString = (
-    f"select {_RUN} from {_SCOPE}, lateral jobforge.cancel_job(s.tenant_id, %s, %s::text) as r"
+    f"select {_RUN} from {SCOPE}, lateral jobforge.cancel_job(s.tenant_id, %s, %s::text) as r"
 )
 _RETRY_JOB: LiteralString = f"""
-    select {_RUN} from {_SCOPE}, lateral jobforge.retry_job(s.tenant_id, %s, %s::bigint, %s::timestamptz, %s::boolean,
+    select {_RUN} from {SCOPE}, lateral jobforge.retry_job(s.tenant_id, %s, %s::bigint, %s::timestamptz, %s::boolean,
       %s::boolean) as r"""
 _EXPLAIN_RUN: LiteralString = (
-    f"select r.* from {_SCOPE}, lateral jobforge.explain_run(s.tenant_id, %s) as r"
+    f"select r.* from {SCOPE}, lateral jobforge.explain_run(s.tenant_id, %s) as r"
 )
 _LIST_ATTEMPTS: LiteralString = (
-    f"select r.* from {_SCOPE}, lateral jobforge.list_attempts(s.tenant_id, %s) as r"
+    f"select r.* from {SCOPE}, lateral jobforge.list_attempts(s.tenant_id, %s) as r"
 )
 _LIST_LOGS: LiteralString = (
-    f"select r.* from {_SCOPE}, lateral jobforge.list_logs(s.tenant_id, %s, %s::int, %s::int) as r"
+    f"select r.* from {SCOPE}, lateral jobforge.list_logs(s.tenant_id, %s, %s::int, %s::int) as r"
 )
 _QUEUE_STATS: LiteralString = (
-    f"select r.* from {_SCOPE}, lateral jobforge.queue_stats(s.tenant_id) as r"
+    f"select r.* from {SCOPE}, lateral jobforge.queue_stats(s.tenant_id) as r"
 )
 
 
 class Router:
     """The tenant-facing functions, over an open `Database` of role ``jobforge_api``."""
 
-    def __init__(self, database: Database) -> None:
-        """Speak through this pool."""
+    def __init__(self, database: Database, *, signer: ScopeSigner | None = None) -> None:
+        """Speak through this pool, with scopes signed where the database asks for that."""
         self._database = database
+        self.signer = signer
 
     async def enqueue_job(
         self,
@@ -161,14 +161,30 @@ class Router:
         projects = _confine(caller, wanted)
         if projects is not None and not projects:
             return []
-        status = None if wanted.status is None else wanted.status.value
+        found: list[Run] = []
+        before_id = wanted.before_id
+        # A page holds as many as were asked for, also where some between them are of types that the caller may not see.
+        while True:
+            page = await self._list_page(caller, wanted, projects, before_id)
+            found += [run for run in page if _is_visible(caller, run)]
+            if len(page) < wanted.limit or len(found) >= wanted.limit:
+                return found[: wanted.limit]
+            before_id = page[-1].job_id
+
+    async def _list_page(
+        self,
+        caller: Caller,
+        wanted: RunFilter,
+        projects: Sequence[str] | None,
+        before_id: JobId | None,
+    ) -> list[Run]:
         arguments = [
             wanted.job_type,
-            status,
+            None if wanted.status is None else wanted.status.value,
             projects,
             wanted.trace_id,
             wanted.since,
-            wanted.before_id,
+            before_id,
             wanted.limit,
         ]
         rows = await self._fetch(caller, _LIST_RUNS, arguments, is_repeatable=True)
@@ -257,7 +273,8 @@ class Router:
                 hint="use a token without projects, or list-runs",
             )
         rows = await self._fetch(caller, _QUEUE_STATS, [], is_repeatable=True)
-        return [to_queue_stats(row) for row in rows]
+        found = [to_queue_stats(row) for row in rows]
+        return [stats for stats in found if may_see_type(caller, stats.job_type)]
 
     async def await_wakeup(self, listener_id: str, topic: str, for_ms: int) -> None:
         """Ask that ``jobforge_<topic>`` be notified for so long; ``topic`` is ``ready`` or ``runs``."""
@@ -294,8 +311,8 @@ class Router:
             raise run_not_found(job_id)
 
     async def _may_see(self, caller: Caller, job_id: JobId) -> bool:
-        """Look whether a run named by a caller confined to projects is one of theirs; a run never changes its project."""
-        return caller.projects is None or bool(await self.get_runs(caller, [job_id]))
+        """Look whether a run named by a confined caller is one of theirs; a run changes neither project nor type."""
+        return not is_confined(caller) or bool(await self.get_runs(caller, [job_id]))
 
     async def _without_strangers(self, caller: Caller, cause: Cause) -> Cause:
         if cause.blocked_by is None or await self._may_see(caller, cause.blocked_by):
@@ -332,13 +349,15 @@ class Router:
         with translated():
             return await self._database.fetch(
                 query,
-                [*scope_arguments(caller, origin), *arguments],
+                [*scope_arguments(caller, origin, self.signer), *arguments],
                 is_repeatable=is_repeatable,
             )
 
 
 def _is_visible(caller: Caller, run: Run) -> bool:
-    return caller.projects is None or run.project_id in caller.projects
+    return (caller.projects is None or run.project_id in caller.projects) and may_see_type(
+        caller, run.job_type
+    )
 
 
 def _confine(caller: Caller, wanted: RunFilter) -> list[str] | None:

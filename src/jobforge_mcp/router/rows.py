@@ -10,8 +10,6 @@ from uuid import UUID
 from jobforge_mcp.db.pool import Row
 from jobforge_mcp.types import (
     Attempt,
-    Caller,
-    CallOrigin,
     Cause,
     ClaimedJob,
     Enqueued,
@@ -185,11 +183,6 @@ def to_held_lease(row: Row) -> HeldLease:
         lease_until=row["lease_until"],
         cancel_ids=frozenset(row["cancel_ids"]),
     )
-
-
-def scope_arguments(caller: Caller, origin: CallOrigin) -> list[object]:
-    """List the arguments of ``enter_scope``."""
-    return [caller.tenant_id, caller.subject, caller.token_id, origin.tool, origin.trace_id]
 
 
 def job_arrays(jobs: Sequence[NewJob]) -> list[object]:

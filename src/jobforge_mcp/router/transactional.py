@@ -14,7 +14,8 @@ from psycopg.rows import dict_row
 
 from jobforge_mcp.router.errors import translated
 from jobforge_mcp.router.jobs import ENQUEUE_JOBS, NO_ORIGIN, refuse_foreign_project
-from jobforge_mcp.router.rows import job_arrays, scope_arguments, to_enqueued
+from jobforge_mcp.router.rows import job_arrays, to_enqueued
+from jobforge_mcp.router.scope import ScopeSigner, scope_arguments
 from jobforge_mcp.types import Caller, CallOrigin, Enqueued, NewJob
 
 AsyncConnection: TypeAlias = psycopg.AsyncConnection[Any]
@@ -22,7 +23,12 @@ SyncConnection: TypeAlias = psycopg.Connection[Any]
 
 
 async def enqueue_job_in(
-    connection: AsyncConnection, caller: Caller, job: NewJob, *, origin: CallOrigin = NO_ORIGIN
+    connection: AsyncConnection,
+    caller: Caller,
+    job: NewJob,
+    *,
+    origin: CallOrigin = NO_ORIGIN,
+    signer: ScopeSigner | None = None,
 ) -> Enqueued:
     """Enqueue a job in the transaction that is open on this connection, or is opened by this statement.
 
@@ -30,7 +36,7 @@ async def enqueue_job_in(
         InvalidInputError: a value does not fit; the transaction can only be rolled back, as after any error in it.
         PolicyDeniedError: the caller may not use the project.
     """
-    arguments = _arguments(caller, job, origin)
+    arguments = _arguments(caller, job, origin, signer)
     with translated():
         async with connection.cursor(row_factory=dict_row) as cursor:
             await cursor.execute(ENQUEUE_JOBS, arguments)
@@ -38,15 +44,22 @@ async def enqueue_job_in(
 
 
 def enqueue_job_in_sync(
-    connection: SyncConnection, caller: Caller, job: NewJob, *, origin: CallOrigin = NO_ORIGIN
+    connection: SyncConnection,
+    caller: Caller,
+    job: NewJob,
+    *,
+    origin: CallOrigin = NO_ORIGIN,
+    signer: ScopeSigner | None = None,
 ) -> Enqueued:
     """Do the same on a blocking connection, on the thread that owns it."""
-    arguments = _arguments(caller, job, origin)
+    arguments = _arguments(caller, job, origin, signer)
     with translated(), connection.cursor(row_factory=dict_row) as cursor:
         cursor.execute(ENQUEUE_JOBS, arguments)
         return to_enqueued(cursor.fetchall()[0])
 
 
-def _arguments(caller: Caller, job: NewJob, origin: CallOrigin) -> list[object]:
+def _arguments(
+    caller: Caller, job: NewJob, origin: CallOrigin, signer: ScopeSigner | None
+) -> list[object]:
     refuse_foreign_project(caller, job)
-    return [*scope_arguments(caller, origin), *job_arrays([job]), None, 30_000, False]
+    return [*scope_arguments(caller, origin, signer), *job_arrays([job]), None, 30_000, False]

@@ -33,6 +33,7 @@ from jobforge_mcp.errors import (
     NotFoundError,
 )
 from jobforge_mcp.policy.gate import Credential, Door
+from jobforge_mcp.policy.permissions import may_list
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.server import resources, wire
 from jobforge_mcp.server.arguments import schema_of
@@ -166,20 +167,27 @@ class _Doors:
         self, ctx: Context, params: types.PaginatedRequestParams | None
     ) -> types.ListResourcesResult:
         caller = self._identify(ctx)
-        jobs = (
-            self._parts.registry.list(scopes=caller.scopes)
-            if Scope.JOBS_LIST in caller.scopes
-            else []
-        )
+        if Scope.JOBS_LIST not in caller.scopes:
+            return types.ListResourcesResult(resources=[], cache_scope="private")
+        jobs = self._parts.registry.list(is_visible=may_list(caller))
         return types.ListResourcesResult(
             resources=[
                 types.Resource(
-                    uri=f"{resources.SCHEME}jobs/{bound.name}",
-                    name=bound.name,
-                    title=bound.definition.title,
+                    uri=resources.SERVER_URI,
+                    name="server",
+                    title="This server",
+                    description="Version, features, limits, and how callers are told apart.",
                     mime_type="application/json",
-                )
-                for bound in jobs
+                ),
+                *(
+                    types.Resource(
+                        uri=f"{resources.SCHEME}jobs/{bound.name}",
+                        name=bound.name,
+                        title=bound.definition.title,
+                        mime_type="application/json",
+                    )
+                    for bound in jobs
+                ),
             ],
             cache_scope="private",
         )

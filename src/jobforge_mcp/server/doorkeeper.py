@@ -1,32 +1,29 @@
-"""Stand before every HTTP door of MCP: the right host, the right origin, a good token; or an answer that says why not.
+"""Stand before every HTTP door of MCP: the right host, the right origin, a good token, the scopes of the call; or say why not.
 
-The SDK's own pieces for this would advertise an OAuth server that does not exist. What is verified here is verified for one
-request and left in its ASGI scope; tools ask the gate again for the scope they need. The principal goes along as well, so
-that the SDK lets a session of the handshake era be used by nobody but whoever opened it.
+The SDK's own pieces for this would advertise an OAuth server where there is none, and name no scopes where there is one.
+What is verified here is verified for one request and left in its ASGI scope; tools ask the gate again for the scope they
+need. The principal goes along as well, so that the SDK lets a session of the handshake era be used by nobody but whoever
+opened it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-
 import structlog
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
-from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jobforge_mcp.errors import JobForgeError, PolicyDeniedError
-from jobforge_mcp.policy.gate import Credential, Door, Gate
-from jobforge_mcp.server import wire
+from jobforge_mcp.policy.gate import Credential, Door
 from jobforge_mcp.server.build import CREDENTIAL_KEY
-from jobforge_mcp.server.metrics import Metrics
-from jobforge_mcp.settings import Settings
+from jobforge_mcp.server.oauth import ResourceServer, lacks_scopes
+from jobforge_mcp.server.origins import Origins
+from jobforge_mcp.server.parts import ServerParts
+from jobforge_mcp.server.refusals import refusal
+from jobforge_mcp.server.sessions import PRINCIPAL_KEY
 from jobforge_mcp.types import Caller
-
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -35,24 +32,37 @@ class Doorkeeper:
     """ASGI middleware before one app."""
 
     def __init__(
-        self, app: ASGIApp, *, gate: Gate, security: TransportSecuritySettings, metrics: Metrics
+        self,
+        app: ASGIApp,
+        parts: ServerParts,
+        *,
+        origins: Origins,
+        resource: ResourceServer | None = None,
     ) -> None:
+        """Take what to protect; ``resource`` where an OAuth server gives out the tokens."""
         self._app = app
-        self._gate = gate
-        self._security = TransportSecurityMiddleware(security)
-        self._metrics = metrics
+        self._gate = parts.gate
+        self._metrics = parts.metrics
+        self._origins = origins
+        self._resource = resource
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request in, or answer it."""
-        request = Request(scope, receive)
-        refusal = await self._security.validate_request(request, is_post=False)
-        if refusal is None:
-            refusal = self._identify(request, scope)
-        if refusal is not None:
-            self._metrics.refusals.labels(refusal.status_code).inc()
-            await refusal(scope, receive, send)
+        """Let a request in, or answer it before its body is read."""
+        request = Request(scope)
+        refused = self._check_place(request) or self._identify(request, scope)
+        if refused is not None:
+            self._metrics.refusals.labels(refused.status_code).inc()
+            await refused(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+    def _check_place(self, request: Request) -> Response | None:
+        """Refuse what a page of somebody else, or a name of somebody else, sent here."""
+        if not self._origins.allows_host(request.headers.getlist("host")):
+            return Response("Invalid Host header", status_code=421)
+        if not self._origins.allows_origin(request.headers.getlist("origin")):
+            return Response("Invalid Origin header", status_code=403)
+        return None
 
     def _identify(self, request: Request, scope: Scope) -> Response | None:
         """Leave the credential and its principal in the scope, or return why not."""
@@ -61,40 +71,47 @@ class Doorkeeper:
         try:
             caller = self._gate.identify(credential)
         except PolicyDeniedError as error:
-            challenge = "Bearer" if token is None else 'Bearer error="invalid_token"'
-            return _error(401, error, {"WWW-Authenticate": challenge})
+            return self._challenge(request, error, None if token is None else "invalid_token")
         except (
             JobForgeError
         ) as error:  # keys that cannot be read: the operator's fault, not the caller's
             log.exception("gate_failed", code=error.code)
-            return _error(
+            return refusal(
                 503,
                 PolicyDeniedError(
                     "tokens cannot be checked now", code="UNAVAILABLE", retryable=True
                 ),
             )
+        if self._resource is not None and (lacking := lacks_scopes(request, caller)):
+            return self._step_up(request, caller, lacking)
         scope[CREDENTIAL_KEY] = credential
+        scope[PRINCIPAL_KEY] = (caller.tenant_id, caller.subject)
         scope["user"] = AuthenticatedUser(_principal(caller))
         return None
 
+    def _challenge(
+        self, request: Request, refused: PolicyDeniedError, error: str | None
+    ) -> Response:
+        """Answer 401: without an OAuth server the way to a token is in the body, for people."""
+        plain = "Bearer" if error is None else f'Bearer error="{error}"'
+        shown = self._resource.challenge(request, error) if self._resource is not None else plain
+        return refusal(401, refused, {"WWW-Authenticate": shown})
 
-def security_of(settings: Settings) -> TransportSecuritySettings:
-    """Return which hosts and origins are answered: loopback's, the bound address, and what the settings add."""
-    hosts = {*LOOPBACK, *settings.allowed_hosts}
-    if settings.host not in ("0.0.0.0", "::", ""):  # noqa: S104  # compared with, not bound
-        hosts.add(f"[{settings.host}]" if ":" in settings.host else settings.host)
-    with_ports = {f"{host}:*" for host in hosts if not _has_port(host)}
-    origins = {f"{scheme}://{host}" for scheme in ("http", "https") for host in LOOPBACK}
-    return TransportSecuritySettings(
-        allowed_hosts=sorted(hosts | with_ports),
-        allowed_origins=sorted(
-            origins | {f"{origin}:*" for origin in origins} | set(settings.allowed_origins)
-        ),
-    )
-
-
-def _has_port(host: str) -> bool:
-    return ":" in host.rpartition("]")[2]
+    def _step_up(self, request: Request, caller: Caller, lacking: frozenset[str]) -> Response:
+        assert self._resource is not None
+        log.warning(
+            "policy_refused",
+            reason="scope",
+            scope=" ".join(sorted(lacking)),
+            tenant_id=caller.tenant_id,
+            token_id=caller.token_id,
+        )
+        error = PolicyDeniedError(
+            f"the token does not allow this: it lacks {', '.join(sorted(lacking))}",
+            hint="ask the OAuth server for a token with the scopes of the WWW-Authenticate header",
+        )
+        shown = self._resource.challenge(request, "insufficient_scope")
+        return refusal(403, error, {"WWW-Authenticate": shown})
 
 
 def _bearer(request: Request) -> str | None:
@@ -106,15 +123,3 @@ def _bearer(request: Request) -> str | None:
 def _principal(caller: Caller) -> AccessToken:
     """Return who acts, without the token: sessions compare this and nothing else."""
     return AccessToken(token="", client_id=caller.subject, subject=caller.tenant_id, scopes=[])
-
-
-def _error(status: int, error: JobForgeError, headers: Mapping[str, str] | None = None) -> Response:
-    view = wire.ErrorView(
-        code=error.code, message=error.message, hint=error.hint, retryable=error.retryable
-    )
-    return Response(
-        json.dumps({"error": view.wire()}),
-        status_code=status,
-        headers=dict(headers or {}),
-        media_type="application/json",
-    )

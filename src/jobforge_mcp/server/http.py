@@ -8,7 +8,6 @@ mode, which would lose progress and would not notice a client that left.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import socket
 from collections.abc import AsyncGenerator, Callable, Generator
 
@@ -24,9 +23,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jobforge_mcp.errors import SettingsError
 from jobforge_mcp.server.build import build_server
-from jobforge_mcp.server.doorkeeper import Doorkeeper, security_of
+from jobforge_mcp.server.doorkeeper import Doorkeeper
+from jobforge_mcp.server.exposure import check_exposure
 from jobforge_mcp.server.health import health_routes
+from jobforge_mcp.server.oauth import ResourceServer
+from jobforge_mcp.server.origins import Origins
 from jobforge_mcp.server.parts import ServerParts
+from jobforge_mcp.server.sessions import CountedConnections, CountedSessions, SessionBook
 from jobforge_mcp.server.subscriptions import Connection
 
 LAST_ANSWERS_SECONDS = 0.5
@@ -39,19 +42,26 @@ SHUTDOWN_SECONDS = 3
 @contextlib.asynccontextmanager
 async def http_app(parts: ServerParts) -> AsyncGenerator[Starlette]:
     """Make the ASGI app, and run what its sessions need while it is used."""
-    security = security_of(parts.settings)
-    server = build_server(parts)
-    manager = StreamableHTTPSessionManager(app=server, security_settings=security)
+    settings = parts.settings
+    origins, resource = Origins.from_settings(settings), ResourceServer.from_settings(settings)
+    server, book = build_server(parts), SessionBook.from_settings(settings)
+    # Hosts and origins are checked by the doorkeeper, for every door and more strictly than by the SDK.
+    manager = StreamableHTTPSessionManager(
+        app=server,
+        session_idle_timeout=settings.session_idle_seconds,
+        max_sessions=settings.most_sessions,
+    )
     messages = SseServerTransport("/messages/")
 
     def guarded(app: ASGIApp) -> ASGIApp:
-        return Doorkeeper(app, gate=parts.gate, security=security, metrics=parts.metrics)
+        return Doorkeeper(app, parts, origins=origins, resource=resource)
 
     app = Starlette(
         routes=[
-            Route("/mcp", guarded(StreamableHTTPASGIApp(manager))),
-            Route("/sse", guarded(_SseDoor(parts, server, messages))),
+            Route("/mcp", guarded(CountedSessions(StreamableHTTPASGIApp(manager), book))),
+            Route("/sse", guarded(CountedConnections(_SseDoor(parts, server, messages), book))),
             Mount("/messages", guarded(messages.handle_post_message)),
+            *(resource.routes() if resource is not None else ()),
             *health_routes(parts),
         ]
     )
@@ -68,10 +78,10 @@ async def serve_http(
     """Serve on the address of the settings until ``stop`` is set or the task is cancelled.
 
     Raises:
-        SettingsError: The address cannot be bound, or must not be without token keys.
+        SettingsError: The address cannot be bound, or the settings together are not safe.
     """
     settings = parts.settings
-    check_address(settings.host, accepts_tokens=parts.gate.accepts_tokens)
+    check_exposure(settings, accepts_tokens=parts.gate.accepts_tokens)
     listening = _bind(settings.host, settings.port)
     async with http_app(parts) as app:
         uvicorn_server = _QuietServer(_config(app))
@@ -86,29 +96,6 @@ async def serve_http(
                 with anyio.CancelScope(shield=True):
                     await _let_waiting_calls_answer(parts)
                 uvicorn_server.should_exit = True
-
-
-def check_address(host: str, *, accepts_tokens: bool) -> None:
-    """Refuse to be reachable from elsewhere while nobody could be told apart.
-
-    Raises:
-        SettingsError: The address is not loopback and there are no token keys.
-    """
-    if not accepts_tokens and not is_loopback(host):
-        raise SettingsError(
-            f"without token keys HTTP binds loopback only, and {host} is not",
-            hint="set JOBFORGE_TOKEN_KEYS and issue tokens with: jobforge token issue --tenant TENANT --all-scopes",
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address can only be reached from this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class _SseDoor:

@@ -1,5 +1,6 @@
-"""Runs and definitions as resources: ``jobforge://runs/{runId}``, its ``/result`` and ``/logs``, ``jobforge://jobs/{name}``.
+"""Runs, definitions and the installation itself as resources.
 
+``jobforge://runs/{runId}``, its ``/result`` and ``/logs``, ``jobforge://jobs/{name}``, ``jobforge://server``.
 The same rows as the tools show, for hosts that attach resources to a conversation and for results that are too long to
 be told. Whoever may not read a run cannot tell it from one that never was.
 """
@@ -8,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from jobforge_mcp.errors import InvalidInputError, NotFoundError
+from jobforge_mcp.policy.permissions import may_list
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.server import arguments, wire
+from jobforge_mcp.server.about import describe_server
 from jobforge_mcp.server.parts import ServerParts
 from jobforge_mcp.types import Caller, JobId, JsonValue
 
 SCHEME = "jobforge://"
+SERVER_URI = "jobforge://server"
 LOG_PAGE = 1_000
 LOG_CHARS = 1_000_000
 
@@ -55,6 +59,14 @@ class JobAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """This installation."""
+
+
+Address: TypeAlias = RunAddress | JobAddress | ServerAddress
+
+
+@dataclass(frozen=True, slots=True)
 class Content:
     """What a resource holds."""
 
@@ -62,12 +74,14 @@ class Content:
     mime_type: str
 
 
-def parse_uri(uri: str) -> RunAddress | JobAddress:
+def parse_uri(uri: str) -> Address:
     """Find out what an address means.
 
     Raises:
         NotFoundError: ``RESOURCE_NOT_FOUND``: it is not one of ours.
     """
+    if uri == SERVER_URI:
+        return ServerAddress()
     family, _, rest = uri.removeprefix(SCHEME).partition("/")
     name, _, part = rest.partition("/")
     if uri.startswith(SCHEME) and family == "jobs" and name and not part:
@@ -80,17 +94,20 @@ def parse_uri(uri: str) -> RunAddress | JobAddress:
     raise not_found()
 
 
-def scope_of(address: RunAddress | JobAddress) -> Scope:
+def scope_of(address: Address) -> Scope:
     """Return the scope that reading needs."""
-    return Scope.JOBS_LIST if isinstance(address, JobAddress) else Scope.JOBS_READ
+    return Scope.JOBS_READ if isinstance(address, RunAddress) else Scope.JOBS_LIST
 
 
-async def read(parts: ServerParts, caller: Caller, address: RunAddress | JobAddress) -> Content:
+async def read(parts: ServerParts, caller: Caller, address: Address) -> Content:
     """Read a resource.
 
     Raises:
         NotFoundError: ``RESOURCE_NOT_FOUND``, also for a result that is not there yet.
     """
+    if isinstance(address, ServerAddress):
+        about = describe_server(parts.settings, accepts_tokens=parts.gate.accepts_tokens)
+        return Content(wire.compact(about), "application/json")
     try:
         if isinstance(address, JobAddress):
             return _definition(parts, caller, address.name)
@@ -113,14 +130,15 @@ def not_found() -> NotFoundError:
     return NotFoundError(
         "there is no such resource",
         code="RESOURCE_NOT_FOUND",
-        hint="resources are jobforge://runs/{runId}, with /result or /logs, and jobforge://jobs/{name}",
+        hint="resources are jobforge://runs/{runId}, with /result or /logs, jobforge://jobs/{name} and jobforge://server",
     )
 
 
 def _definition(parts: ServerParts, caller: Caller, name: str) -> Content:
-    definition = parts.registry.get(name).definition
-    if not definition.required_scopes("execute") <= caller.scopes:
+    bound = parts.registry.get(name)
+    if not may_list(caller)(bound):
         raise not_found()
+    definition = bound.definition
     detailed: JsonValue = wire.view_definition(definition, is_detailed=True)
     return Content(wire.compact(detailed), "application/json")
 

@@ -19,6 +19,13 @@ import anyio
 
 from jobforge_mcp.definitions.json_limits import check_key, load_limited
 from jobforge_mcp.errors import CallerError, ConflictError, InvalidInputError, NotFoundError
+from jobforge_mcp.policy.permissions import (
+    ask_guards,
+    may_list,
+    require_job,
+    require_run,
+    require_type,
+)
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.progress import Watch
 from jobforge_mcp.server import arguments as args
@@ -34,6 +41,7 @@ from jobforge_mcp.types import (
     EnqueueOutcome,
     Fence,
     InlineLease,
+    JobAction,
     JobId,
     JsonObject,
     JsonValue,
@@ -90,7 +98,9 @@ Prepared = Callable[[ServerParts, Call], Awaitable[wire.Answer]]
 
 async def list_jobs(parts: ServerParts, call: Call, given: args.ListJobs) -> wire.Answer:
     """Return the definitions this caller may run."""
-    found = parts.registry.list(given.query, given.tags, given.labels, scopes=call.caller.scopes)
+    found = parts.registry.list(
+        given.query, given.tags, given.labels, is_visible=may_list(call.caller)
+    )
     rest = [bound for bound in found if given.cursor is None or bound.name > given.cursor]
     elements = [
         wire.view_definition(bound.definition, is_detailed=bool(given.detail))
@@ -179,6 +189,7 @@ async def list_runs(parts: ServerParts, call: Call, given: args.ListRuns) -> wir
 async def cancel_job(parts: ServerParts, call: Call, given: args.CancelJob) -> wire.Answer:
     """Ask for a run's end."""
     with _unknown_is_unknown():
+        await _require_run(parts, call, JobId(given.run_id), JobAction.CANCEL)
         run = await _cancel(parts, call, JobId(given.run_id), given.reason)
     return _answer(run, call)
 
@@ -186,6 +197,7 @@ async def cancel_job(parts: ServerParts, call: Call, given: args.CancelJob) -> w
 async def retry_job(parts: ServerParts, call: Call, given: args.RetryJob) -> wire.Answer:
     """Queue a final run again."""
     with _unknown_is_unknown():
+        await _require_run(parts, call, JobId(given.run_id), JobAction.EXECUTE)
         run = await parts.router.retry_job(
             call.caller,
             JobId(given.run_id),
@@ -280,11 +292,13 @@ TOOLS: tuple[AnyTool, ...] = (
 
 
 def _new_job(parts: ServerParts, call: Call, given: args.ExecuteJob) -> NewJob:
-    bound = parts.registry.get(given.name)
+    require_type(call.caller, given.name)
+    bound = parts.registry.get(given.name, is_visible=may_list(call.caller))
     definition = bound.definition
-    for scope in sorted(definition.required_scopes("execute")):
-        parts.gate.require(call.caller, Scope(scope))
+    require_job(call.caller, bound, JobAction.EXECUTE)
     prepared = parts.registry.prepare(given.name, cast("JsonValue", given.input))
+    if bound.guards:
+        ask_guards(call.caller, bound, JobAction.EXECUTE, json.loads(prepared.payload))
     if bound.effects is Effects.EXTERNAL and given.idempotency_key is None:
         raise InvalidInputError(
             f"{bound.name} acts outside this database, so it needs an idempotencyKey",
@@ -426,6 +440,10 @@ async def _await_run(
                     parts, call, enqueued.job_id, "the call that waited for it was cut off"
                 )
         raise
+
+
+async def _require_run(parts: ServerParts, call: Call, job_id: JobId, action: JobAction) -> None:
+    await require_run(parts.router, parts.registry.by_name, call.caller, job_id, action)
 
 
 async def _cancel(parts: ServerParts, call: Call, job_id: JobId, reason: str | None) -> Run:

@@ -20,7 +20,7 @@ from pydantic.alias_generators import to_camel
 from pydantic.json_schema import models_json_schema
 
 from jobforge_mcp.definitions.model import JobDefinition
-from jobforge_mcp.errors import CallerError
+from jobforge_mcp.errors import CallerError, LimitError
 from jobforge_mcp.server.arguments import squeeze
 from jobforge_mcp.server.next import next_step, poll_after_ms
 from jobforge_mcp.types import (
@@ -70,6 +70,7 @@ class ErrorView(WireModel):
     message: str
     hint: str | None = None
     retryable: bool = False
+    retry_after_ms: int | None = None
 
 
 class ProgressView(WireModel):
@@ -316,6 +317,7 @@ def view_error(error: RunError | CallerError) -> ErrorView:
         message=_cut(error.message, ERROR_CHARS),
         hint=_cut(error.hint, ERROR_CHARS) if error.hint else None,
         retryable=error.retryable,
+        retry_after_ms=error.retry_after_ms if isinstance(error, LimitError) else None,
     )
 
 

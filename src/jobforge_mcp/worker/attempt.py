@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 import anyio
 
+from jobforge_mcp.redaction import Redactor
 from jobforge_mcp.types import (
     ClaimedJob,
     Completion,
@@ -41,9 +42,6 @@ MAX_PROGRESS_MESSAGE_BYTES = 500
 
 LINES_PER_REPORT = 200
 """Lines one report carries, so that a chatty attempt does not hold up the others in the statement."""
-
-MIN_SECRET_LENGTH = 4
-"""Shorter values are not struck out: every other word would go with them."""
 
 
 class StopReason(StrEnum):
@@ -133,7 +131,7 @@ class Attempt:
     children: int = 0
     """Child runs enqueued so far, for their default keys."""
     evidence: Evidence = field(init=False)
-    _secrets: dict[str, str] = field(default_factory=dict[str, str], repr=False)
+    _secrets: Redactor | None = field(default=None, repr=False)
     _progress: tuple[float, float | None, str | None] | None = None
     _logs: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     _lines: int = 0
@@ -235,11 +233,14 @@ class Attempt:
 
     def keep_secret(self, name: str, value: str) -> None:
         """Strike this value out of everything the attempt says from now on."""
-        if len(value) >= MIN_SECRET_LENGTH:
-            self._secrets[value] = f"[secret {name}]"
+        if self._secrets is None:
+            self._secrets = Redactor()
+        self._secrets.learn(name, value)
 
     def redact(self, text: str) -> str:
         """Strike out the secrets this attempt was given."""
-        for value, name in self._secrets.items():
-            text = text.replace(value, name)
-        return text
+        return text if self._secrets is None else self._secrets.text(text)
+
+    def redact_json(self, text: str, *, mark: str = "[secret {}]") -> str:
+        """Strike them out of JSON text, which stays JSON."""
+        return text if self._secrets is None else self._secrets.json_text(text, mark=mark)

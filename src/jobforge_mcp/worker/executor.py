@@ -18,7 +18,7 @@ import structlog
 
 from jobforge_mcp.definitions.json_limits import load_limited
 from jobforge_mcp.definitions.model import BoundJob
-from jobforge_mcp.errors import LimitError, NotFoundError, PermanentError
+from jobforge_mcp.errors import LimitError, NotFoundError, PermanentError, RetryableError
 from jobforge_mcp.types import (
     Completion,
     Failure,
@@ -64,7 +64,7 @@ async def execute(execution: Execution) -> Verdict | None:
     try:
         load(execution)
         if execution.told is None:
-            check(execution)
+            await check(execution)
         if execution.told is None:
             await run(execution)
     except Exception as error:
@@ -84,15 +84,18 @@ def load(execution: Execution) -> None:
     attempt.isolation = execution.bound.isolation
 
 
-def check(execution: Execution) -> None:
+async def check(execution: Execution) -> None:
     """Validate the input again: the definition may have changed since, and the row may come from psql."""
     registry, job = execution.services.registry, execution.job
     payload = execution.attempt.claimed.payload
     try:
+        fill = await execution.services.resolve_references(execution.attempt, job.definition)
         if job.isolation is Isolation.PROCESS:
-            execution.payload = registry.handler_input(job, payload)
+            execution.payload = registry.handler_input(job, payload, fill)
         else:
-            execution.validated = registry.check_input(job, payload)
+            execution.validated = registry.check_input(job, payload, fill)
+    except (PermanentError, RetryableError) as error:
+        execution.told = tell(error)
     except Exception as error:  # noqa: BLE001 - whatever a row holds, it fails alone
         told = tell(error)
         code = told.error.code if told.error.code != "HANDLER_ERROR" else "INVALID_INPUT"
@@ -130,7 +133,7 @@ def conclude(execution: Execution) -> Verdict | None:
     if execution.told is not None:
         return _failure(attempt, execution.told)
     if execution.result is not None:
-        return Completion(attempt.fence, execution.result)
+        return Completion(attempt.fence, attempt.redact_json(execution.result))
     return stopped(attempt)
 
 

@@ -5,26 +5,26 @@ A child process has its own link (``child.py``); what it asks for over the pipe 
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import json
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, LiteralString
+from typing import Any, LiteralString, cast
+
+import anyio.to_thread
 
 from jobforge_mcp.definitions.model import JobDefinition
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import ConflictError, PermanentError
 from jobforge_mcp.router.leases import JobTransaction, WorkerRouter
-from jobforge_mcp.types import EnqueueOutcome, JobId, NewJob
+from jobforge_mcp.types import EnqueueOutcome, JobId, JsonObject, NewJob
 from jobforge_mcp.worker.attempt import Attempt
 from jobforge_mcp.worker.child_process import Starter
 from jobforge_mcp.worker.context import ChildRequest, Transaction, UsageError
 from jobforge_mcp.worker.mailbox import Mailbox
 from jobforge_mcp.worker.reporting import Reporter
-
-SECRET_PREFIX = "JOBFORGE_SECRET_"
-"""Environment variables of a worker that handlers may ask for, by the rest of the name in any case."""
+from jobforge_mcp.worker.secrets import SecretStore, references_in, resolved
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Services:
     reporter: Reporter
     mailbox: Mailbox
     start: Starter
-    environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
+    secrets: SecretStore = field(default_factory=SecretStore)
 
     def note_progress(
         self, attempt: Attempt, done: float, total: float | None, message: str | None
@@ -52,23 +52,51 @@ class Services:
 
     def secret(self, attempt: Attempt, name: str) -> str:
         """Return a secret, and strike it out of what the attempt says from now on."""
-        variable = SECRET_PREFIX + name.upper().replace("-", "_").replace(".", "_")
-        value = self.environ.get(variable)
-        if not value:
-            raise PermanentError(
-                f"this worker has no secret {name!r}",
-                code="SECRET_MISSING",
-                hint=f"set {variable} in the environment of the workers",
-            )
+        value = self.secrets.get(name)
         attempt.keep_secret(name, value)
         return value
+
+    async def resolve_references(
+        self, attempt: Attempt, definition: JobDefinition
+    ) -> Callable[[JsonObject], JsonObject] | None:
+        """Fetch the secrets that an input names as ``secret://NAME``; what comes back puts them into it.
+
+        Raises:
+            PermanentError: there is no such secret, or the input may not name it.
+        """
+        payload = attempt.claimed.payload
+        asked = references_in([payload])
+        fixed = references_in([json.dumps(definition.input)]) if definition.input else set[str]()
+        if not asked and not fixed:
+            return None
+        whole = {**definition.input, **cast("JsonObject", json.loads(payload))}
+        for name in sorted(asked):
+            self.secrets.require_allowed(name, attempt.fence.tenant_id, whole)
+        names = sorted(asked | fixed)
+        values = (
+            await anyio.to_thread.run_sync(self._get_all, names)
+            if self.secrets.is_slow
+            else self._get_all(names)
+        )
+        for name, value in values.items():
+            attempt.keep_secret(name, value)
+        return lambda given: cast("JsonObject", resolved(given, values))
+
+    def _get_all(self, names: Sequence[str]) -> dict[str, str]:
+        return {name: self.secrets.get(name) for name in names}
 
     async def enqueue(self, attempt: Attempt, request: ChildRequest) -> JobId:
         """Enqueue a child of an attempt."""
         prepared = self.registry.prepare(request.name, request.input)
         attempt.children += 1
         key = request.key or f"{attempt.fence.job_id}:{attempt.children}"
-        job = _new_job(prepared.definition, prepared.payload, prepared.received, key, request)
+        # A secret that the handler passes on is stored as what it is called.
+        payload = attempt.redact_json(prepared.payload, mark="secret://{}")
+        received = attempt.redact_json(prepared.received, mark="secret://{}")
+        job = _new_job(prepared.definition, payload, received, key, request)
+        said = json.dumps([key, request.ordering_key, dict(request.labels or {})])
+        if attempt.redact_json(said) != said:
+            raise PermanentError("a key or label of the child holds a secret", code="SECRET_IN_KEY")
         enqueued = await self.router.enqueue_child(attempt.fence, job)
         if enqueued.outcome is EnqueueOutcome.CONFLICT:
             raise ConflictError(
@@ -174,7 +202,8 @@ async def _transaction(
         transaction = _HandlerTransaction(inner, is_last_act=True)
         yield transaction
         job = services.registry.get(attempt.claimed.job_type)
-        settled = await inner.complete(services.registry.check_output(job, transaction.output))
+        result = services.registry.check_output(job, transaction.output)
+        settled = await inner.complete(attempt.redact_json(result))
     # Only now, after the commit.
     attempt.committed = settled
 

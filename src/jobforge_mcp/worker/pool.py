@@ -51,6 +51,7 @@ from jobforge_mcp.worker.links import Services
 from jobforge_mcp.worker.mailbox import Mailbox
 from jobforge_mcp.worker.reporting import Reporter
 from jobforge_mcp.worker.runners import Runners
+from jobforge_mcp.worker.secrets import SecretStore
 from jobforge_mcp.worker.settling import Settler
 from jobforge_mcp.worker.slots import SlotReservation, Slots
 
@@ -233,7 +234,7 @@ class WorkerPool:
             self._reporter,
             self._mailbox,
             self._start_task,
-            self._environ,
+            SecretStore.from_settings(settings, self._environ),
         )
         self._children = ChildPool(
             ChildLimits(settings.process_children, settings.child_memory_mb, self._kill_grace),

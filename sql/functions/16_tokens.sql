@@ -1,0 +1,206 @@
+-- Policy tokens: which are still good, and which job types they let their holder name.
+--
+-- The server verifies a token; whether it was revoked or used up is asked here, in the transaction of the call itself:
+-- require_tenant asks for every call, use_token for every write. Nothing is asked where the scope names no token.
+-- Locks: policy_tokens, before everything else that a write locks; revoke_tenant_tokens locks the tenant's row.
+
+set local role jobforge_rpc;
+
+-- Segments are literal, * for one, or at the end ** for one or more: the same as router/patterns.py.
+create or replace function jobforge.matches_pattern(p_pattern text, p_name text) returns boolean
+language sql immutable
+set search_path = jobforge, pg_temp
+as $$
+  select case when p.segments[cardinality(p.segments)] = '**' then cardinality(n.segments) >= cardinality(p.segments)
+      else cardinality(n.segments) = cardinality(p.segments) end
+    and not exists (
+      select from unnest(p.segments) with ordinality s(segment, place)
+      where s.segment not in ('*', '**') and s.segment is distinct from n.segments[s.place])
+  from (select string_to_array(p_pattern, '.') as segments) p
+  cross join (select string_to_array(p_name, '.') as segments) n
+$$;
+comment on function jobforge.matches_pattern(text, text) is 'Whether a pattern of dotted names admits a name.';
+
+create or replace function jobforge.allows_type(p_claims jsonb, p_job_type text) returns boolean
+language sql immutable
+set search_path = jobforge, pg_temp
+as $$
+  select not exists (
+      select from jsonb_array_elements_text(coalesce(p_claims -> 'denyTypes', '[]')) d(pattern)
+      where jobforge.matches_pattern(d.pattern, p_job_type))
+    and (not p_claims ? 'jobTypes' or exists (
+      select from jsonb_array_elements_text(p_claims -> 'jobTypes') a(pattern)
+      where jobforge.matches_pattern(a.pattern, p_job_type)))
+$$;
+comment on function jobforge.allows_type(jsonb, text) is 'Whether claims let their holder name a job type; deny beats allow.';
+
+-- Null without a restriction, which is what most callers have.
+create or replace function jobforge.confining_claims() returns jsonb
+language sql stable
+set search_path = jobforge, pg_temp
+as $$
+  select c.claims from (select jobforge.current_claims() as claims) c where c.claims ?| array['jobTypes', 'denyTypes']
+$$;
+comment on function jobforge.confining_claims() is 'The claims of the scope if they confine their holder to some job types; null if they do not.';
+
+create or replace function jobforge.require_types(p_job_types text[]) returns void
+language plpgsql stable
+set search_path = jobforge, pg_temp
+as $$
+declare
+  v_claims jsonb;
+begin
+  if current_setting('jobforge.claims', true) <> '' then
+    v_claims := jobforge.confining_claims();
+    if v_claims is not null and exists (
+      select from unnest(p_job_types) u(job_type) where jobforge.allows_type(v_claims, u.job_type) is not true)
+    then
+      raise exception 'the policy token does not allow jobs of this type' using errcode = 'JF403',
+        hint = 'list-jobs shows those it allows.';
+    end if;
+  end if;
+end $$;
+comment on function jobforge.require_types(text[]) is 'Refuse job types that the token does not let its holder name.';
+
+-- The token as it was issued, and each that narrowed it.
+create or replace function jobforge.token_ids(p_claims jsonb) returns text[]
+language sql immutable
+set search_path = jobforge, pg_temp
+as $$
+  select array[p_claims ->> 'jti']
+    || array(select l.id from jsonb_array_elements_text(coalesce(p_claims -> 'links', '[]')) l(id))
+$$;
+comment on function jobforge.token_ids(jsonb) is 'Ids of a token and of its links.';
+
+create or replace function jobforge.require_living_token() returns void
+language plpgsql stable
+set search_path = jobforge, pg_temp
+as $$
+declare
+  v_claims jsonb := jobforge.current_claims();
+  v_tenant_id text := jobforge.current_tenant();
+  v_revoked_at timestamptz;
+begin
+  if v_claims ->> 'jti' is null then
+    return;
+  end if;
+  if exists (
+    select from jobforge.tenants t
+    where t.tenant_id = v_tenant_id and t.token_epoch > coalesce((v_claims ->> 'epoch')::bigint, 0))
+  then
+    raise exception 'all policy tokens of this tenant were revoked after this one was issued' using errcode = 'JF403',
+      hint = 'Ask whoever issues tokens for a new one.', detail = 'TOKEN_REVOKED';
+  end if;
+  select min(p.revoked_at) into v_revoked_at from jobforge.policy_tokens p
+  where p.tenant_id = v_tenant_id and p.token_id = any (jobforge.token_ids(v_claims)) and p.revoked_at is not null;
+  if v_revoked_at is not null then
+    raise exception 'the policy token was revoked' using errcode = 'JF403',
+      hint = 'Ask whoever issues tokens for a new one.', detail = 'TOKEN_REVOKED';
+  end if;
+end $$;
+comment on function jobforge.require_living_token() is 'Refuse a token that was revoked, by itself, by what it was narrowed from, or with all of its tenant.';
+
+-- The row of a token that is good for one write is written with it: a second write waits for the first to commit, and is
+-- refused then; when the first is rolled back, it was not used.
+create or replace function jobforge.use_token() returns void
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+as $$
+declare
+  v_claims jsonb := jobforge.current_claims();
+  v_now timestamptz := jobforge.now();
+  v_ids text[];
+  v_used integer;
+begin
+  if (v_claims ->> 'once')::boolean is not true or v_claims ->> 'jti' is null then
+    return;
+  end if;
+  v_ids := array(select distinct i.id
+    from jsonb_array_elements_text(coalesce(v_claims -> 'singleUse', jsonb_build_array(v_claims -> 'jti'))) i(id)
+    order by i.id);
+  insert into jobforge.policy_tokens as p (tenant_id, token_id, used_at, expires_at)
+  select jobforge.current_tenant(), i.id, v_now, coalesce(to_timestamp((v_claims ->> 'expiresAt')::bigint), v_now + interval '1 day')
+  from unnest(v_ids) i(id)
+  on conflict (tenant_id, token_id) do update set used_at = excluded.used_at where p.used_at is null;
+  get diagnostics v_used = row_count;
+  if v_used <> cardinality(v_ids) then
+    raise exception 'the policy token is good for one write, and was used' using errcode = 'JF403',
+      hint = 'list-runs shows what it was used for; ask whoever issues tokens for another.', detail = 'TOKEN_USED';
+  end if;
+end $$;
+comment on function jobforge.use_token() is 'Use up a token that is good for one write, or refuse it.';
+
+create or replace function jobforge.revoke_token(
+  p_tenant_id text, p_token_id text, p_reason text default null, p_expires_at timestamptz default null)
+returns text
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+declare
+  v_now timestamptz := jobforge.now();
+  v_outcome text := 'unchanged';
+begin
+  perform jobforge.require_tenant(p_tenant_id);
+  if p_token_id is null or octet_length(p_token_id) not between 1 and 512 then
+    raise exception 'a token is named by its jti of 1 to 512 bytes' using errcode = 'JF400',
+      hint = 'jobforge token inspect shows it.';
+  end if;
+  insert into jobforge.policy_tokens as p (tenant_id, token_id, revoked_at, revoked_reason, revoked_by, expires_at)
+  values (p_tenant_id, p_token_id, v_now, left(p_reason, 1000), nullif(current_setting('jobforge.actor', true), ''),
+    coalesce(p_expires_at, v_now + interval '1 day'))
+  on conflict (tenant_id, token_id) do update
+    set revoked_at = excluded.revoked_at, revoked_reason = excluded.revoked_reason, revoked_by = excluded.revoked_by
+    where p.revoked_at is null;
+  if found then
+    v_outcome := 'revoked';
+  end if;
+  delete from jobforge.policy_tokens p
+  where p.tenant_id = p_tenant_id and p.token_id in (
+    select x.token_id from jobforge.policy_tokens x
+    where x.tenant_id = p_tenant_id and x.expires_at < v_now - interval '1 hour' limit 100 for update skip locked);
+  perform jobforge.record_audit(p_tenant_id, 'revoke_token', v_outcome, null, null, jsonb_build_object('tokenId', p_token_id));
+  return v_outcome;
+end $$;
+comment on function jobforge.revoke_token(text, text, text, timestamptz) is 'Revoke one policy token by its jti, and with it all that were narrowed from it.';
+
+create or replace function jobforge.revoke_tenant_tokens(p_tenant_id text, p_reason text default null) returns bigint
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+declare
+  v_now timestamptz := jobforge.now();
+  v_epoch bigint := floor(extract(epoch from v_now) * 1000)::bigint + 1;
+begin
+  perform jobforge.require_tenant(p_tenant_id);
+  insert into jobforge.tenants as t (tenant_id, created_at, token_epoch) values (p_tenant_id, v_now, v_epoch)
+  on conflict (tenant_id) do update set token_epoch = greatest(t.token_epoch + 1, excluded.token_epoch)
+  returning t.token_epoch into v_epoch;
+  perform jobforge.record_audit(p_tenant_id, 'revoke_tenant_tokens', 'revoked', null, null,
+    jsonb_strip_nulls(jsonb_build_object('epoch', v_epoch, 'reason', left(p_reason, 1000))));
+  return v_epoch;
+end $$;
+comment on function jobforge.revoke_tenant_tokens(text, text) is 'Revoke every policy token of a tenant that was issued until now.';
+
+create or replace function jobforge.check_token(p_tenant_id text, p_token_ids text[])
+returns table (token_epoch bigint, revoked_id text, revoked_at timestamptz, revoked_reason text, used_id text,
+  used_at timestamptz, used_jobs bigint, used_units bigint, used_run_ms bigint)
+language plpgsql stable
+security definer set search_path = jobforge, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  perform jobforge.require_tenant(p_tenant_id);
+  return query
+  select coalesce((select t.token_epoch from jobforge.tenants t where t.tenant_id = p_tenant_id), 0),
+    r.token_id::text, r.revoked_at, r.revoked_reason, u.token_id::text, u.used_at,
+    coalesce(l.jobs, 0)::bigint, coalesce(l.units, 0)::bigint, coalesce(l.run_ms, 0)::bigint
+  from (select) one
+  left join lateral (select p.* from jobforge.policy_tokens p where p.tenant_id = p_tenant_id
+    and p.token_id = any (p_token_ids) and p.revoked_at is not null order by p.revoked_at limit 1) r on true
+  left join lateral (select p.* from jobforge.policy_tokens p where p.tenant_id = p_tenant_id
+    and p.token_id = any (p_token_ids) and p.used_at is not null order by p.used_at limit 1) u on true
+  left join jobforge.limit_usage l on l.tenant_id = p_tenant_id and l.counter = 'token:' || p_token_ids[1];
+end $$;
+comment on function jobforge.check_token(text, text[]) is 'What happened to a token and its links, the outermost first, and what of its budget is used.';
+
+reset role;

@@ -1,0 +1,73 @@
+"""The scope a call acts in: tenant, author and what the token carries, as ``jobforge.enter_scope`` takes it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import LiteralString, Protocol
+
+from jobforge_mcp.types import Caller, CallOrigin, JsonObject
+
+SCOPE: LiteralString = "jobforge.enter_scope(%s, %s, %s, %s, %s, %s, %s) as s(tenant_id)"
+"""Enters the scope and hands the tenant to the function that the same statement calls."""
+
+
+class ScopeSigner(Protocol):
+    """Signs scopes with the key that the database knows, so that a tenant cannot be made up inside of it."""
+
+    def sign(
+        self,
+        tenant_id: str,
+        actor: str | None,
+        token_id: str | None,
+        tool: str | None,
+        trace_id: str | None,
+        claims: str | None,
+    ) -> str:
+        """Write the signature of these arguments of ``enter_scope``."""
+        ...
+
+
+def scope_arguments(
+    caller: Caller, origin: CallOrigin, signer: ScopeSigner | None = None
+) -> list[object]:
+    """List the arguments of ``enter_scope``."""
+    said = (
+        caller.tenant_id,
+        caller.subject,
+        caller.token_id,
+        origin.tool,
+        origin.trace_id,
+        claims_text(caller),
+    )
+    return [*said, None if signer is None else signer.sign(*said)]
+
+
+def claims_text(caller: Caller) -> str | None:
+    """Write what the caller's token carries as compact JSON; what it does not carry is left out."""
+    claims: JsonObject = {}
+    if caller.projects is not None:
+        claims["projects"] = [*sorted(caller.projects)]
+    if caller.job_types is not None:
+        claims["jobTypes"] = [*caller.job_types]
+    if caller.deny_types:
+        claims["denyTypes"] = [*caller.deny_types]
+    if caller.limits is not None:
+        limits = {name: value for name, value in asdict(caller.limits).items() if value is not None}
+        if limits:
+            claims["limits"] = limits
+    if caller.epoch is not None:
+        claims["epoch"] = caller.epoch
+    if caller.is_single_use:
+        claims["once"] = True
+    if caller.single_use_ids:
+        claims["singleUse"] = [*caller.single_use_ids]
+    if caller.links:
+        claims["links"] = [*caller.links]
+    if caller.expires_at is not None:
+        claims["expiresAt"] = int(caller.expires_at.timestamp())
+    if caller.token_id is not None:
+        claims["jti"] = caller.token_id
+    if caller.actors:
+        claims["actors"] = [*caller.actors]
+    return json.dumps(claims, separators=(",", ":")) if claims else None

@@ -1,0 +1,77 @@
+"""What is remembered of policy tokens: one method for each SQL function that revokes or looks.
+
+Whether a token is still good is asked by the database itself in every call of its holder; nothing here takes part in that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import LiteralString
+
+from jobforge_mcp.db.pool import Database, Row
+from jobforge_mcp.router.errors import translated
+from jobforge_mcp.router.scope import SCOPE, ScopeSigner, scope_arguments
+from jobforge_mcp.types import Caller, CallOrigin, TokenState
+
+_REVOKE_TOKEN: LiteralString = (
+    f"select r.outcome from {SCOPE}, "
+    "lateral jobforge.revoke_token(s.tenant_id, %s, %s::text, %s::timestamptz) as r(outcome)"
+)
+_REVOKE_TENANT_TOKENS: LiteralString = (
+    f"select r.epoch from {SCOPE}, "
+    "lateral jobforge.revoke_tenant_tokens(s.tenant_id, %s::text) as r(epoch)"
+)
+_CHECK_TOKEN: LiteralString = (
+    f"select r.* from {SCOPE}, lateral jobforge.check_token(s.tenant_id, %s::text[]) as r"
+)
+
+
+class TokenRouter:
+    """The functions about tokens, over an open `Database` of role ``jobforge_api``."""
+
+    def __init__(self, database: Database, *, signer: ScopeSigner | None = None) -> None:
+        """Speak through this pool, with scopes signed where the database asks for that."""
+        self._database = database
+        self._signer = signer
+
+    async def revoke_token(
+        self,
+        caller: Caller,
+        token_id: str,
+        *,
+        reason: str | None = None,
+        expires_at: datetime | None = None,
+        origin: CallOrigin,
+    ) -> bool:
+        """Revoke one token by its id, and say whether it was not before.
+
+        ``expires_at`` is when it ends anyway, so that its row can be forgotten; a day from now without it.
+        """
+        rows = await self._fetch(caller, _REVOKE_TOKEN, [token_id, reason, expires_at], origin)
+        return rows[0]["outcome"] == "revoked"
+
+    async def revoke_tenant_tokens(
+        self, caller: Caller, *, reason: str | None = None, origin: CallOrigin
+    ) -> int:
+        """Revoke every token of the caller's tenant that was issued until now; return the new epoch."""
+        rows = await self._fetch(caller, _REVOKE_TENANT_TOKENS, [reason], origin)
+        epoch: int = rows[0]["epoch"]
+        return epoch
+
+    async def check_token(
+        self, caller: Caller, token_ids: Sequence[str], *, origin: CallOrigin
+    ) -> TokenState:
+        """Look what happened to a token and its links, of which the outermost comes first."""
+        rows = await self._fetch(caller, _CHECK_TOKEN, [list(token_ids)], origin)
+        return TokenState(**rows[0])
+
+    async def _fetch(
+        self, caller: Caller, query: LiteralString, arguments: Sequence[object], origin: CallOrigin
+    ) -> list[Row]:
+        with translated():
+            return await self._database.fetch(
+                query,
+                [*scope_arguments(caller, origin, self._signer), *arguments],
+                is_repeatable=True,
+            )

@@ -1,0 +1,213 @@
+"""Every tool and resource × three tenants × every scope × ids of every kind: nothing of another tenant shows.
+
+The tools come from the server's own table, the resources from its templates. One that has no entry here fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TypeAlias
+from uuid import UUID, uuid4
+
+import pytest
+from mcp import MCPError
+from mcp.client import Client
+
+from jobforge_mcp.policy.scopes import ALL_SCOPES, Scope, expand_scopes
+from jobforge_mcp.server.build import build_server
+from jobforge_mcp.server.resources import TEMPLATES
+from jobforge_mcp.server.tools import TOOLS
+from jobforge_mcp.types import JsonObject
+from tests.isolation.world import TENANTS, Belongings, canary, settle_in
+from tests.postgres import ScratchDatabase
+from tests.server.stage import Stage, open_stage
+from tests.sql.acting import Queue, logged_in
+
+Asked: TypeAlias = Callable[[str, str], JsonObject]
+Told: TypeAlias = Coroutine[None, None, str]
+Ask: TypeAlias = Callable[[str, str], Told]
+
+PROBES: dict[str, list[Asked]] = {
+    "list-jobs": [lambda id_, mark: {"query": mark}, lambda id_, mark: {"cursor": id_}],
+    "execute-job": [
+        lambda id_, mark: {"name": "test.noop", "dryRun": True, "idempotencyKey": mark},
+        lambda id_, mark: {"name": "test.noop", "dryRun": True, "orderingKey": mark},
+    ],
+    "get-job-status": [
+        lambda id_, mark: {"runId": id_, "include": ["input", "logs", "attempts"]},
+        lambda id_, mark: {"runId": id_, "waitSeconds": 0.01},
+        lambda id_, mark: {"runIds": [id_]},
+    ],
+    "list-runs": [
+        lambda id_, mark: {"projectId": mark},
+        lambda id_, mark: {"traceId": mark},
+        lambda id_, mark: {"traceId": mark, "cursor": id_},
+    ],
+    "cancel-job": [lambda id_, mark: {"runId": id_, "reason": "of a stranger"}],
+    "retry-job": [
+        lambda id_, mark: {"runId": id_},
+        lambda id_, mark: {"runId": id_, "force": True, "resetAttempts": True, "ifVersion": 1},
+    ],
+}  # fmt: skip
+"""What each tool is asked about an id and a name; several ways where there are several doors. Nothing is made here, so that
+one answer does not change the next: `test_functions` enqueues with the keys of others."""
+
+RESOURCES: dict[str, Callable[[str], str]] = {
+    "jobforge://runs/{runId}": lambda id_: f"jobforge://runs/{id_}",
+    "jobforge://runs/{runId}/result": lambda id_: f"jobforge://runs/{id_}/result",
+    "jobforge://runs/{runId}/logs": lambda id_: f"jobforge://runs/{id_}/logs",
+    "jobforge://jobs/{name}": lambda id_: f"jobforge://jobs/{id_}",
+}
+
+MALFORMED = ("", "%", "not-a-uuid", "00000000-0000-0000-0000-000000000000", "../x", "a" * 300)
+SCOPES: list[frozenset[Scope]] = [ALL_SCOPES, *(frozenset({scope}) for scope in Scope)]
+
+
+@pytest.fixture
+async def stage(database: ScratchDatabase, tmp_path: Path) -> AsyncGenerator[Stage]:
+    """A server that answers and runs nothing, so that what was enqueued stays as it is."""
+    async with open_stage(database, tmp_path, has_pool=False) as opened:
+        yield opened
+
+
+@pytest.fixture
+def queue(database: ScratchDatabase) -> Iterator[Queue]:
+    with ExitStack() as opened:
+        yield Queue(logged_in(database, opened))
+
+
+def rows_of_others(queue: Queue, tenant: str) -> str:
+    """Everything of other tenants that a call of this one could have changed."""
+    (row,) = queue.look(
+        """select md5(string_agg(t.text, '|' order by t.text)) as hash from (
+          select j::text as text from jobforge.jobs j where j.tenant_id <> %s
+          union all select r::text from jobforge.ready r where r.tenant_id <> %s
+          union all select l::text from jobforge.leases l where l.tenant_id <> %s
+          union all select w::text from jobforge.waiting w where w.tenant_id <> %s
+          union all select p::text from jobforge.run_progress p where p.tenant_id <> %s
+          union all select a::text from jobforge.audit_log a where a.tenant_id <> %s) t(text)""",
+        *[tenant] * 6,
+    )
+    return str(row.hash)
+
+
+async def told(client: Client, name: str, arguments: JsonObject) -> str:
+    """Call a tool and write down everything that comes back."""
+    try:
+        answer = await client.call_tool(name, arguments)
+    except MCPError as error:
+        return f"{error.error.code} {error.error.message} {error.error.data}"
+    return answer.model_dump_json(by_alias=True, exclude_none=True)
+
+
+async def read(client: Client, uri: str) -> str:
+    """Read a resource and write down everything that comes back."""
+    try:
+        answer = await client.read_resource(uri)
+    except MCPError as error:
+        return f"{error.error.code} {error.error.message} {error.error.data}"
+    return answer.model_dump_json(by_alias=True, exclude_none=True)
+
+
+def without(text: str, job_id: str, mark: str) -> str:
+    """Take out of an answer what the question held."""
+    for asked in (job_id, mark):
+        text = text.replace(asked, "<asked>") if asked else text
+    return text
+
+
+def test_every_tool_and_resource_has_an_entry() -> None:
+    assert {tool.name for tool in TOOLS} == PROBES.keys()
+    assert {template[1] for template in TEMPLATES} == RESOURCES.keys()
+
+
+@pytest.mark.requirement("isolation.tools")
+@pytest.mark.parametrize("tenant", TENANTS)
+async def test_what_is_foreign_answers_as_what_is_unknown_and_stays_as_it_is(
+    stage: Stage, queue: Queue, tenant: str
+) -> None:
+    world = settle_in(queue)
+    others = [world[name] for name in TENANTS if name != tenant]
+    marks = [canary(owner.tenant) for owner in others] + [str(i) for o in others for i in o.runs]
+    before = rows_of_others(queue, tenant)
+    failures: list[str] = []
+
+    for scopes in SCOPES:
+        shown = "all" if scopes == ALL_SCOPES else ",".join(scopes)
+        credential = stage.credential(tenant, scopes)
+        async with Client(build_server(stage.parts, credential)) as client:
+            for place, ask in calls(client):
+                unknown = await asked(ask, str(uuid4()), "canary-nobody")
+                every = scopes == ALL_SCOPES
+                for other, job_id in (
+                    (o, i) for o in others for i in (o.runs if every else (o.running,))
+                ):
+                    answer = await asked(ask, str(job_id), canary(other.tenant))
+                    if answer != unknown:
+                        failures.append(
+                            f"{shown} {place} {job_id}: {answer!r}, unknown {unknown!r}"
+                        )
+                for text in MALFORMED:
+                    answer = await asked(ask, text, text)
+                    if any(mark in answer for mark in marks):
+                        failures.append(f"{shown} {place} {text!r}: {answer!r}")
+                answer = await ask(str(world[tenant].succeeded), canary(tenant))
+                if any(mark in answer for mark in marks):
+                    failures.append(f"{shown} {place} own: {answer!r}")
+
+    assert failures == []
+    assert rows_of_others(queue, tenant) == before
+
+
+def calls(client: Client) -> Iterator[tuple[str, Ask]]:
+    """Every way to ask about an id and a name."""
+    for name, probes in PROBES.items():
+        for number, probe in enumerate(probes):
+
+            def call(id_: str, mark: str, name: str = name, probe: Asked = probe) -> Told:
+                return told(client, name, probe(id_, mark))
+
+            yield f"{name} {number}", call
+    for address, uri_of in RESOURCES.items():
+
+        def fetch(id_: str, mark: str, uri_of: Callable[[str], str] = uri_of) -> Told:
+            return read(client, uri_of(id_))
+
+        yield address, fetch
+
+
+async def asked(ask: Ask, id_: str, mark: str) -> str:
+    return without(await ask(id_, mark), id_, mark)
+
+
+@pytest.mark.requirement("isolation.tools")
+@pytest.mark.parametrize("tenant", TENANTS)
+async def test_each_scope_opens_its_own_tools_and_no_other(
+    stage: Stage, queue: Queue, tenant: str
+) -> None:
+    """Without this the matrix above could be one of refusals alone."""
+    own = settle_in(queue)[tenant]
+    opened: dict[tuple[str, str], bool] = {}
+
+    for scope in Scope:
+        credential = stage.credential(tenant, {scope})
+        async with Client(build_server(stage.parts, credential)) as client:
+            for tool in TOOLS:
+                answer = await told(
+                    client, tool.name, PROBES[tool.name][0](*target_of(tool.name, own))
+                )
+                opened[tool.name, scope] = "POLICY_DENIED" not in answer
+
+    allowed = {
+        (tool.name, scope): tool.scope in expand_scopes([scope])
+        for tool in TOOLS
+        for scope in Scope
+    }
+    assert opened == allowed
+
+
+def target_of(name: str, own: Belongings) -> tuple[str, str]:
+    chosen: UUID = {"cancel-job": own.queued, "retry-job": own.failed}.get(name, own.running)
+    return str(chosen), canary(own.tenant)

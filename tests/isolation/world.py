@@ -1,0 +1,67 @@
+"""Three tenants with a run in every state, and everything that could be shown of them marked as theirs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from uuid import UUID
+
+from tests.sql.acting import ECHO, Queue, fences
+
+TENANTS = ("acme", "globex", "initech")
+
+
+def canary(tenant: str) -> str:
+    """The mark that everything of a tenant carries."""
+    return f"canary-{tenant}"
+
+
+@dataclass(frozen=True, slots=True)
+class Belongings:
+    """What a tenant has, by what identifies it."""
+
+    tenant: str
+    succeeded: UUID
+    failed: UUID
+    running: UUID
+    queued: UUID
+    waiting: UUID
+    lease: UUID
+    epoch: int
+
+    @property
+    def runs(self) -> tuple[UUID, ...]:
+        return self.succeeded, self.failed, self.running, self.queued, self.waiting
+
+
+def settle_in(queue: Queue, tenants: Iterable[str] = TENANTS) -> dict[str, Belongings]:
+    """Give each tenant its runs."""
+    return {tenant: _belongings(queue, tenant) for tenant in tenants}
+
+
+def _belongings(queue: Queue, tenant: str) -> Belongings:
+    mark = canary(tenant)
+    payload = json.dumps({"mark": mark})
+
+    def enqueue(**named: object) -> UUID:
+        labels = json.dumps({"mark": mark})
+        return queue.enqueue(
+            tenant, ECHO, payload, project_id=mark, labels=labels, trace_id=mark, **named
+        ).job_id
+
+    succeeded = enqueue()
+    done = queue.claim_one(tenant_ids=[tenant])
+    queue.complete(done, result=json.dumps(mark))
+    failed = enqueue(max_attempts=1)
+    lost = queue.claim_one(tenant_ids=[tenant])
+    error = json.dumps({"code": "OOPS", "message": mark, "retryable": False})
+    queue.work("fail_jobs", *fences([lost]), ["failed"], [error], [mark], [None])
+    running = enqueue()
+    held = queue.claim_one(tenant_ids=[tenant])
+    queue.report(held, 1, 2, mark, json.dumps([["info", mark]]))
+    queued = enqueue(ordering_key=mark, idempotency_key=mark)
+    waiting = enqueue(ordering_key=mark)
+    return Belongings(
+        tenant, succeeded, failed, running, queued, waiting, held.lease_id, held.epoch
+    )
