@@ -36,6 +36,11 @@ class Reporter:
         self._dirty: dict[Attempt, None] = {}
         self._woken = anyio.Event()
         self._one_at_a_time = anyio.Lock()
+        self._under_way: frozenset[Attempt] = frozenset()
+
+    def has_word_of(self, attempt: Attempt) -> bool:
+        """Tell whether something of an attempt is not yet in the database: unsaid, or on its way there."""
+        return attempt.is_dirty or attempt in self._under_way
 
     def mark(self, attempt: Attempt) -> None:
         """Note that an attempt has something to say."""
@@ -76,11 +81,14 @@ class Reporter:
         if not batch:
             return True
         sent_at = time.monotonic()
+        self._under_way = frozenset(attempt for attempt, _ in batch.values())
         try:
             answers = await self._router.report_progress([report for _, report in batch.values()])
         except Exception as error:  # noqa: BLE001 - what handlers say must not end the worker, whatever it is
             self._keep(batch.values(), error)
             return False
+        finally:
+            self._under_way = frozenset()
         for answer in answers:
             if (entry := batch.get(answer.job_id)) is not None:
                 self._on_answer(entry[0], answer, sent_at)

@@ -97,7 +97,8 @@ class Settler:
         return batch
 
     async def _settle_batch(self, batch: list[Attempt]) -> None:
-        if any(attempt.is_dirty for attempt in batch):
+        # Also what is on its way: it would arrive after the settle, and be refused.
+        if any(self._reporter.has_word_of(attempt) for attempt in batch):
             await self._reporter.flush(batch)
         for kind in (Completion, Failure, Release):
             same = [attempt for attempt in batch if isinstance(attempt.verdict, kind)]
