@@ -344,10 +344,12 @@ def test_what_a_killed_keeper_left_half_made_is_thrown_away(empty_state_dir: Pat
     half_made = empty_state_dir / "pg18.new"
     first = MYSELF.uses(empty_state_dir)
     eventually((half_made / "PG_VERSION").exists, "initdb is at work")
-    for pid in processes_of(empty_state_dir):
-        if pid != first.process.pid:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    # Stopped first: a keeper that outlived initdb by a moment would tell its user that initdb failed.
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in processes_of(empty_state_dir):
+            if pid != first.process.pid:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
     (half_made / "leftover").touch()
     second = MYSELF.uses(empty_state_dir)
 
