@@ -28,10 +28,12 @@ from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import DatabaseUnavailableError, OperatorError, SchemaError
 from jobforge_mcp.policy.gate import Credential, Gate
 from jobforge_mcp.progress import RunWatcher
+from jobforge_mcp.router.audit import AuditRouter
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.router.leases import WorkerRouter
 from jobforge_mcp.router.seals import SealRouter
 from jobforge_mcp.server.build import build_server
+from jobforge_mcp.server.denials import Denials
 from jobforge_mcp.server.parts import Check, ServerParts
 from jobforge_mcp.settings import Settings
 from jobforge_mcp.worker.pool import WorkerPool
@@ -86,6 +88,7 @@ async def open_app(settings: Settings, *, with_workers: bool | None = None) -> A
             name="jobforge-api",
         )
         router = Router(await stack.enter_async_context(database), signer=installation.signer)
+        denials = Denials(AuditRouter(database, signer=installation.signer))
         listener = await stack.enter_async_context(Listener(installation.api_url, "jobforge_api"))
         watcher = await stack.enter_async_context(RunWatcher(router, listener))
         worker_router = pool = None
@@ -101,6 +104,7 @@ async def open_app(settings: Settings, *, with_workers: bool | None = None) -> A
             watcher=watcher,
             settings=settings,
             pool=pool,
+            denials=denials,
             checks=_checks(database, listener, installation),
         )
         yield App(

@@ -16,8 +16,10 @@ from jobforge_mcp.policy.keys import KeyFolder
 from jobforge_mcp.policy.scopes import ALL_SCOPES, Scope
 from jobforge_mcp.policy.tokens import Grant, issue_token
 from jobforge_mcp.progress import RunWatcher
+from jobforge_mcp.router.audit import AuditRouter
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.router.leases import WorkerRouter
+from jobforge_mcp.server.denials import Denials
 from jobforge_mcp.server.parts import ServerParts
 from jobforge_mcp.settings import Settings, load_settings
 from jobforge_mcp.worker.pool import WorkerPool
@@ -104,5 +106,6 @@ async def open_stage(
             watcher=watcher,
             settings=settings,
             pool=pool,
+            denials=Denials(AuditRouter(api)),
         )
         yield Stage(parts, settings, keys, pool)

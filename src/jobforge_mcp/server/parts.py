@@ -11,6 +11,7 @@ from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.policy.gate import Gate
 from jobforge_mcp.progress import RunWatcher
 from jobforge_mcp.router.jobs import Router
+from jobforge_mcp.server.denials import Denials
 from jobforge_mcp.server.metrics import Metrics
 from jobforge_mcp.settings import Settings
 from jobforge_mcp.types import Caller, CallOrigin, ClaimedJob, JobId, WorkerId
@@ -62,6 +63,8 @@ class ServerParts:
     settings: Settings
     pool: InlinePool | None = None
     """The embedded worker pool; ``None`` where other processes do the work."""
+    denials: Denials | None = None
+    """Writes refused calls into the audit log."""
     metrics: Metrics = field(default_factory=Metrics)
     checks: Mapping[str, Check] = field(default_factory=dict[str, Check])
     """What ``/ready`` asks, by name: database, listener, migrations, pool."""
