@@ -76,6 +76,7 @@ class Connections:
         self._orders = orders
         self._chats: set[Chat] = set()
         self._ended = anyio.Event()
+        self._accepting = anyio.CancelScope()
         self.changed = anyio.Event()
         """Set, and replaced, whenever a chat begins or ends."""
 
@@ -83,10 +84,14 @@ class Connections:
         return len(self._chats)
 
     async def accept(self, listener: SocketListener) -> None:
-        """Serve who connects, until the listener is closed and all connections have ended."""
+        """Serve who connects, until `stop_accepting` is called and all connections have ended."""
         async with anyio.create_task_group() as tasks:
-            with suppress(anyio.ClosedResourceError):
+            with self._accepting, suppress(anyio.ClosedResourceError):
                 await listener.serve(self._handle, tasks)
+
+    def stop_accepting(self) -> None:
+        """Let nobody in any more. Before the listener is closed: closed in the middle of an accept, it breaks all chats."""
+        self._accepting.cancel()
 
     async def drain(self, seconds: float) -> None:
         """Let all chats finish what they began, for a time; then say farewell to each."""

@@ -114,6 +114,7 @@ class Node:
             tasks.start_soon(self._watch_ground)
             await self._ending.wait()
             self._leave_place()
+            connections.stop_accepting()
             await listener.aclose()
             app.watcher.stop_waiting()
             await connections.drain(ANSWER_SECONDS)
