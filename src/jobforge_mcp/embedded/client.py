@@ -267,7 +267,8 @@ class _Wishes:
                 start_new_session=True,
                 check=False,
             )
-        if ended.returncode != 0:
+        # Killed before it could hold the lock on its own: like any other killed keeper, it is started again.
+        if ended.returncode > 0:
             raise OperatorError(
                 f"the keeper of the embedded PostgreSQL could not be started with {sys.executable}",
                 hint=f"see {log}",
