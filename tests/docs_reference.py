@@ -18,7 +18,7 @@ from jobforge_mcp.cli.program import build_program
 from jobforge_mcp.definitions.loader import load_jobs
 from jobforge_mcp.policy.scopes import CARRIES, Scope
 from jobforge_mcp.resources import job_definitions_folder
-from jobforge_mcp.server.tools import TOOLS
+from jobforge_mcp.server.tools.table import TOOLS
 from jobforge_mcp.settings import Settings, variable_name
 
 ROOT = Path(__file__).parents[1]

@@ -29,7 +29,7 @@ from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.policy.tokens import Grant, issue_token
 from jobforge_mcp.server.build import listed
 from jobforge_mcp.server.metrics import Metrics
-from jobforge_mcp.server.tools import TOOLS
+from jobforge_mcp.server.tools.table import TOOLS
 from jobforge_mcp.settings import Settings, load_settings, variable_name
 from jobforge_mcp.types import EnqueueOutcome, FailureKind, RunStatus, SettleOutcome
 from tests.docs.place_order import place_order

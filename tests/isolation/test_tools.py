@@ -18,7 +18,7 @@ from mcp.client import Client
 from jobforge_mcp.policy.scopes import ALL_SCOPES, Scope, expand_scopes
 from jobforge_mcp.server.build import build_server
 from jobforge_mcp.server.resources import TEMPLATES
-from jobforge_mcp.server.tools import TOOLS
+from jobforge_mcp.server.tools.table import TOOLS
 from jobforge_mcp.types import JsonObject
 from tests.isolation.world import TENANTS, Belongings, canary, settle_in
 from tests.postgres import ScratchDatabase

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from jobforge_mcp.server.build import listed
-from jobforge_mcp.server.tools import TOOLS, AnyTool
+from jobforge_mcp.server.tools.table import TOOLS, AnyTool
 
 PAGE = Path(__file__).parents[2] / "docs/tools.md"
 BEGIN = "<!-- generated from the tool table: python -m tests.server.tool_reference -->"

@@ -46,7 +46,7 @@ from jobforge_mcp.server.subscriptions import (
     follow,
     open_connection,
 )
-from jobforge_mcp.server.tools import TOOLS, AnyTool
+from jobforge_mcp.server.tools.table import TOOLS, AnyTool
 from jobforge_mcp.types import Caller, JsonObject
 
 NAME = "jobforge"

@@ -1,0 +1,48 @@
+"""Tools that change what becomes of a run: cancel-job and retry-job."""
+
+from __future__ import annotations
+
+from jobforge_mcp.policy.permissions import (
+    require_run,
+)
+from jobforge_mcp.server import arguments as args
+from jobforge_mcp.server import wire
+from jobforge_mcp.server.parts import Call, ServerParts
+from jobforge_mcp.server.tools.answers import (
+    answer_run,
+    cancel_and_tell,
+    unknown_is_unknown,
+)
+from jobforge_mcp.types import (
+    JobAction,
+    JobId,
+)
+
+
+async def cancel_job(parts: ServerParts, call: Call, given: args.CancelJob) -> wire.Answer:
+    """Ask for a run's end."""
+    with unknown_is_unknown():
+        await _require_run(parts, call, JobId(given.run_id), JobAction.CANCEL)
+        run = await cancel_and_tell(parts, call, JobId(given.run_id), given.reason)
+    return answer_run(run, call)
+
+
+async def retry_job(parts: ServerParts, call: Call, given: args.RetryJob) -> wire.Answer:
+    """Queue a final run again."""
+    with unknown_is_unknown():
+        await _require_run(parts, call, JobId(given.run_id), JobAction.EXECUTE)
+        run = await parts.router.retry_job(
+            call.caller,
+            JobId(given.run_id),
+            if_version=given.if_version,
+            run_at=given.run_at,
+            reset_attempts=bool(given.reset_attempts),
+            force=bool(given.force),
+            origin=call.origin,
+        )
+    parts.watcher.publish(run.job_id)
+    return answer_run(run, call)
+
+
+async def _require_run(parts: ServerParts, call: Call, job_id: JobId, action: JobAction) -> None:
+    await require_run(parts.router, parts.registry.by_name, call.caller, job_id, action)

@@ -1,0 +1,95 @@
+"""The tools: one table, one function each, from checked arguments to an answer.
+
+Nothing here knows MCP: ``build`` finds the tool, checks the arguments, asks the gate and makes a tool result of the
+answer or of the error. Descriptions are written for language models: when to use it, what comes back, what to call next.
+"""
+
+from __future__ import annotations
+
+from jobforge_mcp.policy.scopes import Scope
+from jobforge_mcp.server import arguments as args
+from jobforge_mcp.server import wire
+from jobforge_mcp.server.tools.executing import execute_job
+from jobforge_mcp.server.tools.listing import list_jobs
+from jobforge_mcp.server.tools.status import get_job_status, list_runs
+from jobforge_mcp.server.tools.steering import cancel_job, retry_job
+from jobforge_mcp.server.tools.tool import Tool
+
+AnyTool = (
+    Tool[args.ListJobs]
+    | Tool[args.ExecuteJob]
+    | Tool[args.GetJobStatus]
+    | Tool[args.ListRuns]
+    | Tool[args.CancelJob]
+    | Tool[args.RetryJob]
+)
+
+TOOLS: tuple[AnyTool, ...] = (
+    Tool(
+        name="list-jobs",
+        scope=Scope.JOBS_LIST,
+        title="List jobs",
+        description="Find jobs that can be run, with what each does. Use detail true and a query to see the input schema of one "
+        "before you run it with execute-job.",
+        arguments=args.ListJobs,
+        answers=(wire.JobPage,),
+        run=list_jobs,
+        is_read_only=True,
+        is_idempotent=True,
+    ),
+    Tool(
+        name="execute-job",
+        scope=Scope.JOBS_EXECUTE,
+        title="Execute a job",
+        description="Run a job and wait for its result. The run is stored before anything happens, so it survives this call and this "
+        "chat. If it takes longer than the wait you get its runId and status: call get-job-status then. Pass an "
+        "idempotencyKey, so that repeating a lost call runs nothing twice.",
+        arguments=args.ExecuteJob,
+        answers=(wire.RunView, wire.PlanView),
+        run=execute_job,
+        is_destructive=True,
+    ),
+    Tool(
+        name="get-job-status",
+        scope=Scope.JOBS_READ,
+        title="Get the status of a run",
+        description="Status, progress, result or error of a run. Pass waitSeconds to wait for the end instead of polling; follow next.",
+        arguments=args.GetJobStatus,
+        answers=(wire.RunView, wire.RunsView),
+        run=get_job_status,
+        is_read_only=True,
+        is_idempotent=True,
+    ),
+    Tool(
+        name="list-runs",
+        scope=Scope.JOBS_READ,
+        title="List runs",
+        description="Find runs, newest first: when a runId was lost, or to see what failed or still runs.",
+        arguments=args.ListRuns,
+        answers=(wire.RunPage,),
+        run=list_runs,
+        is_read_only=True,
+        is_idempotent=True,
+    ),
+    Tool(
+        name="cancel-job",
+        scope=Scope.JOBS_CANCEL,
+        title="Cancel a run",
+        description="Stop a run that is not final. A running job is asked to stop and ends soon after; get-job-status tells.",
+        arguments=args.CancelJob,
+        answers=(wire.RunView,),
+        run=cancel_job,
+        is_destructive=True,
+        is_idempotent=True,
+    ),
+    Tool(
+        name="retry-job",
+        scope=Scope.JOBS_RETRY,
+        title="Retry a run",
+        description="Run a failed, dead or canceled run again under the same runId, after its cause was mended.",
+        arguments=args.RetryJob,
+        answers=(wire.RunView,),
+        run=retry_job,
+    ),
+)
+"""In the order they are listed: stable, because models' caches depend on it."""
