@@ -653,6 +653,7 @@ begin
       set final_status = 'canceled', finished_at = v_now, epoch = v_place.epoch, attempt_no = v_place.attempt_no,
         error = jsonb_build_object('code', 'CANCELED', 'message', coalesce(v_reason, 'canceled before it ran'), 'retryable', false)
       where j.tenant_id = p_tenant_id and j.id = p_job_id;
+      perform jobforge.after_final(array[p_tenant_id], array[p_job_id]);
       if v_job.ordering_key is not null then
         perform jobforge.promote_next(array[p_tenant_id], array[v_job.ordering_key], array[p_job_id]);
       end if;

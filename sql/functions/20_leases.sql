@@ -394,6 +394,7 @@ as $$
 declare
   v_now timestamptz := jobforge.now();
   v_accepted integer[];
+  v_tenants text[]; v_ids uuid[];
   v_key_tenants text[]; v_keys text[]; v_key_ids uuid[];
 begin
   perform jobforge.require_parallel(p_job_ids, cardinality(p_tenant_ids), cardinality(p_lease_ids), cardinality(p_epochs),
@@ -410,10 +411,13 @@ begin
     where j.tenant_id = g.tenant_id and j.id = g.job_id and j.final_status is null
     returning g.ord, j.tenant_id, j.ordering_key, j.id
   )
-  select array_agg(e.ord), array_agg(e.tenant_id::text) filter (where e.ordering_key is not null),
+  select array_agg(e.ord), array_agg(e.tenant_id::text), array_agg(e.id), array_agg(e.tenant_id::text) filter (where e.ordering_key is not null),
     array_agg(e.ordering_key::text) filter (where e.ordering_key is not null), array_agg(e.id) filter (where e.ordering_key is not null)
-  into v_accepted, v_key_tenants, v_keys, v_key_ids
+  into v_accepted, v_tenants, v_ids, v_key_tenants, v_keys, v_key_ids
   from ended e;
+  if v_accepted is not null then
+    perform jobforge.after_final(v_tenants, v_ids);
+  end if;
   if v_keys is not null then
     perform jobforge.promote_next(v_key_tenants, v_keys, v_key_ids);
   end if;
@@ -511,12 +515,17 @@ begin
     array_agg(e.tenant_id::text) filter (where e.final_status is null) as lane_tenants,
     array_agg(e.job_type::text) filter (where e.final_status is null) as lane_types,
     bool_or(e.final_status is null and e.run_at <= v_now) as is_due,
+    array_agg(e.tenant_id::text) filter (where e.final_status is not null) as final_tenants,
+    array_agg(e.id) filter (where e.final_status is not null) as final_ids,
     array_agg(e.tenant_id::text) filter (where e.final_status is not null and e.ordering_key is not null) as key_tenants,
     array_agg(e.ordering_key::text) filter (where e.final_status is not null and e.ordering_key is not null) as keys,
     array_agg(e.id) filter (where e.final_status is not null and e.ordering_key is not null) as key_ids
   into v_closed
   from ended e;
 
+  if v_closed.final_ids is not null then
+    perform jobforge.after_final(v_closed.final_tenants, v_closed.final_ids);
+  end if;
   if v_closed.keys is not null then
     perform jobforge.promote_next(v_closed.key_tenants, v_closed.keys, v_closed.key_ids);
   end if;

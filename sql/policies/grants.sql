@@ -153,3 +153,19 @@ grant execute on function
   to jobforge_api;
 
 reset role;
+
+-- Runs that wait for others: written by those who enqueue bundles and by workers' compositions.
+set local role jobforge_owner;
+
+revoke all on jobforge.job_dependencies, jobforge.composition_steps
+  from public, jobforge_rpc, jobforge_sys, jobforge_api, jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor;
+grant select, insert, update, delete on jobforge.job_dependencies to jobforge_rpc, jobforge_sys;
+grant select on jobforge.composition_steps to jobforge_rpc;
+grant select, insert on jobforge.composition_steps to jobforge_sys;
+
+reset role;
+set local role jobforge_rpc;
+
+grant execute on function jobforge.after_final(text[], uuid[]) to jobforge_sys;
+
+reset role;

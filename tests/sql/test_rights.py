@@ -16,9 +16,11 @@ LOGINS = [API, WORKER, "jobforge_scheduler", "jobforge_readonly", "jobforge_audi
 TENANT_TABLES = [
     "audit_log",
     "audit_seals",
+    "composition_steps",
     "idempotency_keys",
     "job_attempts",
     "job_definitions",
+    "job_dependencies",
     "jobs",
     "lanes",
     "leases",
@@ -70,6 +72,15 @@ def filled(queue: Queue) -> Queue:
             values (%s, %s, '1', '{}', '', jobforge.now())""",
             tenant,
             ECHO,
+        )
+        queue.look(
+            """insert into jobforge.job_dependencies values (%s, gen_random_uuid(), gen_random_uuid(), 'cancel', false)""",
+            tenant,
+        )
+        queue.look(
+            """insert into jobforge.composition_steps
+            select j.tenant_id, j.id, 'steps/a', gen_random_uuid() from jobforge.jobs j where j.tenant_id = %s limit 1""",
+            tenant,
         )
         queue.look(
             """insert into jobforge.audit_seals
