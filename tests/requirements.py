@@ -249,6 +249,13 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 6", "Whatever else a client's file holds stays, or the file is not touched."
     ),
     # --- policy: tokens, scopes, the gate
+    "policy.children": Requirement(
+        "security",
+        "What a handler enqueues is held to the type patterns of the token behind its run.",
+    ),
+    "policy.cost": Requirement(
+        "security", "A run uses as many units of a budget as its definition declares."
+    ),
     "policy.gate": Requirement(
         "security", "A verified token and its scopes decide who acts; every refusal reads the same."
     ),

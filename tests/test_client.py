@@ -36,6 +36,7 @@ from jobforge_mcp.types import (
     EnqueueOutcome,
     Failure,
     FailureKind,
+    Limits,
     RunError,
     RunFilter,
     RunStatus,
@@ -71,7 +72,12 @@ async def open_vault(input: GreetInput, job: JobContext) -> str:
     return "open"
 
 
-JOBS: list[BoundJob] = [greet, charge, scan, open_vault]
+@job(name="test.render", cost=40)
+async def render(input: GreetInput, job: JobContext) -> str:
+    return "rendered"
+
+
+JOBS: list[BoundJob] = [greet, charge, scan, open_vault, render]
 WORKER = WorkerId("worker-1")
 
 
@@ -352,3 +358,17 @@ async def test_a_scope_that_nobody_can_hold_is_refused_like_any_other(
 ) -> None:
     with pytest.raises(PolicyDeniedError, match="vault:open"):
         await make_client().enqueue("test.secret", {"name": "Ada"})
+
+
+async def test_a_run_uses_the_budget_as_its_definition_says(router: Router) -> None:
+    limits = Limits(budget_units=100)
+    caller = Caller(TenantId("acme"), "agent", ALL_SCOPES, token_id="t1", limits=limits)
+    client = Client(router, Registry(JOBS), caller)
+
+    await client.enqueue("test.render", {"name": "Ada"})
+    await client.enqueue("test.render", {"name": "Ada"})
+    with pytest.raises(LimitError) as caught:
+        await client.enqueue("test.render", {"name": "Ada"})
+
+    assert caught.value.code == "BUDGET_USED_UP"
+    assert await client.enqueue("test.greet", {"name": "Ada"})

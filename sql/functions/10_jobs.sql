@@ -122,6 +122,8 @@ end $$;
 comment on function jobforge.lease_new_job(text, uuid, text, integer) is 'Insert a new job''s first lease directly.';
 
 -- One statement per step, whatever the number of jobs. Null arrays and null elements mean the default.
+drop function if exists jobforge.enqueue_jobs(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[],
+  text[], text[], text[], integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid);
 create or replace function jobforge.enqueue_jobs(
   p_tenant_id text, p_job_types text[], p_payloads text[], p_received text[] default null,
   p_idempotency_keys text[] default null, p_ordering_keys text[] default null, p_priorities integer[] default null,
@@ -129,7 +131,8 @@ create or replace function jobforge.enqueue_jobs(
   p_trace_ids text[] default null, p_job_versions text[] default null, p_max_attempts integer[] default null,
   p_backoff_ms integer[] default null, p_backoff_multipliers float8[] default null, p_max_backoff_ms integer[] default null,
   p_timeout_ms integer[] default null, p_dry_runs boolean[] default null, p_worker_id text default null,
-  p_lease_ms integer default 30000, p_is_plan boolean default false, p_parent_id uuid default null)
+  p_lease_ms integer default 30000, p_is_plan boolean default false, p_parent_id uuid default null,
+  p_costs integer[] default null)
 returns table (ord integer, job_id uuid, outcome text, status text, version bigint, run_at timestamptz,
   created_at timestamptz, lease_id uuid, lease_until timestamptz)
 language plpgsql volatile
@@ -148,6 +151,7 @@ declare
   v_lease_until timestamptz;
   v_is_due boolean;
   v_counters text[];
+  v_confinement jsonb;
 begin
   perform jobforge.require_tenant(p_tenant_id);
   perform jobforge.require_projects(p_project_ids, cardinality(p_job_types));
@@ -160,7 +164,7 @@ begin
   perform jobforge.require_small_json(p_payloads, 1048576, 'an input'),
     jobforge.require_small_json(p_received, 1048576, 'an input'),
     jobforge.require_small_json(p_labels, 16384, 'a set of labels');
-  perform jobforge.require_types(p_job_types);
+  v_confinement := jobforge.require_types(p_tenant_id, p_job_types, p_parent_id);
   if not p_is_plan and current_setting('jobforge.token_id', true) <> '' then
     perform jobforge.use_token();
   end if;
@@ -169,7 +173,7 @@ begin
       select from jobforge.limited_jobs t where t.tenant_id = p_tenant_id and t.job_id = p_parent_id))
   then
     v_counters := jobforge.check_policy(p_tenant_id, 'enqueue', p_job_types, p_payloads, p_priorities, p_project_ids,
-      p_idempotency_keys, p_parent_id, p_is_plan);
+      p_idempotency_keys, p_parent_id, p_is_plan, p_costs);
   end if;
   if p_worker_id is not null and exists (select from jobforge.running_limits r where r.tenant_id = p_tenant_id) then
     p_worker_id := null;  -- whether it may run now is for a claim to say
@@ -214,19 +218,19 @@ begin
   with given as (
     select * from unnest(v_ids, p_job_types, p_payloads, p_ordering_keys, p_priorities, p_run_ats, p_project_ids, p_labels,
         p_trace_ids, p_job_versions, p_max_attempts, p_backoff_ms, p_backoff_multipliers, p_max_backoff_ms, p_timeout_ms,
-        p_dry_runs) with ordinality
+        p_dry_runs, p_costs) with ordinality
       u(id, job_type, payload, ordering_key, priority, run_at, project_id, labels, trace_id, job_version, max_attempts,
-        backoff_ms, backoff_multiplier, max_backoff_ms, timeout_ms, is_dry_run, ord)
+        backoff_ms, backoff_multiplier, max_backoff_ms, timeout_ms, is_dry_run, cost, ord)
     where v_outcomes is null or v_outcomes[u.ord] = 'created'
   ), new_jobs as (
     insert into jobforge.jobs as j (tenant_id, id, job_type, job_version, project_id, parent_id, ordering_key, trace_id,
       created_by, labels, payload, is_dry_run, priority, max_attempts, timeout_ms, backoff_ms, max_backoff_ms,
-      backoff_multiplier, run_at, created_at)
+      backoff_multiplier, run_at, created_at, cost, confinement)
     select p_tenant_id, g.id, g.job_type, coalesce(g.job_version, '1'), g.project_id, p_parent_id, g.ordering_key, g.trace_id,
       nullif(pg_catalog.current_setting('jobforge.actor', true), ''), g.labels::jsonb, g.payload::jsonb,
       coalesce(g.is_dry_run, false), coalesce(g.priority, 2), coalesce(g.max_attempts, 3), coalesce(g.timeout_ms, 300000),
       coalesce(g.backoff_ms, 1000), coalesce(g.max_backoff_ms, 60000), coalesce(g.backoff_multiplier, 2),
-      coalesce(g.run_at, v_now), v_now
+      coalesce(g.run_at, v_now), v_now, g.cost, v_confinement
     from given g
     returning j.id, j.job_type, j.priority, j.run_at, j.ordering_key
   ), new_ready as (
@@ -293,7 +297,7 @@ begin
   end if;
 end $$;
 comment on function jobforge.enqueue_jobs(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[],
-  text[], text[], integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid) is
+  text[], text[], integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid, integer[]) is
   'Commit jobs to be run, one row of answer for each: created, replayed or conflict.';
 
 create or replace function jobforge.enqueue_job(
@@ -698,7 +702,8 @@ begin
     perform jobforge.use_token();
   end if;
   if jobforge.current_claims() ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id) then
-    select jobforge.check_policy(p_tenant_id, 'retry', array[j.job_type::text], null, array[j.priority::integer]) into v_counters
+    select jobforge.check_policy(p_tenant_id, 'retry', array[j.job_type::text], p_priorities => array[j.priority::integer],
+      p_costs => array[j.cost]) into v_counters
     from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
   end if;
   select * into v_job from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id for update;

@@ -24,8 +24,10 @@ comment on function jobforge.refuse_over_limit(text, text, text, numeric, numeri
   'The one refusal of a limit: which, its value, what it would become, and when to try again.';
 
 -- Jobs of a call that no idempotency key has made before, and their cost; of one type, or of all.
+drop function if exists jobforge.count_new_jobs(text, text[], text[], text[], text, timestamptz);
 create or replace function jobforge.count_new_jobs(
-  p_tenant_id text, p_job_types text[], p_project_ids text[], p_idempotency_keys text[], p_job_type text, p_now timestamptz)
+  p_tenant_id text, p_job_types text[], p_project_ids text[], p_idempotency_keys text[], p_job_type text, p_now timestamptz,
+  p_costs integer[] default null)
 returns table (jobs bigint, units bigint)
 language plpgsql stable
 set search_path = jobforge, pg_temp
@@ -33,17 +35,17 @@ as $$
 #variable_conflict use_column
 begin
   return query
-  select count(*), coalesce(sum(coalesce(c.unit_cost, 1)), 0)::bigint
+  select count(*), coalesce(sum(coalesce(c.unit_cost, u.cost, 1)), 0)::bigint
   from (
     select distinct on (u.job_type, coalesce(u.project_id, ''), u.key, case when u.key is null then u.ord end) u.*
-    from unnest(p_job_types, p_project_ids, p_idempotency_keys) with ordinality u(job_type, project_id, key, ord)
+    from unnest(p_job_types, p_project_ids, p_idempotency_keys, p_costs) with ordinality u(job_type, project_id, key, cost, ord)
     where u.job_type = p_job_type or p_job_type is null) u
   left join jobforge.idempotency_keys k on k.tenant_id = p_tenant_id and k.project_id = coalesce(u.project_id, '')
     and k.job_type = u.job_type and k.idempotency_key = u.key and k.expires_at > p_now
   left join jobforge.rate_limits c on c.tenant_id = p_tenant_id and c.kind = 'type' and c.name = u.job_type
   where k.job_id is null;
 end $$;
-comment on function jobforge.count_new_jobs(text, text[], text[], text[], text, timestamptz) is
+comment on function jobforge.count_new_jobs(text, text[], text[], text[], text, timestamptz, integer[]) is
   'How many jobs a call would really make, and what they cost.';
 
 -- Forget the jobs of a counter that have ended, and tell how long their attempts ran.
@@ -160,9 +162,10 @@ end $$;
 comment on function jobforge.limits_of_call(text, text[], uuid) is 'The limits that apply to a call, in the order their counters are locked.';
 
 -- Count jobs of a call against one limit, under the lock of its counter.
+drop function if exists jobforge.use_limit(text, jobforge.rate_limits, text, text[], text[], text[], integer, boolean);
 create or replace function jobforge.use_limit(
   p_tenant_id text, p_limit jobforge.rate_limits, p_scope text, p_job_types text[], p_project_ids text[],
-  p_idempotency_keys text[], p_count integer, p_is_plan boolean)
+  p_idempotency_keys text[], p_count integer, p_is_plan boolean, p_costs integer[] default null)
 returns void
 language plpgsql volatile
 set search_path = jobforge, pg_temp
@@ -184,10 +187,10 @@ declare
 begin
   if p_limit.budget_units is not null and cardinality(p_job_types) = 1 then
     v_units := coalesce((select c.unit_cost from jobforge.rate_limits c
-      where c.tenant_id = p_tenant_id and c.kind = 'type' and c.name = p_job_types[1]), 1);
+      where c.tenant_id = p_tenant_id and c.kind = 'type' and c.name = p_job_types[1]), p_costs[1], 1);
     v_added_units := case when p_is_plan then 0 else v_units end;
   elsif p_limit.budget_units is not null then
-    select n.units into v_units from jobforge.count_new_jobs(p_tenant_id, p_job_types, null, null, v_type, v_now) n;
+    select n.units into v_units from jobforge.count_new_jobs(p_tenant_id, p_job_types, null, null, v_type, v_now, p_costs) n;
     v_added_units := case when p_is_plan then 0 else v_units end;
   end if;
   insert into jobforge.limit_usage as u (tenant_id, counter, jobs, units, period_started_at, touched_at)
@@ -207,7 +210,7 @@ begin
 
   -- now nobody else counts here: only what the keys have not made before is new
   if v_has_keys then
-    select * into v_new from jobforge.count_new_jobs(p_tenant_id, p_job_types, p_project_ids, p_idempotency_keys, v_type, v_now);
+    select * into v_new from jobforge.count_new_jobs(p_tenant_id, p_job_types, p_project_ids, p_idempotency_keys, v_type, v_now, p_costs);
     if v_new.jobs < p_count then
       v_usage.jobs := v_usage.jobs - v_added + case when p_is_plan then 0 else v_new.jobs end;
       v_usage.units := v_usage.units - v_added_units
@@ -267,15 +270,16 @@ begin
     where u.tenant_id = p_tenant_id and u.counter = v_counter;
   end if;
 end $$;
-comment on function jobforge.use_limit(text, jobforge.rate_limits, text, text[], text[], text[], integer, boolean) is
+comment on function jobforge.use_limit(text, jobforge.rate_limits, text, text[], text[], text[], integer, boolean, integer[]) is
   'Count jobs against the queue and the budgets of one limit, or refuse.';
 
 -- Returns the counters that the new jobs are to be tracked under, for track_jobs; null if none. p_action cancel takes
 -- from the rates alone. A child takes from none: its handler is bound by fan-out, depth, queue and budget.
+drop function if exists jobforge.check_policy(text, text, text[], text[], integer[], text[], text[], uuid, boolean);
 create or replace function jobforge.check_policy(
   p_tenant_id text, p_action text, p_job_types text[], p_payloads text[] default null, p_priorities integer[] default null,
   p_project_ids text[] default null, p_idempotency_keys text[] default null, p_parent_id uuid default null,
-  p_is_plan boolean default false)
+  p_is_plan boolean default false, p_costs integer[] default null)
 returns text[]
 language plpgsql volatile
 set search_path = jobforge, pg_temp
@@ -339,7 +343,7 @@ begin
     if v_limit.kind || ':' || v_limit.name = any (v_tracked)
       or num_nonnulls(v_limit.max_queued, v_limit.budget_jobs, v_limit.budget_units) > 0
     then
-      perform jobforge.use_limit(p_tenant_id, v_limit, v_scope, p_job_types, p_project_ids, p_idempotency_keys, v_count, p_is_plan);
+      perform jobforge.use_limit(p_tenant_id, v_limit, v_scope, p_job_types, p_project_ids, p_idempotency_keys, v_count, p_is_plan, p_costs);
     end if;
     if p_parent_id is not null then
       perform jobforge.check_family(p_tenant_id, v_limit, v_scope, p_parent_id, p_job_types, p_project_ids, p_idempotency_keys);
@@ -347,7 +351,7 @@ begin
   end loop;
   return v_tracked;
 end $$;
-comment on function jobforge.check_policy(text, text, text[], text[], integer[], text[], text[], uuid, boolean) is
+comment on function jobforge.check_policy(text, text, text[], text[], integer[], text[], text[], uuid, boolean, integer[]) is
   'Check a call against every limit that applies to it, before it writes anything.';
 
 create or replace function jobforge.check_family(

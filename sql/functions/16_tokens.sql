@@ -43,24 +43,40 @@ as $$
 $$;
 comment on function jobforge.confining_claims() is 'The claims of the scope if they confine their holder to some job types; null if they do not.';
 
-create or replace function jobforge.require_types(p_job_types text[]) returns void
+-- What a child may be is what the token said that enqueued the first of its line, whoever holds the worker.
+create or replace function jobforge.inherited_confinement(p_tenant_id text, p_parent_id uuid) returns jsonb
+language sql stable
+set search_path = jobforge, pg_temp
+as $$ select j.confinement from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_parent_id $$;
+comment on function jobforge.inherited_confinement(text, uuid) is 'Job types that the children of a run are confined to; null if to none.';
+
+-- What is refused for the scope's own token, or for the one under which the parent was enqueued. Returns what the new jobs
+-- pass on to their own children.
+drop function if exists jobforge.require_types(text[]);
+create or replace function jobforge.require_types(p_tenant_id text, p_job_types text[], p_parent_id uuid default null) returns jsonb
 language plpgsql stable
 set search_path = jobforge, pg_temp
 as $$
 declare
   v_claims jsonb;
 begin
-  if current_setting('jobforge.claims', true) <> '' then
+  if p_parent_id is not null then
+    v_claims := jobforge.inherited_confinement(p_tenant_id, p_parent_id);
+  elsif current_setting('jobforge.claims', true) <> '' then
     v_claims := jobforge.confining_claims();
-    if v_claims is not null and exists (
-      select from unnest(p_job_types) u(job_type) where jobforge.allows_type(v_claims, u.job_type) is not true)
-    then
-      raise exception 'the policy token does not allow jobs of this type' using errcode = 'JF403',
-        hint = 'list-jobs shows those it allows.';
-    end if;
   end if;
+  if v_claims is null then
+    return null;
+  end if;
+  if exists (select from unnest(p_job_types) u(job_type) where jobforge.allows_type(v_claims, u.job_type) is not true) then
+    raise exception 'the policy token does not allow jobs of this type' using errcode = 'JF403',
+      hint = case when p_parent_id is null then 'list-jobs shows those it allows.'
+        else 'What a handler enqueues is held to the token that enqueued its run.' end;
+  end if;
+  return jsonb_strip_nulls(jsonb_build_object('jobTypes', v_claims -> 'jobTypes', 'denyTypes', v_claims -> 'denyTypes'));
 end $$;
-comment on function jobforge.require_types(text[]) is 'Refuse job types that the token does not let its holder name.';
+comment on function jobforge.require_types(text, text[], uuid) is
+  'Refuse job types that the token, or that of the parent''s first ancestor, does not allow; returns what children inherit.';
 
 -- The token as it was issued, and each that narrowed it.
 create or replace function jobforge.token_ids(p_claims jsonb) returns text[]

@@ -653,10 +653,13 @@ $$;
 comment on function jobforge.has_work(text[], integer) is 'Whether anything is held by a worker, or due within this time and of one of these types.';
 
 -- The parent's lease is locked until commit: a child enqueued by an attempt that was replaced meanwhile would be a ghost.
+drop function if exists jobforge.enqueue_child(text, uuid, uuid, integer, text, text, text, text, text, integer, timestamptz, text,
+  text, integer, integer, float8, integer, integer);
 create or replace function jobforge.enqueue_child(
   p_tenant_id text, p_lease_id uuid, p_job_id uuid, p_epoch integer, p_job_type text, p_payload text, p_received text,
   p_idempotency_key text, p_ordering_key text, p_priority integer, p_run_at timestamptz, p_labels text, p_job_version text,
-  p_max_attempts integer, p_backoff_ms integer, p_backoff_multiplier float8, p_max_backoff_ms integer, p_timeout_ms integer)
+  p_max_attempts integer, p_backoff_ms integer, p_backoff_multiplier float8, p_max_backoff_ms integer, p_timeout_ms integer,
+  p_cost integer default null)
 returns table (job_id uuid, outcome text, status text, version bigint, run_at timestamptz, created_at timestamptz)
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
@@ -679,11 +682,12 @@ begin
   from jobforge.enqueue_jobs(p_tenant_id, array[p_job_type], array[p_payload], array[p_received], array[p_idempotency_key],
     array[p_ordering_key], array[p_priority], array[p_run_at], array[v_parent.project_id::text], array[p_labels],
     array[v_parent.trace_id], array[p_job_version], array[p_max_attempts], array[p_backoff_ms], array[p_backoff_multiplier],
-    array[p_max_backoff_ms], array[p_timeout_ms], array[v_parent.is_dry_run], null, 30000, false, p_job_id) e;
+    array[p_max_backoff_ms], array[p_timeout_ms], array[v_parent.is_dry_run], null, 30000, false, p_job_id,
+    array[p_cost]) e;
   -- a scope outlasts its function; the worker's next statement must not find a tenant set
   perform jobforge.leave_scope();
 end $$;
 comment on function jobforge.enqueue_child(text, uuid, uuid, integer, text, text, text, text, text, integer, timestamptz, text, text,
-  integer, integer, float8, integer, integer) is 'Enqueue a job on behalf of a running one; refused for a claim that is not the living one.';
+  integer, integer, float8, integer, integer, integer) is 'Enqueue a job on behalf of a running one; refused for a claim that is not the living one.';
 
 reset role;

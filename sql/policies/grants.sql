@@ -32,7 +32,7 @@ grant execute on function jobforge.new_id(), jobforge.deadline_of(timestamptz, i
   jobforge.promote_next(text[], text[], uuid[]) to jobforge_sys;
 grant execute on function
   jobforge.enqueue_jobs(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[], text[], text[],
-    integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid)
+    integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid, integer[])
   to jobforge_api, jobforge_sys;
 grant execute on function
   jobforge.enqueue_job(text, text, jsonb, text, text, integer, timestamptz, text, jsonb, text, text, integer, integer, float8,
@@ -70,7 +70,7 @@ grant execute on function
   jobforge.has_work(text[], integer),
   jobforge.tend_lanes(),
   jobforge.enqueue_child(text, uuid, uuid, integer, text, text, text, text, text, integer, timestamptz, text, text, integer, integer,
-    float8, integer, integer)
+    float8, integer, integer, integer)
   to jobforge_worker;
 
 grant execute on function jobforge.scan_settings(), jobforge.scan_database(), jobforge.scan_tables(), jobforge.scan_indexes(),

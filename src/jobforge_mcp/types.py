@@ -269,6 +269,8 @@ class NewJob:
     timeout_ms: int = 300_000
     is_dry_run: bool = False
     """Run the handler with ``dry_run`` set; not the same as planning a call."""
+    cost: int = 1
+    """Units of a budget that the run uses, unless the operator has set another price for its type."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ def test_a_decorated_function_becomes_a_definition() -> None:
         scopes=["ops:read"],
         effects="external",
         idempotent=True,
+        cost=5,
     )
     async def greet(input: Greeting, job: JobContext) -> Greeted:
         """Greet somebody."""
@@ -85,6 +86,7 @@ def test_a_decorated_function_becomes_a_definition() -> None:
         permissions=(Permission(scopes=("ops:read",)),),
         effects=Effects.EXTERNAL,
         idempotent=True,
+        cost=5,
     )
     assert greet.definition.required_scopes("execute") == {"ops:read"}
     assert greet.is_async

@@ -67,9 +67,11 @@ def refusal(act: Callable[[], object]) -> Refusal:
     )
 
 
-def spawn(queue: Queue, parent: Row, key: str, job_type: str = ECHO) -> Row:
+def spawn(
+    queue: Queue, parent: Row, key: str, job_type: str = ECHO, cost: int | None = None
+) -> Row:
     """Enqueue a child of a claimed run."""
-    rest = [None, 2, None, None, "1", 3, 0, 1.0, 0, 1000]
+    rest = [None, 2, None, None, "1", 3, 0, 1.0, 0, 1000, cost]
     fence = [parent.tenant_id, parent.lease_id, parent.job_id, parent.epoch]
     return queue.work("enqueue_child", *fence, job_type, "{}", None, key, *rest)[0]
 
@@ -563,3 +565,49 @@ def test_without_limits_nothing_is_counted(queue: Queue) -> None:
         union all select counter from jobforge.running_limits"""
     )
     assert rows == []
+
+
+# --- what a definition declares
+
+
+@pytest.mark.requirement("policy.cost")
+def test_a_run_uses_as_many_units_as_its_definition_declares(queue: Queue) -> None:
+    limit(queue, budget_units=10)
+
+    ask(queue, "enqueue_jobs", [ECHO], ["{}"], costs=[4])
+    ask(queue, "enqueue_jobs", [ECHO] * 2, ["{}"] * 2, costs=[4, None])
+    said = refusal(lambda: ask(queue, "enqueue_jobs", [ECHO], ["{}"], costs=[2]))
+
+    assert (said.limit, said.used) == ("budget_units", 11)
+
+
+def test_the_price_of_an_operator_comes_before_that_of_the_definition(queue: Queue) -> None:
+    limit(queue, budget_units=10)
+    limit(queue, "type", ECHO, unit_cost=7)
+
+    ask(queue, "enqueue_jobs", [ECHO], ["{}"], costs=[1])
+
+    assert refusal(lambda: ask(queue, "enqueue_jobs", [ECHO], ["{}"], costs=[1])).used == 14
+
+
+def test_a_retry_and_a_child_cost_what_their_definitions_declare(queue: Queue) -> None:
+    limit(queue, budget_units=10)
+    (row,) = ask(queue, "enqueue_jobs", [ECHO], ["{}"], costs=[4])
+    queue.cancel(row.job_id)
+
+    queue.retry(row.job_id)
+    parent = queue.claim_one()
+
+    said = refusal(lambda: spawn(queue, parent, "a", cost=3))
+    assert (said.limit, said.used) == ("budget_units", 11)
+
+
+@pytest.mark.parametrize("cost", [0, -5, 1_000_001])
+def test_a_cost_gives_nothing_back(queue: Queue, cost: int) -> None:
+    limit(queue, budget_units=10)
+
+    with refused("23514"):
+        ask(queue, "enqueue_jobs", [ECHO], ["{}"], costs=[cost])
+
+    assert rows(queue) == 0
+    assert queue.look("select count(*) as count from jobforge.limit_usage")[0].count == 0

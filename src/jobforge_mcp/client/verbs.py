@@ -333,6 +333,7 @@ class Client:
             max_backoff_ms=retry.max_backoff_ms,
             timeout_ms=prepared.definition.timeout_ms,
             is_dry_run=options.is_dry_run,
+            cost=prepared.definition.cost,
         )
 
 

@@ -141,6 +141,8 @@ class JobDefinition(_Model):
     takes its handler's."""
     idempotent: bool = False
     """Whether running it twice with the same input is as good as once."""
+    cost: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    """Units of a budget that each run uses; what an operator set for the job type comes before."""
 
     def required_scopes(self, action: JobAction | Literal["execute"]) -> frozenset[str]:
         """Return the scopes that an action on this job needs besides the tool's own."""
@@ -254,13 +256,14 @@ def job(
     guard: Guard | None = None,
     effects: Effects | Literal["none", "internal", "external"] = Effects.INTERNAL,
     idempotent: bool = False,
+    cost: int = 1,
 ) -> Callable[[Handler], BoundJob]:
     """Make a job of a function ``(input: SomeModel, job: JobContext) -> Output``.
 
     The function's types are the schemas, its docstring the description unless one is given. ``async def`` runs on the
     worker's loop and ``def`` in a child process, unless ``isolation`` says otherwise; ``scopes`` are needed to execute it
     besides ``jobs:execute``. ``permissions`` ask for roles and scopes action by action; ``guard`` is asked about every action
-    and refuses unless it returns ``True``.
+    and refuses unless it returns ``True``. ``cost`` is what each run uses of a budget of units.
 
     Raises:
         DefinitionError: An argument or the function's signature does not fit; file and line are named.
@@ -289,6 +292,7 @@ def job(
                 ),
                 effects=Effects(effects),
                 idempotent=idempotent,
+                cost=cost,
             )
             bound = BoundJob(
                 definition,

@@ -53,7 +53,7 @@ _CLAIM_JOBS: LiteralString = """
     select r.* from jobforge.claim_jobs(%s::text, %s::text[], %s::int, %s::text, %s::text[], %s::int, %s::boolean) as r"""
 _ENQUEUE_CHILD: LiteralString = """
     select r.* from jobforge.enqueue_child(%s::text, %s::uuid, %s::uuid, %s::int, %s::text, %s::text, %s::text, %s::text,
-      %s::text, %s::int, %s::timestamptz, %s::text, %s::text, %s::int, %s::int, %s::float8, %s::int, %s::int) as r"""
+      %s::text, %s::int, %s::timestamptz, %s::text, %s::text, %s::int, %s::int, %s::float8, %s::int, %s::int, %s::int) as r"""
 _REGISTER_WORKER: LiteralString = "select from jobforge.register_worker(%s::text, %s::text, %s::int, %s::text, %s::text[], %s::int)"
 
 
@@ -178,6 +178,7 @@ class WorkerRouter:
             job.backoff_multiplier,
             job.max_backoff_ms,
             job.timeout_ms,
+            job.cost,
         ]
         is_repeatable = job.idempotency_key is not None
         rows = await self._fetch(_ENQUEUE_CHILD, arguments, is_repeatable=is_repeatable)

@@ -208,6 +208,11 @@ def job_arrays(jobs: Sequence[NewJob]) -> list[object]:
     ]
 
 
+def job_costs(jobs: Sequence[NewJob]) -> list[object] | None:
+    """List what the jobs cost; nothing where each costs one unit."""
+    return _unless_empty(None if job.cost == 1 else job.cost for job in jobs)
+
+
 def fence_arrays(fences: Sequence[Fence]) -> list[object]:
     """List the array arguments that every worker's call begins with: tenants, leases, jobs, epochs."""
     return [

@@ -184,6 +184,7 @@ def _new_job(
         backoff_multiplier=retry.backoff_multiplier,
         max_backoff_ms=retry.max_backoff_ms,
         timeout_ms=definition.timeout_ms,
+        cost=definition.cost,
     )
 
 

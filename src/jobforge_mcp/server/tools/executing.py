@@ -112,6 +112,7 @@ def _new_job(parts: ServerParts, call: Call, given: args.ExecuteJob) -> NewJob:
         backoff_multiplier=definition.retry.backoff_multiplier,
         max_backoff_ms=definition.retry.max_backoff_ms,
         timeout_ms=definition.timeout_ms,
+        cost=definition.cost,
     )
 
 
