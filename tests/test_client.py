@@ -117,7 +117,7 @@ async def test_a_job_is_enqueued_waited_for_and_its_result_returned(
     enqueued = await client.enqueue("test.greet", {"name": "Ada"})
     result = None
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(complete_one, worker_router)
             result = await client.result(enqueued.job_id)

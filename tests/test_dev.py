@@ -94,18 +94,18 @@ def test_a_python_without_ensurepip_names_the_package_to_install(checkout: Path)
 def test_a_second_set_up_waits_and_then_has_nothing_to_do(checkout: Path) -> None:
     with (checkout / ".venv.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        second = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "dev.py", "setup"],
             cwd=checkout,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-        )
-        assert second.stderr is not None
-        waiting = second.stderr.readline()
-        finish_set_up(checkout)
-
-    output, errors = second.communicate(timeout=20)
+        ) as second:
+            assert second.stderr is not None
+            waiting = second.stderr.readline()
+            finish_set_up(checkout)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            output, errors = second.communicate(timeout=60)
 
     assert "waiting for another dev.py" in waiting
     assert (second.returncode, output.split(":")[0], errors) == (0, "ready", "")

@@ -296,7 +296,7 @@ def worker_of(database: ScratchDatabase) -> Generator[None]:
             yield
         finally:
             process.terminate()
-            process.communicate(timeout=20)
+            process.communicate(timeout=60)
 
 
 @contextmanager

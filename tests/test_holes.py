@@ -248,7 +248,7 @@ async def test_hole_12_tools_take_no_tenant_act_when_they_say_so_and_have_json_s
         await client.call_tool("execute-job", {"name": "test.forever", "waitSeconds": 0})
     )["runId"]
     await client.call_tool("cancel-job", {"runId": started_run})
-    ended = await client.call_tool("get-job-status", {"runId": started_run, "waitSeconds": 10})
+    ended = await client.call_tool("get-job-status", {"runId": started_run, "waitSeconds": 40})
     for_another = await client.call_tool("list-runs", {"tenantId": "globex"})
 
     members = {name for tool in tools for name in tool.input_schema["properties"]}
@@ -262,7 +262,7 @@ async def test_hole_13_handlers_run_tokens_are_verified_and_no_scope_implies_ano
     stage: Stage, client: Client
 ) -> None:
     done = await client.call_tool(
-        "execute-job", {"name": "test.echo", "input": {"text": "x", "times": 3}, "waitSeconds": 10}
+        "execute-job", {"name": "test.echo", "input": {"text": "x", "times": 3}, "waitSeconds": 40}
     )
     async with (
         http_app(stage.parts) as app,

@@ -74,7 +74,7 @@ def seal(sealer: Sealer, admin: psycopg.Connection) -> Seal:
 
     async def seal_rest() -> int:
         sealed = 0
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while True:
                 sealed += await sealer.seal_all()
                 if admin.execute(UNSEALED).fetchone() == (0,):

@@ -121,4 +121,4 @@ def worker_process(installed: Runner) -> Generator[subprocess.Popen[str]]:
                 break
         yield process
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)

@@ -82,7 +82,12 @@ def place() -> Generator[Place]:
 @pytest.mark.requirement("demo.promises")
 def test_two_demos_at_once_both_keep_every_promise(place: Place) -> None:
     first, second = place.start("demo", "--once"), place.start("demo", "--once")
-    told = [process.communicate(timeout=200) for process in (first, second)]
+    try:
+        told = [process.communicate(timeout=200) for process in (first, second)]
+    finally:
+        for process in (first, second):
+            with process:  # closes its pipes
+                process.kill()
 
     assert (first.returncode, second.returncode) == (0, 0), told
     for out, err in told:

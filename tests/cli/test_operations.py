@@ -124,7 +124,7 @@ def test_a_worker_that_is_told_to_stop_drains_and_ends_well(
     worker_process: subprocess.Popen[str],
 ) -> None:
     worker_process.send_signal(signal.SIGTERM)
-    _, err = worker_process.communicate(timeout=20)
+    _, err = worker_process.communicate(timeout=60)
 
     assert worker_process.returncode == 0
     assert "worker_draining" in err

@@ -271,7 +271,7 @@ def test_two_migrators_at_once_apply_each_file_once(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
 
     applied = [name for report in reports for name in report.applied]
     assert len(reports) == 3
@@ -288,7 +288,7 @@ def test_databases_of_one_cluster_can_be_migrated_at_once(databases: DatabaseMak
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     for one in made:
         databases.drop(one)
 

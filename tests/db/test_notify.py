@@ -15,12 +15,12 @@ async def test_a_notification_wakes_the_subscribers_of_its_channel_alone(
     database: ScratchDatabase, admin: psycopg.Connection
 ) -> None:
     async with Listener(database.url("jobforge_api")) as listener:
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await listener.wait_until_healthy()
         with listener.subscribe(READY) as ready, listener.subscribe(RUNS) as runs:
             admin.execute("select pg_notify('jobforge_ready', '')")
 
-            assert await ready.wait(5)
+            assert await ready.wait(60)
             assert not await runs.wait(0)
 
 
@@ -28,11 +28,11 @@ async def test_a_hint_that_came_before_the_wait_is_not_lost_and_is_taken_once(
     database: ScratchDatabase, admin: psycopg.Connection
 ) -> None:
     async with Listener(database.url("jobforge_api")) as listener:
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await listener.wait_until_healthy()
         with listener.subscribe(READY) as first, listener.subscribe(READY) as second:
             admin.execute("select pg_notify('jobforge_ready', '')")
-            assert await first.wait(5)
+            assert await first.wait(60)
 
             assert await second.wait(0)
             assert not await second.wait(0)
@@ -43,7 +43,7 @@ async def test_a_lost_listener_is_unhealthy_comes_back_and_wakes_everybody(
     database: ScratchDatabase, admin: psycopg.Connection
 ) -> None:
     async with Listener(database.url("jobforge_api")) as listener:
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await listener.wait_until_healthy()
         with listener.subscribe(RUNS) as runs:
             admin.execute(
@@ -51,7 +51,7 @@ async def test_a_lost_listener_is_unhealthy_comes_back_and_wakes_everybody(
                 " where a.application_name = 'jobforge listener'"
             )
 
-            with anyio.fail_after(5):
+            with anyio.fail_after(60):
                 assert await runs.wait()
                 await listener.wait_until_healthy()
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -51,7 +51,7 @@ sys.exit(0 if sys.version_info >= (3, 11) and os.access(sys.argv[2] + "/postgres
 """
 
 
-def eventually(holds: Callable[[], bool], what: str, seconds: float = 10) -> None:
+def eventually(holds: Callable[[], bool], what: str, seconds: float = 60) -> None:
     """Wait, bounded, for something another process does."""
     deadline = time.monotonic() + seconds
     while not holds():
@@ -116,13 +116,22 @@ class User:
         self.process.kill()
         self.close()
 
+    def forget(self) -> None:
+        """Leave nothing of it behind, whatever became of its test."""
+        if self.process.returncode is None:
+            self.process.kill()
+            self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream:
+                stream.close()
+
     def close(self) -> None:
         """Let it end by itself, and forget it."""
         streams: list[IO[str] | None] = [self.process.stdin, self.process.stdout]
         for stream in streams:
             if stream:
                 stream.close()
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 @dataclass(frozen=True)
@@ -131,6 +140,7 @@ class Person:
 
     name: str | None
     python: str
+    started: list[User] = field(default_factory=list[User], compare=False)
 
     def uses(self, state_dir: Path) -> User:
         """Start a process that uses the server until it is closed or killed."""
@@ -138,7 +148,7 @@ class Person:
         environment = os.environ | {"JOBFORGE_PGBIN": str(find_binaries())}
         command = [self.python, "-c", _USER, str(state_dir), str(LINGER), str(SOURCE)]
         entry = pwd.getpwnam(self.name) if self.name else None
-        return User(
+        user = User(
             subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -151,6 +161,13 @@ class Person:
                 extra_groups=[] if entry else None,
             )
         )
+        self.started.append(user)
+        return user
+
+    def end_all(self) -> None:
+        """End every user that a failed test left."""
+        while self.started:
+            self.started.pop().forget()
 
     def make_state_directory(self) -> Path:
         """Make a directory of this person's."""
@@ -183,32 +200,39 @@ MYSELF = Person(None, sys.executable)
 
 
 @pytest.fixture(params=["myself", "ordinary"])
-def person(request: pytest.FixtureRequest) -> Person:
+def person(request: pytest.FixtureRequest) -> Iterator[Person]:
     if request.param == "myself":
-        return MYSELF
+        yield MYSELF
+        return
     if not IS_ROOT:
         pytest.skip("this account is an ordinary one already")
     python = _python_for("nobody")
     if python is None:
         pytest.skip("an ordinary account can read no Python 3.11, or not this checkout")
-    return Person("nobody", python)
+    ordinary = Person("nobody", python)
+    yield ordinary
+    ordinary.end_all()
 
 
 @pytest.fixture
 def empty_state_dir() -> Iterator[Path]:
     path = MYSELF.make_state_directory()
-    yield path
-    _end_all(path)
-    shutil.rmtree(path)
+    try:
+        yield path
+        _end_all(path)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
 def state_directories() -> Iterator[dict[Person, Path]]:
     """One state directory per person, made on first use: a cluster costs a second, and 40 MB."""
     made: dict[Person, Path] = {}
-    yield made
-    for path in made.values():
-        shutil.rmtree(path)
+    try:
+        yield made
+    finally:
+        for path in made.values():
+            shutil.rmtree(path)
 
 
 @pytest.fixture
@@ -252,10 +276,11 @@ def _system_major() -> int:
 
 def _end_all(state_dir: Path) -> None:
     """Stop the server, and fail the test if anything stays."""
+    MYSELF.end_all()
     try:
         stop(state_dir)
         # A keeper that ends by itself lets go of its lock a moment before it is gone.
-        eventually(lambda: processes_of(state_dir) == [], "every process ends", 5)
+        eventually(lambda: processes_of(state_dir) == [], "every process ends")
     finally:
         for pid in processes_of(state_dir):
             with suppress(ProcessLookupError):

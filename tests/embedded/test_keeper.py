@@ -51,10 +51,18 @@ def server_account() -> int:
     return account.uid if account else os.geteuid()
 
 
-def start_stranger() -> subprocess.Popen[bytes]:
-    """Start a process of the server's own account that has nothing to do with it."""
-    uid = server_account()
-    return subprocess.Popen(["/bin/sleep", "60"], user=uid if IS_ROOT else None)
+@contextmanager
+def child(*command: str | Path, of_server: bool = True) -> Generator[subprocess.Popen[bytes]]:
+    """Run a program, as the server's account where this is root, and end it whatever happens."""
+    uid = server_account() if IS_ROOT and of_server else None
+    groups: list[int] | None = [] if IS_ROOT and of_server else None
+    with subprocess.Popen(
+        command, user=uid, extra_groups=groups, stderr=subprocess.DEVNULL, cwd="/"
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def write_pid_file(data_dir: Path, pid: int) -> None:
@@ -234,10 +242,11 @@ def test_the_server_stays_while_one_user_lives(state_dir: Path) -> None:
 
 
 def test_short_visits_between_two_looks_of_the_keeper_keep_the_server(state_dir: Path) -> None:
-    """Takes a second: longer than the linger time."""
-    with ensure_running(state_dir, linger_seconds=LINGER) as first:
+    """Takes some seconds: longer than the linger time, which no pause of a busy machine may reach."""
+    linger = 2.0
+    with ensure_running(state_dir, linger_seconds=linger) as first:
         postmaster = first.postmaster_pid
-    end = time.monotonic() + 2.5 * LINGER
+    end = time.monotonic() + 2.5 * linger
 
     while time.monotonic() < end:
         with ensure_running(state_dir) as visit:
@@ -280,20 +289,15 @@ def test_the_server_follows_a_killed_keeper_even_if_nobody_comes(
 def test_an_orphan_is_recognised_and_replaced(state_dir: Path) -> None:
     data_dir = data_directory(state_dir)
     sockets = state_dir / "socket"
-    orphan = subprocess.Popen(
-        [find_binaries() / "postgres", "-D", data_dir, "-c", f"unix_socket_directories={sockets}"],
-        user=server_account() if IS_ROOT else None,
-        extra_groups=[] if IS_ROOT else None,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-    )
+    command = (find_binaries() / "postgres", "-D", data_dir)
     pid_file = data_dir / "postmaster.pid"
-    eventually(lambda: pid_file.exists() and "ready" in pid_file.read_text(), "the orphan runs")
-    seen = status(state_dir).state
+    with child(*command, "-c", f"unix_socket_directories={sockets}") as orphan:
+        eventually(lambda: pid_file.exists() and "ready" in pid_file.read_text(), "the orphan runs")
+        seen = status(state_dir).state
 
-    with ensure_running(state_dir, linger_seconds=LINGER) as cluster:
-        ended = orphan.wait(10)
-        answer = query(cluster, "select 1")
+        with ensure_running(state_dir, linger_seconds=LINGER) as cluster:
+            ended = orphan.wait(60)
+            answer = query(cluster, "select 1")
 
     assert (seen, ended, answer) == ("orphaned", 0, [(1,)])
 
@@ -302,9 +306,11 @@ def test_stop_ends_an_orphan_too(state_dir: Path) -> None:
     with ensure_running(state_dir, linger_seconds=LINGER) as cluster:
         # Stopped, it cannot follow its keeper; the signal that tells it to is kept for it.
         os.kill(cluster.postmaster_pid, signal.SIGSTOP)
-        os.kill(cluster.keeper_pid, signal.SIGKILL)
-        eventually(lambda: status(state_dir).state == "orphaned", "the keeper is gone")
-        os.kill(cluster.postmaster_pid, signal.SIGCONT)
+        try:
+            os.kill(cluster.keeper_pid, signal.SIGKILL)
+            eventually(lambda: status(state_dir).state == "orphaned", "the keeper is gone")
+        finally:
+            os.kill(cluster.postmaster_pid, signal.SIGCONT)
 
         stop(state_dir)
 
@@ -365,17 +371,15 @@ def test_what_a_killed_keeper_left_half_made_is_thrown_away(empty_state_dir: Pat
 
 @pytest.mark.requirement("embedded.strangers")
 def test_a_stranger_who_got_the_postmasters_number_is_left_alone(state_dir: Path) -> None:
-    stranger = start_stranger()
-    write_pid_file(data_directory(state_dir), stranger.pid)
+    with child("/bin/sleep", "600") as stranger:
+        write_pid_file(data_directory(state_dir), stranger.pid)
 
-    with ensure_running(state_dir, linger_seconds=LINGER) as cluster:
-        answer = query(cluster, "select 1")
+        with ensure_running(state_dir, linger_seconds=LINGER) as cluster:
+            answer = query(cluster, "select 1")
 
-    assert answer == [(1,)]
-    assert stop(state_dir) in {True, False}
-    assert stranger.poll() is None
-    stranger.kill()
-    stranger.wait()
+        assert answer == [(1,)]
+        assert stop(state_dir) in {True, False}
+        assert stranger.poll() is None
 
 
 @pytest.mark.requirement("embedded.strangers")
@@ -397,15 +401,14 @@ def is_orphaned(data_dir: Path) -> bool:
 
 @pytest.mark.requirement("embedded.strangers")
 def test_a_zombie_is_no_running_postmaster(state_dir: Path) -> None:
-    zombie = subprocess.Popen(["/bin/true"])
-    eventually(lambda: not is_alive(zombie.pid), "it ends, unreaped")
-    write_pid_file(data_directory(state_dir), zombie.pid)
+    with child("/bin/true", of_server=False) as zombie:
+        eventually(lambda: not is_alive(zombie.pid), "it ends, unreaped")
+        write_pid_file(data_directory(state_dir), zombie.pid)
 
-    with ensure_running(state_dir, linger_seconds=LINGER) as cluster:
-        answer = query(cluster, "select 1")
+        with ensure_running(state_dir, linger_seconds=LINGER) as cluster:
+            answer = query(cluster, "select 1")
 
     assert answer == [(1,)]
-    zombie.wait()
 
 
 @pytest.mark.parametrize("text", ["", "12", "not a number\n"], ids=["empty", "cut", "garbled"])

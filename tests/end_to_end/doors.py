@@ -54,7 +54,7 @@ async def http_server(stage: Stage) -> AsyncGenerator[Server]:
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(serve)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await ready.wait()
         try:
             yield Server(urls[0], stop)

@@ -57,7 +57,7 @@ class Chat:
     async def hear(self, request: int) -> dict[str, Any]:
         """Return the answer to a request."""
         assert self.process.stdout is not None
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while True:
                 while b"\n" in self._read:
                     line, _, self._read = self._read.partition(b"\n")
@@ -108,7 +108,7 @@ async def test_a_signal_lets_waiting_calls_answer_and_ends_the_process_in_order(
         await client.hear(1)
         client.process.send_signal(number)
         waited = await client.hear(2)
-        with anyio.fail_after(8):
+        with anyio.fail_after(60):
             code = await client.process.wait()
 
     run_id = JobId(UUID(waited["result"]["structuredContent"]["runId"]))
@@ -123,7 +123,7 @@ async def test_the_end_of_input_ends_the_process(database: ScratchDatabase, stag
     async with chat(database, stage) as client:
         assert client.process.stdin is not None
         await client.process.stdin.aclose()
-        with anyio.fail_after(8):
+        with anyio.fail_after(60):
             code = await client.process.wait()
 
     assert code == 0
@@ -148,7 +148,7 @@ async def test_a_cancelled_notification_detaches_and_the_job_goes_on(
 ) -> None:
     async with chat(database, stage) as client:
         await client.send(
-            execute(1, "test.noop"), execute(2, "test.steps", input={"steps": 3, "seconds": 0.4})
+            execute(1, "test.noop"), execute(2, "test.steps", input={"steps": 3, "seconds": 1})
         )
         await client.hear(1)
         await client.send(
@@ -161,7 +161,7 @@ async def test_a_cancelled_notification_detaches_and_the_job_goes_on(
         listing = {"name": "list-runs", "arguments": {"name": "test.steps"}}
         await client.send({"jsonrpc": "2.0", "id": 3, "method": "tools/call", "params": listing})
         runs = (await client.hear(3))["result"]["structuredContent"]["runs"]
-        look = {"runId": runs[0]["runId"], "waitSeconds": 15}
+        look = {"runId": runs[0]["runId"], "waitSeconds": 40}
         call = {"name": "get-job-status", "arguments": look}
         await client.send({"jsonrpc": "2.0", "id": 4, "method": "tools/call", "params": call})
         ended = await client.hear(4)

@@ -78,7 +78,7 @@ class Chat:
     def close(self) -> int:
         assert self.process.stdin
         self.process.stdin.close()
-        return self.process.wait(10)
+        return self.process.wait(60)
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def home() -> Generator[Home]:
     assert not processes(str(made.state_dir))
 
 
-def until(holds: Callable[[], bool], seconds: float = 15) -> None:
+def until(holds: Callable[[], bool], seconds: float = 60) -> None:
     """Wait for what no event tells of."""
     deadline = time.monotonic() + seconds
     while not holds():

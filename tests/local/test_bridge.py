@@ -63,16 +63,19 @@ def test_a_bridge_takes_at_most_twelve_megabytes(home: Home) -> None:
 
 
 @pytest.mark.requirement("local.no-orphans")
-def test_a_bridge_ends_within_a_second_of_its_input(home: Home) -> None:
+def test_a_bridge_ends_with_its_input_whatever_is_under_way(home: Home) -> None:
     with home.chat() as chat:
         chat.initialize()
-        chat.say("tools/call", {"name": "execute-job", "arguments": countdown(2)})
-        began = time.monotonic()
+        chat.say("tools/call", {"name": "execute-job", "arguments": countdown(120)})
+        running = wait_for_running(home, chat_name="demo.countdown")
 
         code = chat.close()
 
-        assert time.monotonic() - began < 1.0
     assert code == 0
+    # The call was still under way: a bridge waits for no answer.
+    with home.chat() as other:
+        other.initialize()
+        assert other.call("cancel-job", runId=running)["status"] in {"running", "canceled"}
 
 
 @pytest.mark.requirement("local.no-orphans")
@@ -90,7 +93,7 @@ def test_a_bridge_ends_with_its_parent_although_its_input_stays_open(home: Home)
         until(lambda: home.node.chats == 1)
         process.kill()
 
-        until(lambda: not is_alive(bridge), seconds=5)
+        until(lambda: not is_alive(bridge))
 
 
 @pytest.mark.requirement("local.outlives-chat")
@@ -102,7 +105,7 @@ def test_a_job_outlives_its_chat(home: Home) -> None:
 
     with home.chat() as chat:
         chat.initialize()
-        found = chat.call("get-job-status", runId=run["runId"], waitSeconds=20)
+        found = chat.call("get-job-status", runId=run["runId"], waitSeconds=40)
 
     assert run["status"] in {"queued", "running"}
     assert found["status"] == "succeeded"
@@ -113,7 +116,7 @@ def test_a_killed_node_is_replaced_under_a_chat_and_nothing_committed_is_lost(ho
     with home.chat() as chat:
         chat.initialize()
         done = chat.call("execute-job", **countdown(0))
-        call = chat.say("tools/call", {"name": "execute-job", "arguments": countdown(3)})
+        call = chat.say("tools/call", {"name": "execute-job", "arguments": countdown(120)})
         running = wait_for_running(home, chat_name="demo.countdown")
         killed = home.kill_node()
 
@@ -121,10 +124,11 @@ def test_a_killed_node_is_replaced_under_a_chat_and_nothing_committed_is_lost(ho
         # The same chat goes on: the handshake was repeated for it.
         still_there = chat.call("get-job-status", runId=done["runId"])
         taken_up = chat.call("get-job-status", runId=running)
+        chat.call("cancel-job", runId=running)
 
     assert (lost["id"], lost["error"]["data"]["code"]) == (call, "NODE_LOST")
     assert still_there["status"] == "succeeded"
-    assert taken_up["status"] in {"queued", "running", "succeeded"}
+    assert taken_up["status"] in {"queued", "running"}
     assert home.node.pid != killed
 
 
@@ -133,13 +137,14 @@ def test_a_stopped_node_is_started_again_by_the_next_request_and_no_sooner(home:
     with home.chat() as chat:
         chat.initialize()
         before = home.node.pid
-        call = chat.say("tools/call", {"name": "execute-job", "arguments": countdown(1)})
-        wait_for_running(home, chat_name="demo.countdown")
+        call = chat.say("tools/call", {"name": "execute-job", "arguments": countdown(120)})
+        running = wait_for_running(home, chat_name="demo.countdown")
 
         assert home.stop_node()
         answered = chat.hear()
         was_running = home.node.state
         after = chat.ask("tools/list")
+        chat.call("cancel-job", runId=running)
 
     # What was under way is answered before the end: the wait is cut short, the job is not.
     assert (answered["id"], "error" in answered) == (call, False)

@@ -58,7 +58,7 @@ def test_a_message_beyond_all_bounds_is_refused_and_the_chat_goes_on(home: Home)
 def test_a_node_refuses_what_is_too_long_whoever_sends_it(home: Home) -> None:
     with home.chat() as chat, socket.socket(socket.AF_UNIX) as other:
         chat.initialize()
-        other.settimeout(20)
+        other.settimeout(60)
         other.connect(home.place.socket_path)
         other.sendall(rendezvous.write_object(rendezvous.say_hello("mcp")))
         with other.makefile("rb") as heard:
@@ -93,7 +93,7 @@ def test_garbage_does_not_end_a_chat(home: Home) -> None:
 def test_a_hello_that_is_none_is_not_answered(home: Home) -> None:
     with home.chat() as chat, socket.socket(socket.AF_UNIX) as stranger:
         chat.initialize()
-        stranger.settimeout(5)
+        stranger.settimeout(60)
         stranger.connect(home.place.socket_path)
         stranger.sendall(b"GET / HTTP/1.1\r\n")
         heard = json.loads(stranger.recv(rendezvous.LONGEST_HELLO))

@@ -209,7 +209,7 @@ def token_of(home: Home, tenant: str) -> str:
 def greet(home: Home, **changed: object) -> dict[str, Any]:
     """Say hello by hand and return the answer."""
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(5)
+        connection.settimeout(60)
         connection.connect(home.place.socket_path)
         connection.sendall(rendezvous.write_object({**rendezvous.say_hello("mcp"), **changed}))
         return json.loads(connection.recv(65536))
@@ -224,7 +224,7 @@ def ask_as_nobody(path: Path) -> bytes:
             os.setgid(65534)
             os.setuid(65534)
             with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(5)
+                connection.settimeout(60)
                 connection.connect(str(path))
                 connection.sendall(rendezvous.write_object(rendezvous.say_hello("mcp")))
                 os.write(writing, connection.recv(65536))

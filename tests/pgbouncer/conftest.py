@@ -56,7 +56,7 @@ def bouncer(cluster: Cluster) -> Generator[str]:
         with subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
-            deadline = monotonic() + 10
+            deadline = monotonic() + 60
             while not (folder / f".s.PGSQL.{PORT}").exists():
                 said = folder / "pgbouncer.log"
                 assert process.poll() is None, said.read_text() if said.exists() else "it ended"
@@ -66,7 +66,7 @@ def bouncer(cluster: Cluster) -> Generator[str]:
                 yield name
             finally:
                 process.terminate()
-                process.wait(10)
+                process.wait(60)
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ async def test_a_server_that_does_not_answer_is_given_up_well_within_a_lease(
         finally:
             os.kill(row[0], signal.SIGCONT)
 
-        assert seconds < 5
+        assert seconds < 20  # of the thirty of a lease
         assert len(heartbeat.beat(WORKER, lease_of(claimed), 30_000)) == 1
 
 

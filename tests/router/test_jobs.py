@@ -260,7 +260,7 @@ async def test_whoever_sleeps_is_woken_by_an_enqueue(
 def database_listens(admin: psycopg.Connection) -> Callable[[], list[str]]:
     """Tell which channels were notified so far."""
     admin.execute("listen jobforge_ready")
-    return lambda: [hint.channel for hint in admin.notifies(timeout=2, stop_after=1)]
+    return lambda: [hint.channel for hint in admin.notifies(timeout=60, stop_after=1)]
 
 
 OF_ONE_RUN: dict[str, Callable[[Router, Caller, JobId], Awaitable[object]]] = {

@@ -140,7 +140,7 @@ async def test_of_many_writes_with_one_token_one_is_done(router: Router, acme: C
     async def write() -> None:
         codes.append(await code_of(lambda: router.enqueue_job(single(acme), JOB)))
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             for _ in range(32):
                 tasks.start_soon(write)

@@ -136,16 +136,16 @@ async def test_answers_are_streams_so_progress_comes_before_the_result(stage: St
 
 
 async def test_closing_the_stream_leaves_the_job_running(stage: Stage) -> None:
-    body = call("execute-job", {"name": "test.steps", "input": {"steps": 2, "seconds": 0.6}}, "t")
+    body = call("execute-job", {"name": "test.steps", "input": {"steps": 2, "seconds": 2}}, "t")
     headers = {**MODERN, "Authorization": f"Bearer {stage.token()}", "Mcp-Name": "execute-job"}
     async with http_server(stage) as server, httpx2.AsyncClient() as http:
         with pytest.raises(httpx2.TimeoutException):
-            await http.post(f"{server.url}/mcp", json=body, headers=headers, timeout=0.5)
+            await http.post(f"{server.url}/mcp", json=body, headers=headers, timeout=2)
         async with http_client(server.url, stage.token()) as client:
             listed = (await client.call_tool("list-runs", {})).structured_content
             assert listed is not None
             run_id = listed["runs"][0]["runId"]
-            ended = await client.call_tool("get-job-status", {"runId": run_id, "waitSeconds": 10})
+            ended = await client.call_tool("get-job-status", {"runId": run_id, "waitSeconds": 40})
 
     assert (ended.structured_content or {})["status"] == "succeeded"
 
@@ -212,7 +212,7 @@ async def test_a_server_that_stops_lets_waiting_calls_answer_first(stage: Stage)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wait, modern)
             tasks.start_soon(wait, old)
-            with anyio.fail_after(5):
+            with anyio.fail_after(60):
                 while stage.parts.watcher.waiting < 2:
                     await anyio.lowlevel.checkpoint()
             server.stop.set()

@@ -123,7 +123,7 @@ def test_what_would_switch_the_check_off_is_refused(overrides: dict[str, tuple[s
 
 async def _status(port: int, head: bytes, address: str = "127.0.0.1") -> bytes:
     """Send a request as it is, and return the first line of the answer."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with await anyio.connect_tcp(address, port) as stream:
             await stream.send(head + b"Content-Length: 0\r\nConnection: close\r\n\r\n")
             return (await stream.receive()).split(b"\r\n", 1)[0]

@@ -89,12 +89,12 @@ async def test_a_client_of_2026_listens_to_its_own_runs_and_to_no_others(stage: 
     async with Client(build_server(stage.parts, stage.credential("globex"))) as other:
         foreign = await start(other, "test.forever")
     async with Client(build_server(stage.parts, stage.credential())) as client:
-        own = await start(client, "test.steps", input={"steps": 3, "seconds": 0.3})
+        own = await start(client, "test.steps", input={"steps": 200, "seconds": 0.3})
         uris = [f"jobforge://runs/{own}", f"jobforge://runs/{foreign}", "jobforge://jobs/test.echo"]
         async with client.listen(resource_subscriptions=uris, tools_list_changed=True) as heard:
             honored = heard.honored
             first = None
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 first = await anext(aiter(heard))
 
     assert honored.resource_subscriptions == [uris[0]]
@@ -114,10 +114,10 @@ async def test_a_client_of_the_handshake_era_subscribes_and_is_told(stage: Stage
 
     server = build_server(stage.parts, stage.credential())
     async with Client(server, mode="legacy", message_handler=hear) as client:
-        run_id = await start(client, "test.steps", input={"steps": 3, "seconds": 0.3})
+        run_id = await start(client, "test.steps", input={"steps": 200, "seconds": 0.3})
         uri = f"jobforge://runs/{run_id}"
         await client.session.subscribe_resource(uri)  # pyright: ignore[reportDeprecated]
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await changed.wait()
         await client.session.unsubscribe_resource(uri)  # pyright: ignore[reportDeprecated]
         with pytest.raises(MCPError):

@@ -80,7 +80,7 @@ async def test_a_caller_has_so_many_sessions_and_others_have_theirs(
 
 @pytest.mark.requirement("server.sessions")
 async def test_a_session_that_nobody_uses_ends(database: ScratchDatabase, tmp_path: Path) -> None:
-    limits = {"most_sessions_per_caller": 1, "session_idle_seconds": 1}
+    limits = {"most_sessions_per_caller": 1, "session_idle_seconds": 2}
     async with (
         open_stage(database, tmp_path, has_pool=False, **limits) as stage,
         http_server(stage) as server,
@@ -89,12 +89,12 @@ async def test_a_session_that_nobody_uses_ends(database: ScratchDatabase, tmp_pa
         acme = Caller(http, stage, "acme")
         session = session_of(await acme.open())
         refused = await acme.open()
-        # Slow, because a second is the shortest that the setting allows; and to look is to use.
-        with anyio.fail_after(10):
+        # Slow: idle for long enough to be refused before, on a busy machine too; and to look is to use.
+        with anyio.fail_after(60):
             while (again := await acme.open()).status_code == 429:  # noqa: ASYNC110  # nothing tells
                 await anyio.sleep(0.05)
             while await acme.use(session) != 404:  # noqa: ASYNC110  # nothing tells
-                await anyio.sleep(1.5)
+                await anyio.sleep(2.5)
 
     assert (refused.status_code, again.status_code) == (429, 200)
 
@@ -111,7 +111,7 @@ async def test_connections_of_the_old_transport_count_while_they_are_open(
         bearer = {"Authorization": f"Bearer {stage.token()}"}
         async with http.stream("GET", "/sse", headers=bearer) as first:
             second = await http.get("/sse", headers=bearer)
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             while True:
                 async with http.stream("GET", "/sse", headers=bearer) as third:
                     if third.status_code == 200:

@@ -140,10 +140,11 @@ async def test_only_who_may_cancel_ties_the_run_of_another_call_to_its_own(
     server = build_server(stage.parts, stage.credential(scopes=scopes))
 
     async with Client(server) as other:
-        with anyio.move_on_after(0.5):
+        with anyio.move_on_after(2):
             await other.call_tool("execute-job", {**again, "cancelOnDisconnect": True})
+        seconds = 1.5 if status == "running" else 40
         looked = await client.call_tool(
-            "get-job-status", {"runId": run_of(created)["runId"], "waitSeconds": 1.5}
+            "get-job-status", {"runId": run_of(created)["runId"], "waitSeconds": seconds}
         )
 
     assert run_of(looked)["status"] == status
@@ -165,9 +166,9 @@ async def test_at_the_cap_a_wait_ends_with_the_run_as_it_stands_and_is_no_error(
         open_stage(database, tmp_path, wait_seconds_cap=0.3, wait_seconds_default=0.1) as stage,
         Client(build_server(stage.parts, stage.credential())) as client,
     ):
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             answer = await client.call_tool(
-                "execute-job", {"name": "test.forever", "waitSeconds": 40}
+                "execute-job", {"name": "test.forever", "waitSeconds": 45}
             )
 
     assert (answer.is_error, run_of(answer)["status"]) == (False, "running")
@@ -177,10 +178,9 @@ async def test_at_the_cap_a_wait_ends_with_the_run_as_it_stands_and_is_no_error(
 async def test_a_run_that_is_not_due_before_the_wait_would_end_is_not_waited_for(
     client: Client,
 ) -> None:
-    with anyio.fail_after(10):
-        answer = await client.call_tool(
-            "execute-job", {"name": "test.noop", "runAt": "2099-01-01T00:00:00Z"}
-        )
+    given = {"name": "test.noop", "runAt": "2099-01-01T00:00:00Z", "waitSeconds": 45}
+    with anyio.fail_after(30):
+        answer = await client.call_tool("execute-job", given)
     looked = await client.call_tool("get-job-status", {"runId": run_of(answer)["runId"]})
 
     for told in (run_of(answer), run_of(looked)):
@@ -213,10 +213,10 @@ async def test_a_quiet_wait_sends_beats_that_grow(
         Client(build_server(stage.parts, stage.credential())) as client,
     ):
         await client.call_tool(
-            "execute-job", {"name": "test.forever", "waitSeconds": 1}, progress_callback=hear
+            "execute-job", {"name": "test.forever", "waitSeconds": 2}, progress_callback=hear
         )
 
-    assert len(heard) >= 5
+    assert len(heard) >= 3
     assert heard == sorted(set(heard))
     assert max(heard) < 1
 
@@ -228,11 +228,11 @@ async def test_a_long_poll_ends_when_the_version_passes(client: Client) -> None:
             {"name": "test.steps", "input": {"steps": 4, "seconds": 0.4}, "background": True},
         )
     )
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         changed = run_of(
             await client.call_tool(
                 "get-job-status",
-                {"runId": started["runId"], "waitSeconds": 20, "sinceVersion": started["version"]},
+                {"runId": started["runId"], "waitSeconds": 40, "sinceVersion": started["version"]},
             )
         )
 
@@ -247,7 +247,7 @@ async def test_several_runs_are_waited_for_together(client: Client) -> None:
     ]
     unknown = "01890a5d-ac96-774b-bcce-b302099a8057"
     answer = await client.call_tool(
-        "get-job-status", {"runIds": [*ids, unknown], "waitSeconds": 20}
+        "get-job-status", {"runIds": [*ids, unknown], "waitSeconds": 40}
     )
 
     runs = run_of(answer)["runs"]

@@ -277,7 +277,7 @@ def meanwhile(work: Callable[[], T]) -> Future[T]:
 
 def wait_until_blocked(queue: Queue, connection: Connection) -> None:
     """Wait until a connection waits for a lock: then what it was told is in flight."""
-    deadline = monotonic() + 5
+    deadline = monotonic() + 60
     pid = connection.info.backend_pid
     while monotonic() < deadline:
         if queue.look("select 1 as one from pg_locks where pid = %s and not granted", pid):

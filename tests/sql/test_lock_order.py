@@ -105,7 +105,7 @@ ACTS = {**{name: (API, act) for name, act in CALLERS.items()}} | {
 def settle_down(queue: Queue, connection: Connection, future: Future[object]) -> None:
     """Wait until the second call waits for a lock or is done: until then it was not in flight."""
     pid = connection.info.backend_pid
-    deadline = monotonic() + 5
+    deadline = monotonic() + 60
     while monotonic() < deadline and not future.done():
         if queue.look("select 1 as one from pg_locks where pid = %s and not granted", pid):
             return

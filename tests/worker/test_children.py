@@ -136,12 +136,13 @@ async def test_a_timeout_kills_a_stubborn_child(
 
 
 async def test_a_child_that_is_ended_may_clean_up(
-    desk: Desk, pool: WorkerPool, tmp_path: Path
+    desk: Desk, make_pool: PoolMaker, tmp_path: Path
 ) -> None:
     noted = tmp_path / "noted"
-    await desk.until_final(await desk.enqueue("echo.process"))
+    async with make_pool(kill_grace_seconds=30):
+        await desk.until_final(await desk.enqueue("echo.process"))
 
-    run = await desk.until_final(await desk.enqueue("clean-up.process", name=str(noted)))
+        run = await desk.until_final(await desk.enqueue("clean-up.process", name=str(noted)))
 
     assert run.error is not None
     assert run.error.code == "TIMED_OUT"
@@ -152,7 +153,7 @@ async def test_a_child_that_watches_ends_by_itself_when_canceled(
     desk: Desk, make_pool: PoolMaker, tmp_path: Path
 ) -> None:
     noted = tmp_path / "noted"
-    async with make_pool(lease_ms=1_500, kill_grace_seconds=10) as pool:
+    async with make_pool(lease_ms=1_500, kill_grace_seconds=30) as pool:
         job_id = await desk.enqueue("obey.process", name=str(noted))
         await desk.until(job_id, lambda run: run.progress_message is not None)
         pids = pool.child_pids

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,7 +18,7 @@ import pytest
 
 from jobforge_mcp.types import RunStatus
 from tests.postgres import ScratchDatabase
-from tests.worker.conftest import HANDLERS, Desk, eventually
+from tests.worker.conftest import BUSY, HANDLERS, Desk, eventually
 from tests.worker.test_children import is_alive
 
 PROGRAM = Path(__file__).with_name("worker_process.py")
@@ -49,7 +50,7 @@ def start_worker(database: ScratchDatabase) -> Generator[Starter]:
         process.communicate()
 
 
-async def exit_of(process: subprocess.Popen[bytes], seconds: float = 10) -> int:
+async def exit_of(process: subprocess.Popen[bytes], seconds: float = 60) -> int:
     await eventually(lambda: process.poll() is not None, seconds)
     assert process.returncode is not None
     return process.returncode
@@ -60,16 +61,19 @@ async def test_the_job_of_a_killed_worker_starts_again_within_lease_and_a_second
     desk: Desk, start_worker: Starter, admin: psycopg.Connection
 ) -> None:
     first, job_id = start_worker(), await desk.enqueue("sleep")
-    before = await desk.until(job_id, lambda run: run.status is RunStatus.RUNNING)
-    start_worker()
+    await desk.until(job_id, lambda run: run.status is RunStatus.RUNNING)
+    # Whoever finds the lease is no poll: that is due in a minute.
+    start_worker(poll_ms=60_000)
     await eventually(lambda: admin.execute("select from jobforge.workers").rowcount == 2)
+    before = await desk.router.get_run(desk.caller, job_id)
 
     first.kill()
-    killed = time.monotonic()
     after = await desk.until(job_id, lambda run: run.epoch == 2 and run.status is RunStatus.RUNNING)
 
-    assert time.monotonic() - killed < LEASE_MS / 1_000 + 1
     assert before.worker_id != after.worker_id
+    assert before.lease_until is not None
+    assert after.started_at is not None
+    assert timedelta() <= after.started_at - before.lease_until < BUSY
 
 
 @pytest.mark.requirement("worker.poison")
@@ -102,8 +106,8 @@ async def test_a_job_that_kills_its_worker_goes_dead_and_its_neighbours_live(
 async def test_sigterm_lets_jobs_finish_releases_the_rest_and_burns_no_attempt(
     desk: Desk, start_worker: Starter
 ) -> None:
-    worker = start_worker(drain_grace_seconds=1)
-    short_id = await desk.enqueue("count", number=300)
+    worker = start_worker(drain_grace_seconds=4)
+    short_id = await desk.enqueue("count", number=100)
     long_id = await desk.enqueue("sleep")
     child_id = await desk.enqueue("stubborn.process")
     for job_id in (short_id, long_id, child_id):
@@ -118,7 +122,8 @@ async def test_sigterm_lets_jobs_finish_releases_the_rest_and_burns_no_attempt(
     runs = [await desk.router.get_run(desk.caller, i) for i in (short_id, long_id, child_id)]
 
     assert code == 0
-    assert seconds < 1 + 1.5, worker.stderr and worker.stderr.read().decode()
+    # Nothing but the grace ends them: both would go on for half a minute.
+    assert seconds < 25, worker.stderr and worker.stderr.read().decode()
     assert [run.status.value for run in runs] == ["succeeded", "queued", "queued"]
     assert [run.attempt_no for run in runs] == [1, 0, 0]
     assert len(pids) == 2
@@ -126,7 +131,7 @@ async def test_sigterm_lets_jobs_finish_releases_the_rest_and_burns_no_attempt(
 
 
 async def test_a_second_signal_ends_a_worker_at_once(desk: Desk, start_worker: Starter) -> None:
-    worker = start_worker(drain_grace_seconds=60)
+    worker = start_worker(drain_grace_seconds=600)
     job_id = await desk.enqueue("sleep")
     await desk.until(job_id, lambda run: run.status is RunStatus.RUNNING)
 
@@ -135,7 +140,7 @@ async def test_a_second_signal_ends_a_worker_at_once(desk: Desk, start_worker: S
     lines = iter(worker.stderr.readline, b"")
     assert any(b"worker_draining" in line for line in lines)
     worker.send_signal(signal.SIGINT)
-    code = await exit_of(worker, 3)
+    code = await exit_of(worker)
     run = await desk.router.get_run(desk.caller, job_id)
 
     assert code == 0
