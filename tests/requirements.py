@@ -75,6 +75,9 @@ REQUIREMENTS: dict[str, Requirement] = {
     "definitions.found-again": Requirement(
         "design 5", "A fresh interpreter finds a handler by its source and name alone."
     ),
+    "definitions.mapping": Requirement(
+        "design 13", "Mappings reach nothing but their scope, and cost a bounded number of steps."
+    ),
     "definitions.one-model": Requirement(
         "design 5", "A decorated function and a JSON file yield one and the same definition."
     ),
