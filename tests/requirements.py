@@ -443,6 +443,23 @@ REQUIREMENTS: dict[str, Requirement] = {
     ),
     "cli.secrets": Requirement("design 6", "No command prints a secret but the token it issues."),
     # --- sql: the router's functions
+    # --- evidence: what runs leave behind
+    "evidence.artifacts": Requirement(
+        "design 5",
+        "What a handler leaves as an artifact can be listed and read, whole and by ranges, with its hash.",
+    ),
+    "evidence.fence": Requirement(
+        "design 2",
+        "An artifact of an attempt that lost its lease is neither accepted nor shown.",
+    ),
+    "evidence.manifest": Requirement(
+        "design 4",
+        "Every finished attempt has a manifest: input hash, outputs, measures, environment, decisions.",
+    ),
+    "evidence.orphans": Requirement(
+        "operations",
+        "Content that no artifact needs is swept, whatever died while it was written or swept.",
+    ),
     "sql.bounded-plans": Requirement(
         "design 7",
         "With 100,000 ready rows and no statistics, no hot call reads a table whole.",

@@ -383,8 +383,9 @@ begin
 end $$;
 comment on function jobforge.leave_leases(text[], uuid[], uuid[], integer[]) is 'Take jobs out of the leases that hold them and say which were held.';
 
+drop function if exists jobforge.complete_jobs(text[], uuid[], uuid[], integer[], text[]);
 create or replace function jobforge.complete_jobs(
-  p_tenant_ids text[], p_lease_ids uuid[], p_job_ids uuid[], p_epochs integer[], p_results text[])
+  p_tenant_ids text[], p_lease_ids uuid[], p_job_ids uuid[], p_epochs integer[], p_results text[], p_manifests text[] default null)
 returns table (job_id uuid, epoch integer, outcome text, status text)
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
@@ -398,7 +399,7 @@ declare
   v_key_tenants text[]; v_keys text[]; v_key_ids uuid[];
 begin
   perform jobforge.require_parallel(p_job_ids, cardinality(p_tenant_ids), cardinality(p_lease_ids), cardinality(p_epochs),
-    cardinality(p_results));
+    cardinality(p_results), coalesce(cardinality(p_manifests), cardinality(p_job_ids)));
   perform jobforge.require_small_json(p_results, 1048576, 'a result');
   with gone as materialized (
     select * from jobforge.leave_leases(p_tenant_ids, p_lease_ids, p_job_ids, p_epochs)
@@ -415,6 +416,9 @@ begin
     array_agg(e.ordering_key::text) filter (where e.ordering_key is not null), array_agg(e.id) filter (where e.ordering_key is not null)
   into v_accepted, v_tenants, v_ids, v_key_tenants, v_keys, v_key_ids
   from ended e;
+  if p_manifests is not null then
+    perform jobforge.keep_manifests(p_tenant_ids, p_job_ids, p_epochs, p_manifests, v_accepted);
+  end if;
   if v_accepted is not null then
     perform jobforge.after_final(v_tenants, v_ids);
   end if;
@@ -437,7 +441,7 @@ begin
   left join jobforge.jobs j on j.tenant_id = u.tenant_id and j.id = u.job_id
   order by u.ord;
 end $$;
-comment on function jobforge.complete_jobs(text[], uuid[], uuid[], integer[], text[]) is
+comment on function jobforge.complete_jobs(text[], uuid[], uuid[], integer[], text[], text[]) is
   'Settle a batch of attempts that succeeded; each is accepted, repeated or stale.';
 
 -- How long to wait before the next attempt: backoff times multiplier per attempt, capped. Jitter only adds, and a delay
@@ -456,9 +460,10 @@ comment on function jobforge.retry_delay(integer, integer, real, integer, intege
 
 -- Settle attempts that did not succeed. p_kinds says what happened; what follows is decided here. An attempt is charged
 -- unless the handler asked for later, the worker gave the job back, or it was lost together with others.
+drop function if exists jobforge.close_jobs(text[], uuid[], uuid[], integer[], text[], boolean[], text[], text[], integer[]);
 create or replace function jobforge.close_jobs(
   p_tenant_ids text[], p_lease_ids uuid[], p_job_ids uuid[], p_epochs integer[], p_kinds text[], p_charged boolean[],
-  p_errors text[], p_tracebacks text[], p_delays_ms integer[])
+  p_errors text[], p_tracebacks text[], p_delays_ms integer[], p_manifests text[] default null)
 returns table (job_id uuid, epoch integer, outcome text, status text)
 language plpgsql volatile
 set search_path = jobforge, pg_temp
@@ -470,7 +475,7 @@ declare
   v_closed record;
 begin
   perform jobforge.require_parallel(p_job_ids, cardinality(p_tenant_ids), cardinality(p_lease_ids), cardinality(p_epochs),
-    cardinality(p_kinds), cardinality(p_charged));
+    cardinality(p_kinds), cardinality(p_charged), coalesce(cardinality(p_manifests), cardinality(p_job_ids)));
   with gone as materialized (
     select * from jobforge.leave_leases(p_tenant_ids, p_lease_ids, p_job_ids, p_epochs)
   ), decided as materialized (
@@ -522,6 +527,9 @@ begin
     array_agg(e.id) filter (where e.final_status is not null and e.ordering_key is not null) as key_ids
   into v_closed
   from ended e;
+  if p_manifests is not null then
+    perform jobforge.keep_manifests(p_tenant_ids, p_job_ids, p_epochs, p_manifests, v_closed.accepted);
+  end if;
 
   if v_closed.final_ids is not null then
     perform jobforge.after_final(v_closed.final_tenants, v_closed.final_ids);
@@ -550,12 +558,13 @@ begin
   left join jobforge.jobs j on j.tenant_id = u.tenant_id and j.id = u.job_id
   order by u.ord;
 end $$;
-comment on function jobforge.close_jobs(text[], uuid[], uuid[], integer[], text[], boolean[], text[], text[], integer[]) is
+comment on function jobforge.close_jobs(text[], uuid[], uuid[], integer[], text[], boolean[], text[], text[], integer[], text[]) is
   'Settle attempts that did not succeed: retry, failed, dead or canceled.';
 
+drop function if exists jobforge.fail_jobs(text[], uuid[], uuid[], integer[], text[], text[], text[], integer[]);
 create or replace function jobforge.fail_jobs(
   p_tenant_ids text[], p_lease_ids uuid[], p_job_ids uuid[], p_epochs integer[], p_kinds text[], p_errors text[],
-  p_tracebacks text[], p_delays_ms integer[])
+  p_tracebacks text[], p_delays_ms integer[], p_manifests text[] default null)
 returns table (job_id uuid, epoch integer, outcome text, status text)
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
@@ -569,9 +578,9 @@ begin
   return query
   select c.* from jobforge.close_jobs(p_tenant_ids, p_lease_ids, p_job_ids, p_epochs, p_kinds,
     array(select u.kind <> 'deferred' from unnest(p_kinds) with ordinality u(kind, ord) order by u.ord),
-    p_errors, p_tracebacks, p_delays_ms) c;
+    p_errors, p_tracebacks, p_delays_ms, p_manifests) c;
 end $$;
-comment on function jobforge.fail_jobs(text[], uuid[], uuid[], integer[], text[], text[], text[], integer[]) is
+comment on function jobforge.fail_jobs(text[], uuid[], uuid[], integer[], text[], text[], text[], integer[], text[]) is
   'Settle a batch of attempts that failed; each is accepted, repeated or stale.';
 
 create or replace function jobforge.release_jobs(p_tenant_ids text[], p_lease_ids uuid[], p_job_ids uuid[], p_epochs integer[])

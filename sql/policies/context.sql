@@ -32,6 +32,10 @@ grant execute on function
   jobforge.get_payload(text, uuid),
   jobforge.list_attempts(text, uuid),
   jobforge.list_logs(text, uuid, integer, integer),
+  jobforge.list_artifacts(text, uuid),
+  jobforge.read_artifact(text, uuid, text, integer),
+  jobforge.get_manifest(text, uuid, integer),
+  jobforge.list_child_runs(text, uuid, integer),
   jobforge.queue_stats(text),
   jobforge.explain_run(text, uuid)
   to jobforge_jobs_read;

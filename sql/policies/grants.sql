@@ -63,8 +63,8 @@ grant execute on function
   jobforge.claim_jobs(text, text[], integer, text, text[], integer, boolean),
   jobforge.heartbeat(text, text[], uuid[], integer),
   jobforge.report_progress(text[], uuid[], uuid[], integer[], float8[], float8[], text[], text[]),
-  jobforge.complete_jobs(text[], uuid[], uuid[], integer[], text[]),
-  jobforge.fail_jobs(text[], uuid[], uuid[], integer[], text[], text[], text[], integer[]),
+  jobforge.complete_jobs(text[], uuid[], uuid[], integer[], text[], text[]),
+  jobforge.fail_jobs(text[], uuid[], uuid[], integer[], text[], text[], text[], integer[], text[]),
   jobforge.release_jobs(text[], uuid[], uuid[], integer[]),
   jobforge.reap_expired(integer),
   jobforge.has_work(text[], integer),
@@ -167,5 +167,36 @@ reset role;
 set local role jobforge_rpc;
 
 grant execute on function jobforge.after_final(text[], uuid[]) to jobforge_sys;
+
+reset role;
+
+-- Evidence: workers write artifacts and manifests under the fence of their claim, callers read them; a purge is any worker's.
+set local role jobforge_owner;
+
+revoke all on jobforge.artifact_objects, jobforge.artifacts, jobforge.artifact_manifests, jobforge.worker_environments
+  from public, jobforge_rpc, jobforge_sys, jobforge_api, jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor;
+grant select on jobforge.artifacts, jobforge.artifact_manifests to jobforge_rpc;
+grant select, insert, update, delete on jobforge.artifact_objects, jobforge.artifacts to jobforge_sys;
+grant select, insert on jobforge.artifact_manifests, jobforge.worker_environments to jobforge_sys;
+
+reset role;
+set local role jobforge_rpc;
+
+grant execute on function
+  jobforge.list_artifacts(text, uuid),
+  jobforge.read_artifact(text, uuid, text, integer),
+  jobforge.get_manifest(text, uuid, integer),
+  jobforge.list_child_runs(text, uuid, integer)
+  to jobforge_api;
+
+reset role;
+set local role jobforge_sys;
+
+grant execute on function
+  jobforge.announce_artifact(text, uuid, uuid, integer, text, bigint, text),
+  jobforge.record_artifact(text, uuid, uuid, integer, text, text, bigint, text, text, bytea, bigint),
+  jobforge.keep_environment(text, text),
+  jobforge.purge_artifacts(integer)
+  to jobforge_worker;
 
 reset role;

@@ -15,7 +15,8 @@ begin
     if v_table not in ('tenants', 'jobs', 'idempotency_keys', 'lanes', 'ready', 'leases', 'waiting', 'ordering_keys', 'run_progress',
       'run_logs', 'job_attempts', 'job_definitions', 'audit_log', 'audit_seals', 'workers', 'listeners', 'schema_migrations',
       'context_keys', 'tenant_logins', 'rate_limits', 'rate_buckets', 'limit_usage', 'limited_jobs', 'running_limits',
-      'policy_tokens', 'job_dependencies', 'composition_steps')
+      'policy_tokens', 'job_dependencies', 'composition_steps',
+      'artifact_objects', 'artifacts', 'artifact_manifests', 'worker_environments')
     then
       raise exception 'table % has no row policy', v_table using errcode = 'JF400', hint = 'Add it to sql/policies/rls.sql.';
     end if;
@@ -207,5 +208,34 @@ alter table jobforge.listeners enable row level security;
 alter table jobforge.listeners force row level security;
 drop policy if exists every_row on jobforge.listeners;
 create policy every_row on jobforge.listeners to jobforge_sys using (true) with check (true);
+
+alter table jobforge.artifact_objects enable row level security;
+alter table jobforge.artifact_objects force row level security;
+drop policy if exists tenant_rows on jobforge.artifact_objects;
+create policy tenant_rows on jobforge.artifact_objects to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.artifact_objects;
+create policy every_row on jobforge.artifact_objects to jobforge_sys using (true) with check (true);
+
+alter table jobforge.artifacts enable row level security;
+alter table jobforge.artifacts force row level security;
+drop policy if exists tenant_rows on jobforge.artifacts;
+create policy tenant_rows on jobforge.artifacts to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.artifacts;
+create policy every_row on jobforge.artifacts to jobforge_sys using (true) with check (true);
+
+alter table jobforge.artifact_manifests enable row level security;
+alter table jobforge.artifact_manifests force row level security;
+drop policy if exists tenant_rows on jobforge.artifact_manifests;
+create policy tenant_rows on jobforge.artifact_manifests to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.artifact_manifests;
+create policy every_row on jobforge.artifact_manifests to jobforge_sys using (true) with check (true);
+
+alter table jobforge.worker_environments enable row level security;
+alter table jobforge.worker_environments force row level security;
+drop policy if exists every_row on jobforge.worker_environments;
+create policy every_row on jobforge.worker_environments to jobforge_sys using (true) with check (true);
 
 reset role;

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import NewType, TypeAlias
+from typing import Literal, NewType, TypeAlias
 from uuid import UUID
 
 TenantId = NewType("TenantId", str)
@@ -471,6 +471,8 @@ class Completion:
     fence: Fence
     result: str
     """JSON text, at most 1 MiB."""
+    manifest: str | None = None
+    """What the attempt says of itself that follows from nothing else, as a JSON object; mostly nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -484,6 +486,8 @@ class Failure:
     """Kept with the attempt; never leaves over the wire."""
     delay_ms: int | None = None
     """Not before this much later: a receiver's retry-after, or the delay of ``RetryLater``."""
+    manifest: str | None = None
+    """As of a `Completion`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -586,3 +590,74 @@ class AuditSeal:
     sealed_at: datetime
     key_id: str
     signature: bytes
+
+
+ArtifactStore: TypeAlias = Literal["table", "directory", "s3"]
+"""Where the content of an artifact lies."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewArtifact:
+    """An artifact to record."""
+
+    name: str
+    mime_type: str
+    size: int
+    sha256: str
+    """In hexadecimal."""
+    store: ArtifactStore
+    content: bytes | None = None
+    """Its bytes, when they are to lie in the table."""
+    keep_ms: int | None = None
+    """Milliseconds after which it is deleted; as long as the run if absent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file or text that an attempt made, without its content."""
+
+    name: str
+    attempt_no: int
+    epoch: int
+    mime_type: str
+    size: int
+    sha256: str
+    store: ArtifactStore
+    created_at: datetime
+    expires_at: datetime | None
+    """After this it is deleted; without it, with its run."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestFacts:
+    """What is known of one attempt of a run: the ground of its manifest."""
+
+    attempt_no: int
+    """0 for a run that never began."""
+    epoch: int
+    outcome: str
+    """``succeeded``, ``running``, the outcome of an attempt that did not succeed, or the status of a run without attempts."""
+    worker_id: str | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: RunError | None
+    input_hash: str
+    """SHA-256 of the input as it is stored, in hexadecimal."""
+    input_bytes: int
+    result_hash: str | None
+    result_bytes: int | None
+    log_lines: int
+    facts: JsonObject
+    """What the attempt said of itself: decisions, readings, measures."""
+    environment_hash: str | None
+    environment: JsonObject
+    """System and versions of the worker; empty when nobody remembers."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildRun:
+    """A run that the handler of another one enqueued."""
+
+    job_id: JobId
+    job_type: str
+    status: RunStatus

@@ -6,6 +6,7 @@ what it is given and to whom it belongs.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ OF_THE_INSTALLATION = {
     "scan_sessions": "the database itself",
     "scan_rights": "the database itself",
     "scan_work": "counts; the job that calls it needs ops:read",
+    "keep_environment": "a process of the installation",
+    "purge_artifacts": "forgets what nothing needs, of all tenants, as reap_expired frees what lost workers held",
     "lock_sealing": "the auditor seals the logs of all tenants",
     "list_unsealed": "the same",
     "read_unsealed": "the same",
@@ -62,6 +65,8 @@ FENCED = {
     "fail_jobs": "stale",
     "release_jobs": "stale",
     "enqueue_child": "JF410",
+    "announce_artifact": "JF410",
+    "record_artifact": "JF410",
     "read_runs": "JF410",
 }
 """A worker's functions about claims: they need the tenant, lease, run and epoch of a living one, all of the same claim."""
@@ -69,7 +74,7 @@ FENCED = {
 OWNERS = {"jobforge_owner", "jobforge_rpc", "jobforge_sys", "jobforge_admin", "jobforge_superuser"}
 CONFINED = {
     "get_run", "get_runs", "get_payload", "list_runs", "list_attempts", "list_logs", "cancel_job",
-    "retry_job", "explain_run",
+    "retry_job", "explain_run", "list_artifacts", "read_artifact", "get_manifest", "list_child_runs",
 }  # fmt: skip
 """What a caller confined to projects is told of its own tenant's other runs is what it is told of unknown ones."""
 
@@ -142,6 +147,12 @@ def values_of(target: Target) -> dict[str, object]:
         "p_errors": ['{"code": "STRANGER", "message": "x", "retryable": false}'],
         "p_tracebacks": [None],
         "p_delays_ms": [None],
+        "p_manifests": ['{"metrics": {"cpuMs": 1}}'],
+        "p_name": "report.md",
+        "p_mime_type": "text/plain",
+        "p_size": 5,
+        "p_sha256": hashlib.sha256(b"hello").hexdigest(),
+        "p_store": "directory",
     }
 
 

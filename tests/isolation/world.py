@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from uuid import UUID
 
-from tests.sql.acting import ECHO, Queue, fences
+from tests.sql.acting import ECHO, Queue, fences, leave_artifact
 
 TENANTS = ("acme", "globex", "initech")
 
@@ -52,14 +52,26 @@ def _belongings(queue: Queue, tenant: str) -> Belongings:
 
     succeeded = enqueue()
     done = queue.claim_one(tenant_ids=[tenant])
-    queue.complete(done, result=json.dumps(mark))
+    leave_artifact(queue, done, content=mark.encode())
+    facts = json.dumps({"decisions": [{"name": "mark", "choice": mark}]})
+    queue.work("complete_jobs", *fences([done]), [json.dumps(mark)], [facts])
     failed = enqueue(max_attempts=1)
     lost = queue.claim_one(tenant_ids=[tenant])
     error = json.dumps({"code": "OOPS", "message": mark, "retryable": False})
     queue.work("fail_jobs", *fences([lost]), ["failed"], [error], [mark], [None])
     running = enqueue()
     held = queue.claim_one(tenant_ids=[tenant])
+    leave_artifact(queue, held, name=f"{mark}.txt", content=mark.encode(), store="directory")
     queue.report(held, 1, 2, mark, json.dumps([["info", mark]]))
+    queue.ask(
+        "enqueue_jobs",
+        tenant,
+        [ECHO],
+        [payload],
+        project_ids=[mark],
+        trace_ids=[mark],
+        parent_id=running,
+    )
     queued = enqueue(ordering_key=mark, idempotency_key=mark)
     waiting = enqueue(ordering_key=mark)
     return Belongings(

@@ -6,6 +6,7 @@ each call committed by a login of its own (fixture ``make_queue``), for tests in
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -160,7 +161,13 @@ class Queue:
         """Complete claimed jobs."""
         return self.work("complete_jobs", *fences(claimed), [result] * len(claimed))
 
-    def fail(self, *claimed: Row, kind: str = "failed", delay_ms: int | None = None) -> list[Row]:
+    def fail(
+        self,
+        *claimed: Row,
+        kind: str = "failed",
+        delay_ms: int | None = None,
+        manifest: str | None = None,
+    ) -> list[Row]:
         """Fail claimed jobs."""
         count = len(claimed)
         error = '{"code": "OOPS", "message": "it broke", "retryable": true}'
@@ -171,6 +178,7 @@ class Queue:
             [error] * count,
             [None] * count,
             [delay_ms] * count,
+            None if manifest is None else [manifest] * count,
         )
 
     def release(self, *claimed: Row) -> list[Row]:
@@ -251,6 +259,25 @@ def fences(
         [row.job_id for row in rows],
         [row.epoch for row in rows],
     )
+
+
+def leave_artifact(
+    queue: Queue,
+    claimed: Row,
+    name: str = "report.md",
+    content: bytes = b"hello",
+    *,
+    store: str = "table",
+    keep_ms: int | None = None,
+) -> None:
+    """Record an artifact of a claimed job; what lies outside is announced first."""
+    fence = [row[0] for row in fences([claimed])]
+    digest = hashlib.sha256(content).hexdigest()
+    size = len(content)
+    if store != "table":
+        queue.work("announce_artifact", *fence, digest, size, store)
+    kept = content if store == "table" else None
+    queue.work("record_artifact", *fence, name, "text/plain", size, digest, store, kept, keep_ms)
 
 
 @contextmanager

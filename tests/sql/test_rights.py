@@ -10,10 +10,23 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tests.sql.acting import API, ECHO, WORKER, Connection, Queue, call, enter, refused
+from tests.sql.acting import (
+    API,
+    ECHO,
+    WORKER,
+    Connection,
+    Queue,
+    call,
+    enter,
+    leave_artifact,
+    refused,
+)
 
 LOGINS = [API, WORKER, "jobforge_scheduler", "jobforge_readonly", "jobforge_auditor"]
 TENANT_TABLES = [
+    "artifact_manifests",
+    "artifact_objects",
+    "artifacts",
     "audit_log",
     "audit_seals",
     "composition_steps",
@@ -43,6 +56,7 @@ TABLES = [
     "listeners",
     "schema_migrations",
     "tenant_logins",
+    "worker_environments",
     "workers",
 ]
 Rollback = Callable[[str], psycopg.Connection]
@@ -58,7 +72,8 @@ def filled(queue: Queue) -> Queue:
         queue.enqueue(tenant, ordering_key="o")
         (claimed,) = queue.claim(1, tenant_ids=[tenant])
         queue.report(claimed, 1, logs='[["info", "x"]]')
-        queue.fail(claimed)
+        leave_artifact(queue, claimed, store="directory")
+        queue.fail(claimed, manifest="{}")
         queue.claim(1, tenant_ids=[tenant])
         queue.enqueue(tenant)
         queue.look(

@@ -14,6 +14,7 @@ from typing import Final, LiteralString
 from jobforge_mcp.db.pool import Database, Row
 from jobforge_mcp.errors import NotFoundError, PolicyDeniedError
 from jobforge_mcp.router.errors import run_not_found, translated
+from jobforge_mcp.router.evidence import EvidenceRouter
 from jobforge_mcp.router.patterns import is_confined, may_see_type
 from jobforge_mcp.router.rows import (
     job_arrays,
@@ -94,6 +95,8 @@ class Router:
         """Speak through this pool, with scopes signed where the database asks for that."""
         self._database = database
         self.signer = signer
+        self.evidence = EvidenceRouter(database, signer=signer)
+        """What runs left behind."""
 
     async def enqueue_job(
         self,

@@ -13,6 +13,7 @@ from typing import Any, LiteralString
 from jobforge_mcp.db.pool import Database, Parameters, Row, Transaction
 from jobforge_mcp.errors import LeaseLostError
 from jobforge_mcp.router.errors import translated
+from jobforge_mcp.router.evidence import ArtifactRouter
 from jobforge_mcp.router.rows import (
     error_json,
     fence_arrays,
@@ -42,10 +43,10 @@ from jobforge_mcp.types import (
 
 _FENCES: LiteralString = "%s::text[], %s::uuid[], %s::uuid[], %s::int[]"
 _COMPLETE_JOBS: LiteralString = (
-    f"select r.* from jobforge.complete_jobs({_FENCES}, %s::text[]) as r"
+    f"select r.* from jobforge.complete_jobs({_FENCES}, %s::text[], %s::text[]) as r"
 )
 _FAIL_JOBS: LiteralString = f"""
-    select r.* from jobforge.fail_jobs({_FENCES}, %s::text[], %s::text[], %s::text[], %s::int[]) as r"""
+    select r.* from jobforge.fail_jobs({_FENCES}, %s::text[], %s::text[], %s::text[], %s::int[], %s::text[]) as r"""
 _RELEASE_JOBS: LiteralString = f"select r.* from jobforge.release_jobs({_FENCES}) as r"
 _REPORT_PROGRESS: LiteralString = f"""
     select r.* from jobforge.report_progress({_FENCES}, %s::float8[], %s::float8[], %s::text[], %s::text[]) as r"""
@@ -63,6 +64,8 @@ class WorkerRouter:
     def __init__(self, database: Database) -> None:
         """Speak through this pool."""
         self._database = database
+        self.artifacts = ArtifactRouter(database)
+        """What attempts leave behind."""
 
     async def register_worker(
         self,
@@ -141,6 +144,7 @@ class WorkerRouter:
             [error_json(failure.error) for failure in failures],
             [None if f.traceback is None else storable(f.traceback) for f in failures],
             [failure.delay_ms for failure in failures],
+            _manifests(failures),
         ]
         return [
             to_settled(row) for row in await self._fetch(_FAIL_JOBS, arguments, is_repeatable=True)
@@ -274,4 +278,11 @@ def _completion_arguments(completions: Sequence[Completion]) -> list[object]:
     return [
         *fence_arrays([completion.fence for completion in completions]),
         text_array([completion.result for completion in completions]),
+        _manifests(completions),
     ]
+
+
+def _manifests(verdicts: Sequence[Completion | Failure]) -> list[str | None] | None:
+    """Make an array, or nothing when no attempt has more to say than its row does, as most have not."""
+    array = [verdict.manifest for verdict in verdicts]
+    return array if any(array) else None
