@@ -78,6 +78,10 @@ REQUIREMENTS: dict[str, Requirement] = {
     "definitions.mapping": Requirement(
         "design 13", "Mappings reach nothing but their scope, and cost a bounded number of steps."
     ),
+    "definitions.lanes": Requirement(
+        "design 13",
+        "A job of a registered definition is seen and limited under its own name and claimed in its handler's lane.",
+    ),
     "definitions.one-model": Requirement(
         "design 5", "A decorated function and a JSON file yield one and the same definition."
     ),

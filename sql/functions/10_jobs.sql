@@ -38,8 +38,9 @@ begin
       join jobforge.jobs j on j.tenant_id = p_tenant_id and j.id = a.job_id
       cross join key_row k
     ), heads as (
-      insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no)
-      select p.tenant_id, p.job_type, p.priority, p.run_at, p.id, p.epoch, p.attempt_no
+      insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, own_type)
+      select p.tenant_id, coalesce(p.lane_type, p.job_type), p.priority, p.run_at, p.id, p.epoch, p.attempt_no,
+        case when p.lane_type is not null then p.job_type end
       from placed p where p.id = p.head_job_id
     )
     insert into jobforge.waiting (tenant_id, job_id, waiting_for, ordering_key, turn, epoch, attempt_no)
@@ -121,9 +122,10 @@ end $$;
 
 comment on function jobforge.lease_new_job(text, uuid, text, integer) is 'Insert a new job''s first lease directly.';
 
--- One statement per step, whatever the number of jobs. Null arrays and null elements mean the default.
-drop function if exists jobforge.enqueue_jobs(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[],
-  text[], text[], text[], integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid);
+-- One statement per step, whatever the number of jobs. Null arrays and null elements mean the default. A lane type says
+-- that the job is one of a registered definition, of the version given with it.
+drop function if exists jobforge.enqueue_jobs(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[],
+  text[], text[], integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid);
 create or replace function jobforge.enqueue_jobs(
   p_tenant_id text, p_job_types text[], p_payloads text[], p_received text[] default null,
   p_idempotency_keys text[] default null, p_ordering_keys text[] default null, p_priorities integer[] default null,
@@ -132,7 +134,7 @@ create or replace function jobforge.enqueue_jobs(
   p_backoff_ms integer[] default null, p_backoff_multipliers float8[] default null, p_max_backoff_ms integer[] default null,
   p_timeout_ms integer[] default null, p_dry_runs boolean[] default null, p_worker_id text default null,
   p_lease_ms integer default 30000, p_is_plan boolean default false, p_parent_id uuid default null,
-  p_costs integer[] default null)
+  p_costs integer[] default null, p_lane_types text[] default null)
 returns table (ord integer, job_id uuid, outcome text, status text, version bigint, run_at timestamptz,
   created_at timestamptz, lease_id uuid, lease_until timestamptz)
 language plpgsql volatile
@@ -152,6 +154,7 @@ declare
   v_is_due boolean;
   v_counters text[];
   v_confinement jsonb;
+  v_lanes text[] := p_job_types;
 begin
   perform jobforge.require_tenant(p_tenant_id);
   perform jobforge.require_projects(p_project_ids, cardinality(p_job_types));
@@ -165,6 +168,9 @@ begin
     jobforge.require_small_json(p_received, 1048576, 'an input'),
     jobforge.require_small_json(p_labels, 16384, 'a set of labels');
   v_confinement := jobforge.require_types(p_tenant_id, p_job_types, p_parent_id);
+  if p_lane_types is not null then
+    v_lanes := jobforge.require_definitions(p_tenant_id, p_job_types, p_job_versions, p_lane_types);
+  end if;
   if not p_is_plan and current_setting('jobforge.token_id', true) <> '' then
     perform jobforge.use_token();
   end if;
@@ -218,24 +224,25 @@ begin
   with given as (
     select * from unnest(v_ids, p_job_types, p_payloads, p_ordering_keys, p_priorities, p_run_ats, p_project_ids, p_labels,
         p_trace_ids, p_job_versions, p_max_attempts, p_backoff_ms, p_backoff_multipliers, p_max_backoff_ms, p_timeout_ms,
-        p_dry_runs, p_costs) with ordinality
+        p_dry_runs, p_costs, p_lane_types) with ordinality
       u(id, job_type, payload, ordering_key, priority, run_at, project_id, labels, trace_id, job_version, max_attempts,
-        backoff_ms, backoff_multiplier, max_backoff_ms, timeout_ms, is_dry_run, cost, ord)
+        backoff_ms, backoff_multiplier, max_backoff_ms, timeout_ms, is_dry_run, cost, lane_type, ord)
     where v_outcomes is null or v_outcomes[u.ord] = 'created'
   ), new_jobs as (
     insert into jobforge.jobs as j (tenant_id, id, job_type, job_version, project_id, parent_id, ordering_key, trace_id,
       created_by, labels, payload, is_dry_run, priority, max_attempts, timeout_ms, backoff_ms, max_backoff_ms,
-      backoff_multiplier, run_at, created_at, cost, confinement)
+      backoff_multiplier, run_at, created_at, cost, confinement, lane_type)
     select p_tenant_id, g.id, g.job_type, coalesce(g.job_version, '1'), g.project_id, p_parent_id, g.ordering_key, g.trace_id,
       nullif(pg_catalog.current_setting('jobforge.actor', true), ''), g.labels::jsonb, g.payload::jsonb,
       coalesce(g.is_dry_run, false), coalesce(g.priority, 2), coalesce(g.max_attempts, 3), coalesce(g.timeout_ms, 300000),
       coalesce(g.backoff_ms, 1000), coalesce(g.max_backoff_ms, 60000), coalesce(g.backoff_multiplier, 2),
-      coalesce(g.run_at, v_now), v_now, g.cost, v_confinement
+      coalesce(g.run_at, v_now), v_now, g.cost, v_confinement, g.lane_type
     from given g
-    returning j.id, j.job_type, j.priority, j.run_at, j.ordering_key
+    returning j.id, j.job_type, j.lane_type, j.priority, j.run_at, j.ordering_key
   ), new_ready as (
-    insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no)
-    select p_tenant_id, n.job_type, n.priority, n.run_at, n.id, 0, 0
+    insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, own_type)
+    select p_tenant_id, coalesce(n.lane_type, n.job_type), n.priority, n.run_at, n.id, 0, 0,
+      case when n.lane_type is not null then n.job_type end
     from new_jobs n
     where n.ordering_key is null and p_worker_id is null
   )
@@ -256,21 +263,22 @@ begin
       select from (values (0::smallint), (1::smallint), (2::smallint), (3::smallint)) p(priority)
       cross join lateral (
         select from jobforge.ready r
-        where r.tenant_id = p_tenant_id and r.job_type = p_job_types[1] and r.priority = p.priority and r.run_at <= v_now
+        where r.tenant_id = p_tenant_id and r.job_type = v_lanes[1] and r.priority = p.priority and r.run_at <= v_now
         limit 1) d)
     then
       select l.lease_id, l.lease_until into v_lease_id, v_lease_until
       from jobforge.lease_new_job(p_tenant_id, v_new_ids[1], p_worker_id, p_lease_ms) l;
     else
-      insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no)
-      select j.tenant_id, j.job_type, j.priority, j.run_at, j.id, 0, 0
+      insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, own_type)
+      select j.tenant_id, coalesce(j.lane_type, j.job_type), j.priority, j.run_at, j.id, 0, 0,
+        case when j.lane_type is not null then j.job_type end
       from jobforge.jobs j
       where j.tenant_id = p_tenant_id and j.id = any (v_new_ids) and j.ordering_key is null;
     end if;
   end if;
 
   if v_new_ids is not null and v_lease_id is null then
-    perform jobforge.touch_lanes(array_fill(p_tenant_id, array[v_count]), p_job_types);
+    perform jobforge.touch_lanes(array_fill(p_tenant_id, array[v_count]), v_lanes);
     if v_is_due then
       perform jobforge.wake('ready');
     end if;
@@ -297,7 +305,7 @@ begin
   end if;
 end $$;
 comment on function jobforge.enqueue_jobs(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[],
-  text[], text[], integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid, integer[]) is
+  text[], text[], integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid, integer[], text[]) is
   'Commit jobs to be run, one row of answer for each: created, replayed or conflict.';
 
 create or replace function jobforge.enqueue_job(
@@ -432,6 +440,7 @@ declare
   v_ids uuid[];
   v_projects text[];
   v_claims jsonb := jobforge.confining_claims();
+  v_lanes text[];
 begin
   perform jobforge.require_tenant(p_tenant_id);
   v_projects := jobforge.confined_projects();
@@ -453,10 +462,11 @@ begin
         and (p_since is null or j.created_at >= p_since)
       order by j.id desc limit p_limit) x;
   elsif p_status in ('queued', 'running', 'waiting') then
+    v_lanes := jobforge.lanes_of(p_tenant_id, p_job_type);
     select array_agg(x.id) into v_ids from (
       select j.id from (
         select r.job_id from jobforge.ready r
-        where p_status = 'queued' and r.tenant_id = p_tenant_id and (p_job_type is null or r.job_type = p_job_type)
+        where p_status = 'queued' and r.tenant_id = p_tenant_id and (p_job_type is null or r.job_type = any (v_lanes))
         union all
         select w.job_id from jobforge.waiting w where p_status = 'waiting' and w.tenant_id = p_tenant_id
         union all
@@ -535,7 +545,8 @@ begin
     count(*) filter (where s.place = 'lease'), count(*) filter (where s.place = 'waiting'),
     min(s.run_at) filter (where s.place = 'ready' and s.run_at <= v_now)
   from (
-    select r.job_type, r.run_at, 'ready' as place from jobforge.ready r where r.tenant_id = p_tenant_id
+    select coalesce(r.own_type, r.job_type) as job_type, r.run_at, 'ready' as place
+    from jobforge.ready r where r.tenant_id = p_tenant_id
     union all
     select j.job_type, j.run_at, 'lease' from jobforge.leases l cross join lateral unnest(l.job_ids) h(job_id)
     join jobforge.jobs j on j.tenant_id = l.tenant_id and j.id = h.job_id where l.tenant_id = p_tenant_id
@@ -583,10 +594,11 @@ begin
     else
       update jobforge.ordering_keys k set head_job_id = v_next.job_id
       where k.tenant_id = v_key.tenant_id and k.ordering_key = v_key.ordering_key;
-      insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no)
-      select j.tenant_id, j.job_type, j.priority, j.run_at, j.id, v_next.epoch, v_next.attempt_no
+      insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, own_type)
+      select j.tenant_id, coalesce(j.lane_type, j.job_type), j.priority, j.run_at, j.id, v_next.epoch, v_next.attempt_no,
+        case when j.lane_type is not null then j.job_type end
       from jobforge.jobs j where j.tenant_id = v_next.tenant_id and j.id = v_next.job_id;
-      perform jobforge.touch_lanes(array[j.tenant_id], array[j.job_type])
+      perform jobforge.touch_lanes(array[j.tenant_id], array[coalesce(j.lane_type, j.job_type)])
       from jobforge.jobs j where j.tenant_id = v_next.tenant_id and j.id = v_next.job_id;
       perform jobforge.wake('ready');
     end if;
@@ -645,8 +657,8 @@ begin
     end if;
 
     delete from jobforge.ready r
-    where r.tenant_id = p_tenant_id and r.job_type = v_job.job_type and r.priority = v_job.priority
-      and r.run_at = v_job.run_at and r.job_id = p_job_id
+    where r.tenant_id = p_tenant_id and r.job_type = coalesce(v_job.lane_type, v_job.job_type)
+      and r.priority = v_job.priority and r.run_at = v_job.run_at and r.job_id = p_job_id
     returning r.epoch, r.attempt_no into v_place;
     if not found then
       delete from jobforge.waiting w where w.tenant_id = p_tenant_id and w.job_id = p_job_id
@@ -742,10 +754,11 @@ begin
   if v_job.ordering_key is not null then
     perform jobforge.join_ordering_keys(p_tenant_id, array[p_job_id]);
   else
-    insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no)
-    values (p_tenant_id, v_job.job_type, v_job.priority, v_job.run_at, p_job_id, v_job.epoch, v_job.attempt_no);
+    insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, own_type)
+    values (p_tenant_id, coalesce(v_job.lane_type, v_job.job_type), v_job.priority, v_job.run_at, p_job_id, v_job.epoch,
+      v_job.attempt_no, case when v_job.lane_type is not null then v_job.job_type end);
   end if;
-  perform jobforge.touch_lanes(array[p_tenant_id], array[v_job.job_type]);
+  perform jobforge.touch_lanes(array[p_tenant_id], array[coalesce(v_job.lane_type, v_job.job_type)]);
   perform jobforge.wake('ready'), jobforge.wake('runs');
   perform jobforge.record_audit(p_tenant_id, 'retry', 'queued', p_job_id, v_job.job_type,
     jsonb_build_object('resetAttempts', p_reset_attempts, 'force', p_force));
@@ -767,6 +780,7 @@ declare
   v_key jobforge.ordering_keys;
   v_before bigint;
   v_projects text[];
+  v_lane text;
 begin
   perform jobforge.require_tenant(p_tenant_id);
   perform jobforge.require_run(p_tenant_id, p_job_id);
@@ -775,6 +789,7 @@ begin
   if not found then
     perform jobforge.refuse_unknown_run(p_job_id);
   end if;
+  select coalesce(j.lane_type, j.job_type) into v_lane from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
 
   if v_run.finished_at is not null then
     return query select 'final', format('It ended %s.', v_run.status), v_run.finished_at, null::uuid;
@@ -790,14 +805,12 @@ begin
   elsif v_run.status = 'waiting' then
     return query select 'waiting_' || v_run.waiting_for, format('It waits for: %s.', v_run.waiting_for), null::timestamptz, null::uuid;
   elsif exists (
-    select from jobforge.job_definitions d
+    select from jobforge.registered_jobs d
     where d.tenant_id = p_tenant_id and d.job_type = v_run.job_type and d.removed_at is not null)
-    and not exists (
-    select from jobforge.job_definitions d
-    where d.tenant_id = p_tenant_id and d.job_type = v_run.job_type and d.removed_at is null)
+    and v_lane = v_run.job_type
   then
     return query select 'definition_removed', format('The definition of %s was removed.', v_run.job_type), null::timestamptz, null::uuid;
-  elsif not jobforge.has_worker(v_run.job_type) then
+  elsif not jobforge.has_worker(v_lane) then
     return query select 'no_worker', format('No living worker can run %s; it stays queued and spends no attempt.', v_run.job_type),
       null::timestamptz, null::uuid;
   elsif v_run.run_at > v_now and v_run.attempt_no > 0 then
@@ -813,7 +826,7 @@ begin
   else
     select count(*) into v_before from (
       select from jobforge.ready r
-      where r.tenant_id = p_tenant_id and r.job_type = v_run.job_type and r.run_at <= v_now
+      where r.tenant_id = p_tenant_id and r.job_type = v_lane and r.run_at <= v_now
         and (r.priority, r.run_at, r.job_id) < (v_run.priority, v_run.run_at, v_run.job_id)
       limit 10000) b;
     return query select 'queued_behind', case v_before

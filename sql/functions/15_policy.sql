@@ -83,7 +83,9 @@ begin
   elsif p_kind = 'type' then
     return query select
       (select count(*) from (
-        select from jobforge.ready r where r.tenant_id = p_tenant_id and r.job_type = p_name limit p_most + 1) x)::integer
+        select from jobforge.ready r
+        where r.tenant_id = p_tenant_id and r.job_type = any (jobforge.lanes_of(p_tenant_id, p_name))
+          and coalesce(r.own_type, r.job_type) = p_name limit p_most + 1) x)::integer
         + (select count(*) from (
           select from jobforge.waiting w join jobforge.jobs j on j.tenant_id = w.tenant_id and j.id = w.job_id
           where w.tenant_id = p_tenant_id and j.job_type = p_name limit p_most + 1) x)::integer,

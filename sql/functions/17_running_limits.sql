@@ -88,24 +88,30 @@ begin
   from jobforge.running_counts(p_tenant_id) r;
   for v_job in
     select h.* from (
-      select distinct n.job_type from jobforge.lanes n
-      where n.tenant_id = p_tenant_id and n.job_type = any (p_job_types)
-        and not v_full && array['tenant:', 'type:' || n.job_type]) l
+      select distinct n.job_type, 'type:' || n.job_type = any (v_full) as is_full from jobforge.lanes n
+      where n.tenant_id = p_tenant_id and n.job_type = any (p_job_types) and 'tenant:' <> all (v_full)) l
     cross join (values (0::smallint), (1::smallint), (2::smallint), (3::smallint)) p(priority)
     cross join lateral (
-      select r.job_type, r.priority, r.run_at, r.job_id from jobforge.ready r
-      where r.tenant_id = p_tenant_id and r.job_type = l.job_type and r.priority = p.priority and r.run_at <= p_now
-        and not r.is_suspect
+      (select r.job_type, r.own_type, r.priority, r.run_at, r.job_id from jobforge.ready r
+      where not l.is_full and r.tenant_id = p_tenant_id and r.job_type = l.job_type and r.priority = p.priority
+        and r.run_at <= p_now and not r.is_suspect and (r.own_type is null or 'type:' || r.own_type <> all (v_full))
         and not exists (select from jobforge.limited_jobs t
           where t.tenant_id = p_tenant_id and t.job_id = r.job_id and t.counter = any (v_full))
-      order by r.run_at, r.job_id limit p_limit) h
+      order by r.run_at, r.job_id limit p_limit)
+      union all  -- a full type is passed over whole, but for those of its lane that are of other types
+      (select r.job_type, r.own_type, r.priority, r.run_at, r.job_id from jobforge.ready r
+      where l.is_full and r.tenant_id = p_tenant_id and r.job_type = l.job_type and r.priority = p.priority
+        and r.run_at <= p_now and not r.is_suspect and r.own_type is not null and 'type:' || r.own_type <> all (v_full)
+        and not exists (select from jobforge.limited_jobs t
+          where t.tenant_id = p_tenant_id and t.job_id = r.job_id and t.counter = any (v_full))
+      order by r.run_at, r.job_id limit p_limit)) h
     order by h.priority, h.run_at, h.job_id
   loop
     exit when v_taken = p_limit;
     select array_agg(x.place), bool_and(v_running[x.place] < least(v_most[x.place], x.own_max_running))
     into v_places, v_has_room
     from (select array_position(v_counters, c.counter) as place, c.own_max_running
-      from jobforge.counters_of(p_tenant_id, v_job.job_type, v_job.job_id) c where c.counter = any (v_counters)) x;
+      from jobforge.counters_of(p_tenant_id, coalesce(v_job.own_type, v_job.job_type), v_job.job_id) c where c.counter = any (v_counters)) x;
     continue when not v_has_room;
     return query
     delete from jobforge.ready d

@@ -29,13 +29,17 @@ as $$
 $$;
 comment on function jobforge.forget_worker(text) is 'Say that a worker has ended.';
 
--- Turn jobs just taken out of ready into lease rows, one for each tenant.
+-- Turn jobs just taken out of ready into lease rows, one for each tenant. A job of a registered definition brings the
+-- definition with it, of the version that the run began with: its worker need not ask for anything.
+drop function if exists jobforge.claim_jobs(text, text[], integer, text, text[], integer, boolean);
+drop function if exists jobforge.lease_jobs(text, text[], uuid[], integer[], smallint[], integer, boolean);
 create or replace function jobforge.lease_jobs(
   p_worker_id text, p_tenant_ids text[], p_job_ids uuid[], p_epochs integer[], p_attempt_nos smallint[], p_lease_ms integer,
   p_is_suspect boolean)
 returns table (tenant_id text, lease_id uuid, job_id uuid, epoch integer, attempt_no integer, max_attempts integer,
   job_type text, job_version text, payload text, project_id text, trace_id text, timeout_ms integer, is_dry_run boolean,
-  is_suspect boolean, created_at timestamptz, claimed_at timestamptz, lease_until timestamptz)
+  is_suspect boolean, created_at timestamptz, claimed_at timestamptz, lease_until timestamptz, lane_type text,
+  definition text)
 language plpgsql volatile
 set search_path = jobforge, pg_temp
 set enable_hashjoin = off
@@ -51,7 +55,7 @@ begin
   return query
   with held as materialized (
     select k.ord, k.epoch, k.attempt_no, jobforge.deadline_of(v_now, j.timeout_ms) as deadline, j.tenant_id, j.id, j.job_type,
-      j.job_version, j.payload, j.project_id, j.trace_id, j.timeout_ms, j.is_dry_run, j.max_attempts, j.created_at
+      j.job_version, j.payload, j.project_id, j.trace_id, j.timeout_ms, j.is_dry_run, j.max_attempts, j.created_at, j.lane_type
     from unnest(p_tenant_ids, p_job_ids, p_epochs, p_attempt_nos) with ordinality k(tenant_id, job_id, epoch, attempt_no, ord)
     join jobforge.jobs j on j.tenant_id = k.tenant_id and j.id = k.job_id
   ), new_leases as (
@@ -63,7 +67,10 @@ begin
   )
   select h.tenant_id::text, v_lease_id, h.id, h.epoch, h.attempt_no::integer, h.max_attempts::integer, h.job_type::text,
     h.job_version, h.payload::text, h.project_id::text, h.trace_id, h.timeout_ms, h.is_dry_run, p_is_suspect, h.created_at,
-    v_now, v_lease_until
+    v_now, v_lease_until, h.lane_type::text,
+    case when h.lane_type is not null then (
+      select d.definition::text from jobforge.job_definitions d
+      where d.tenant_id = h.tenant_id and d.job_type = h.job_type and d.job_version = h.job_version) end
   from held h order by h.ord;
 end $$;
 comment on function jobforge.lease_jobs(text, text[], uuid[], integer[], smallint[], integer, boolean) is 'Write the lease rows of one claim and return its jobs.';
@@ -81,7 +88,8 @@ create or replace function jobforge.claim_jobs(
   p_lease_ms integer default 30000, p_reap boolean default false)
 returns table (tenant_id text, lease_id uuid, job_id uuid, epoch integer, attempt_no integer, max_attempts integer,
   job_type text, job_version text, payload text, project_id text, trace_id text, timeout_ms integer, is_dry_run boolean,
-  is_suspect boolean, created_at timestamptz, claimed_at timestamptz, lease_until timestamptz)
+  is_suspect boolean, created_at timestamptz, claimed_at timestamptz, lease_until timestamptz, lane_type text,
+  definition text)
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
 set enable_mergejoin = off
@@ -233,7 +241,7 @@ begin
       where r.is_suspect and r.run_at <= p_now and r.job_type = any (p_job_types)
         and (p_tenant_ids is null or r.tenant_id = any (p_tenant_ids))
         and (not exists (select from jobforge.running_limits u where u.tenant_id = r.tenant_id)
-          or jobforge.has_room(r.tenant_id, r.job_type, r.job_id))
+          or jobforge.has_room(r.tenant_id, coalesce(r.own_type, r.job_type), r.job_id))
       order by r.run_at limit 1 for update skip locked)
     returning d.tenant_id::text, d.job_id, d.epoch + 1, (d.attempt_no + 1)::smallint;
   end if;
@@ -505,11 +513,12 @@ begin
       run_at = case when d.final_status is null then d.next_run_at else j.run_at end
     from decided d
     where j.tenant_id = d.tenant_id and j.id = d.job_id and j.final_status is null
-    returning d.ord, j.tenant_id, j.id, j.job_type, j.priority, j.run_at, j.ordering_key, d.final_status, d.epoch, d.charged_no,
+    returning d.ord, j.tenant_id, j.id, j.job_type, j.lane_type, j.priority, j.run_at, j.ordering_key, d.final_status, d.epoch, d.charged_no,
       d.kind
   ), requeued as (
-    insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, is_suspect)
-    select e.tenant_id, e.job_type, e.priority, e.run_at, e.id, e.epoch, e.charged_no, e.kind = 'lost'
+    insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, is_suspect, own_type)
+    select e.tenant_id, coalesce(e.lane_type, e.job_type), e.priority, e.run_at, e.id, e.epoch, e.charged_no, e.kind = 'lost',
+      case when e.lane_type is not null then e.job_type end
     from ended e where e.final_status is null
   ), tried as (
     insert into jobforge.job_attempts (tenant_id, job_id, epoch, attempt_no, outcome, worker_id, started_at, finished_at, error, traceback)
@@ -518,7 +527,7 @@ begin
   )
   select array_agg(e.ord) as accepted,
     array_agg(e.tenant_id::text) filter (where e.final_status is null) as lane_tenants,
-    array_agg(e.job_type::text) filter (where e.final_status is null) as lane_types,
+    array_agg(coalesce(e.lane_type, e.job_type)::text) filter (where e.final_status is null) as lane_types,
     bool_or(e.final_status is null and e.run_at <= v_now) as is_due,
     array_agg(e.tenant_id::text) filter (where e.final_status is not null) as final_tenants,
     array_agg(e.id) filter (where e.final_status is not null) as final_ids,
@@ -668,7 +677,7 @@ create or replace function jobforge.enqueue_child(
   p_tenant_id text, p_lease_id uuid, p_job_id uuid, p_epoch integer, p_job_type text, p_payload text, p_received text,
   p_idempotency_key text, p_ordering_key text, p_priority integer, p_run_at timestamptz, p_labels text, p_job_version text,
   p_max_attempts integer, p_backoff_ms integer, p_backoff_multiplier float8, p_max_backoff_ms integer, p_timeout_ms integer,
-  p_cost integer default null)
+  p_cost integer default null, p_lane_type text default null)
 returns table (job_id uuid, outcome text, status text, version bigint, run_at timestamptz, created_at timestamptz)
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
@@ -692,11 +701,11 @@ begin
     array[p_ordering_key], array[p_priority], array[p_run_at], array[v_parent.project_id::text], array[p_labels],
     array[v_parent.trace_id], array[p_job_version], array[p_max_attempts], array[p_backoff_ms], array[p_backoff_multiplier],
     array[p_max_backoff_ms], array[p_timeout_ms], array[v_parent.is_dry_run], null, 30000, false, p_job_id,
-    array[p_cost]) e;
+    array[p_cost], case when p_lane_type is not null then array[p_lane_type] end) e;
   -- a scope outlasts its function; the worker's next statement must not find a tenant set
   perform jobforge.leave_scope();
 end $$;
 comment on function jobforge.enqueue_child(text, uuid, uuid, integer, text, text, text, text, text, integer, timestamptz, text, text,
-  integer, integer, float8, integer, integer, integer) is 'Enqueue a job on behalf of a running one; refused for a claim that is not the living one.';
+  integer, integer, float8, integer, integer, integer, text) is 'Enqueue a job on behalf of a running one; refused for a claim that is not the living one.';
 
 reset role;

@@ -159,12 +159,12 @@ returns table (kind text, subject text, quantity bigint, oldest_at timestamptz, 
 language sql stable
 security definer set search_path = jobforge, pg_temp
 as $$
-  select 'due', r.job_type::text, count(*), min(r.run_at),
+  select 'due', coalesce(r.own_type, r.job_type)::text, count(*), min(r.run_at),
     case when jobforge.has_worker(r.job_type) then null else 'no_worker' end
-  from jobforge.ready r where r.run_at <= jobforge.now() group by r.job_type
+  from jobforge.ready r where r.run_at <= jobforge.now() group by r.job_type, r.own_type
   union all
-  select 'scheduled', r.job_type::text, count(*), min(r.run_at), null
-  from jobforge.ready r where r.run_at > jobforge.now() group by r.job_type
+  select 'scheduled', coalesce(r.own_type, r.job_type)::text, count(*), min(r.run_at), null
+  from jobforge.ready r where r.run_at > jobforge.now() group by r.job_type, r.own_type
   union all
   select 'waiting', w.waiting_for::text, count(*), null, null from jobforge.waiting w group by w.waiting_for
   union all

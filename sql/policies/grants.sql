@@ -32,7 +32,7 @@ grant execute on function jobforge.new_id(), jobforge.deadline_of(timestamptz, i
   jobforge.promote_next(text[], text[], uuid[]) to jobforge_sys;
 grant execute on function
   jobforge.enqueue_jobs(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[], text[], text[],
-    integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid, integer[])
+    integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid, integer[], text[])
   to jobforge_api, jobforge_sys;
 grant execute on function
   jobforge.enqueue_job(text, text, jsonb, text, text, integer, timestamptz, text, jsonb, text, text, integer, integer, float8,
@@ -70,7 +70,7 @@ grant execute on function
   jobforge.has_work(text[], integer),
   jobforge.tend_lanes(),
   jobforge.enqueue_child(text, uuid, uuid, integer, text, text, text, text, text, integer, timestamptz, text, text, integer, integer,
-    float8, integer, integer, integer)
+    float8, integer, integer, integer, text)
   to jobforge_worker;
 
 grant execute on function jobforge.scan_settings(), jobforge.scan_database(), jobforge.scan_tables(), jobforge.scan_indexes(),
@@ -198,5 +198,15 @@ grant execute on function
   jobforge.keep_environment(text, text),
   jobforge.purge_artifacts(integer)
   to jobforge_worker;
+
+reset role;
+
+-- Definitions registered as data: what may be registered is for callers with the scope for it, asked by the server.
+set local role jobforge_owner;
+
+revoke all on jobforge.registered_jobs
+  from public, jobforge_rpc, jobforge_sys, jobforge_api, jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor;
+grant select, insert, update on jobforge.registered_jobs to jobforge_rpc;
+grant insert, update on jobforge.job_definitions to jobforge_rpc;
 
 reset role;

@@ -13,7 +13,7 @@ begin
   -- idempotent: this file is applied again whenever a function or policy changed
   for v_table in select c.relname from pg_catalog.pg_class c where c.relnamespace = 'jobforge'::regnamespace and c.relkind = 'r' loop
     if v_table not in ('tenants', 'jobs', 'idempotency_keys', 'lanes', 'ready', 'leases', 'waiting', 'ordering_keys', 'run_progress',
-      'run_logs', 'job_attempts', 'job_definitions', 'audit_log', 'audit_seals', 'workers', 'listeners', 'schema_migrations',
+      'run_logs', 'job_attempts', 'job_definitions', 'registered_jobs', 'audit_log', 'audit_seals', 'workers', 'listeners', 'schema_migrations',
       'context_keys', 'tenant_logins', 'rate_limits', 'rate_buckets', 'limit_usage', 'limited_jobs', 'running_limits',
       'policy_tokens', 'job_dependencies', 'composition_steps',
       'artifact_objects', 'artifacts', 'artifact_manifests', 'worker_environments')
@@ -118,6 +118,14 @@ create policy tenant_rows on jobforge.job_definitions to jobforge_rpc
   using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
 drop policy if exists every_row on jobforge.job_definitions;
 create policy every_row on jobforge.job_definitions to jobforge_sys using (true) with check (true);
+
+alter table jobforge.registered_jobs enable row level security;
+alter table jobforge.registered_jobs force row level security;
+drop policy if exists tenant_rows on jobforge.registered_jobs;
+create policy tenant_rows on jobforge.registered_jobs to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.registered_jobs;
+create policy every_row on jobforge.registered_jobs to jobforge_sys using (true) with check (true);
 
 alter table jobforge.audit_log enable row level security;
 alter table jobforge.audit_log force row level security;

@@ -271,6 +271,8 @@ class NewJob:
     """Run the handler with ``dry_run`` set; not the same as planning a call."""
     cost: int = 1
     """Units of a budget that the run uses, unless the operator has set another price for its type."""
+    lane_type: str | None = None
+    """For a job of a registered definition the type that workers claim it by; ``None`` is the job type itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,6 +432,10 @@ class ClaimedJob:
     created_at: datetime
     claimed_at: datetime
     lease_until: datetime
+    lane_type: str | None = None
+    """Set for a job of a registered definition: the type it was claimed by."""
+    definition: str | None = None
+    """JSON text of that definition, of the version the run began with."""
 
 
 @dataclass(frozen=True, slots=True)

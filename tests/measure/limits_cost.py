@@ -58,7 +58,9 @@ class Way:
         """Commit one job as the router does."""
         job = NewJob("demo.echo", '{"text": "hello", "repeat": 3}', labels={"team": "a"})
         scope = scope_arguments(self.caller, CallOrigin("execute-job"))
-        connection.execute(ENQUEUE_JOBS, [*scope, *job_arrays([job]), None, 30_000, False])
+        connection.execute(
+            ENQUEUE_JOBS, [*scope, *job_arrays([job]), None, 30_000, False, None, None]
+        )
 
 
 def main() -> None:

@@ -132,9 +132,10 @@ def test_its_definition_was_removed(queue: Queue) -> None:
     job = queue.enqueue()
     queue.register()
     queue.look(
-        """insert into jobforge.job_definitions
-        (tenant_id, job_type, job_version, definition, definition_hash, created_at, removed_at)
-        values ('acme', %s, '1', '{}', '', jobforge.now(), jobforge.now())""",
+        """insert into jobforge.registered_jobs
+        (tenant_id, job_type, name_key, latest_version, version_no, search_text, created_at, updated_at, removed_at)
+        values ('acme', %s, %s, '1', 1, '', jobforge.now(), jobforge.now(), jobforge.now())""",
+        ECHO,
         ECHO,
     )
 

@@ -44,6 +44,7 @@ TENANT_TABLES = [
     "rate_buckets",
     "rate_limits",
     "ready",
+    "registered_jobs",
     "run_logs",
     "run_progress",
     "running_limits",
@@ -96,6 +97,14 @@ def filled(queue: Queue) -> Queue:
             """insert into jobforge.composition_steps
             select j.tenant_id, j.id, 'steps/a', gen_random_uuid() from jobforge.jobs j where j.tenant_id = %s limit 1""",
             tenant,
+        )
+        queue.look(
+            """insert into jobforge.registered_jobs
+            (tenant_id, job_type, name_key, latest_version, version_no, search_text, created_at, updated_at)
+            values (%s, %s, %s, '1', 1, '', jobforge.now(), jobforge.now())""",
+            tenant,
+            ECHO,
+            ECHO,
         )
         queue.look(
             """insert into jobforge.audit_seals

@@ -19,6 +19,7 @@ from jobforge_mcp.router.patterns import is_confined, may_see_type
 from jobforge_mcp.router.rows import (
     job_arrays,
     job_costs,
+    job_lanes,
     to_attempt,
     to_cause,
     to_enqueued,
@@ -54,7 +55,8 @@ _RUN: LiteralString = """
 ENQUEUE_JOBS: LiteralString = f"""
     select r.* from {SCOPE}, lateral jobforge.enqueue_jobs(s.tenant_id, %s::text[], %s::text[], %s::text[], %s::text[],
       %s::text[], %s::int[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::text[], %s::int[], %s::int[],
-      %s::float8[], %s::int[], %s::int[], %s::boolean[], %s::text, %s::int, %s::boolean, null::uuid, %s::int[]) as r
+      %s::float8[], %s::int[], %s::int[], %s::boolean[], %s::text, %s::int, %s::boolean, null::uuid, %s::int[],
+      %s::text[]) as r
     order by r.ord"""
 _GET_RUN: LiteralString = (
     f"select {_RUN} from {SCOPE}, lateral jobforge.get_run(s.tenant_id, %s) as r"
@@ -304,7 +306,7 @@ class Router:
         rows = await self._fetch(
             caller,
             ENQUEUE_JOBS,
-            [*job_arrays(jobs), *lease, is_plan, job_costs(jobs)],
+            [*job_arrays(jobs), *lease, is_plan, job_costs(jobs), job_lanes(jobs)],
             origin=origin,
             is_repeatable=is_plan or all(job.idempotency_key is not None for job in jobs),
         )

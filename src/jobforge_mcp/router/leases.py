@@ -54,7 +54,8 @@ _CLAIM_JOBS: LiteralString = """
     select r.* from jobforge.claim_jobs(%s::text, %s::text[], %s::int, %s::text, %s::text[], %s::int, %s::boolean) as r"""
 _ENQUEUE_CHILD: LiteralString = """
     select r.* from jobforge.enqueue_child(%s::text, %s::uuid, %s::uuid, %s::int, %s::text, %s::text, %s::text, %s::text,
-      %s::text, %s::int, %s::timestamptz, %s::text, %s::text, %s::int, %s::int, %s::float8, %s::int, %s::int, %s::int) as r"""
+      %s::text, %s::int, %s::timestamptz, %s::text, %s::text, %s::int, %s::int, %s::float8, %s::int, %s::int, %s::int,
+      %s::text) as r"""
 _REGISTER_WORKER: LiteralString = "select from jobforge.register_worker(%s::text, %s::text, %s::int, %s::text, %s::text[], %s::int)"
 
 
@@ -183,6 +184,7 @@ class WorkerRouter:
             job.max_backoff_ms,
             job.timeout_ms,
             job.cost,
+            job.lane_type,
         ]
         is_repeatable = job.idempotency_key is not None
         rows = await self._fetch(_ENQUEUE_CHILD, arguments, is_repeatable=is_repeatable)

@@ -157,6 +157,8 @@ def to_claimed_job(row: Row) -> ClaimedJob:
         created_at=row["created_at"],
         claimed_at=row["claimed_at"],
         lease_until=row["lease_until"],
+        lane_type=row["lane_type"],
+        definition=row["definition"],
     )
 
 
@@ -211,6 +213,11 @@ def job_arrays(jobs: Sequence[NewJob]) -> list[object]:
 def job_costs(jobs: Sequence[NewJob]) -> list[object] | None:
     """List what the jobs cost; nothing where each costs one unit."""
     return _unless_empty(None if job.cost == 1 else job.cost for job in jobs)
+
+
+def job_lanes(jobs: Sequence[NewJob]) -> list[object] | None:
+    """List the last argument of ``enqueue_jobs``, ``p_lane_types``."""
+    return _unless_empty(job.lane_type for job in jobs)
 
 
 def fence_arrays(fences: Sequence[Fence]) -> list[object]:
