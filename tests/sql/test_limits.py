@@ -602,7 +602,7 @@ def test_a_retry_and_a_child_cost_what_their_definitions_declare(queue: Queue) -
     assert (said.limit, said.used) == ("budget_units", 11)
 
 
-@pytest.mark.parametrize("cost", [0, -5, 1_000_001])
+@pytest.mark.parametrize("cost", [0, -5])
 def test_a_cost_gives_nothing_back(queue: Queue, cost: int) -> None:
     limit(queue, budget_units=10)
 
