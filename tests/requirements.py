@@ -123,6 +123,10 @@ REQUIREMENTS: dict[str, Requirement] = {
     "worker.rescue": Requirement(
         "design 3", "The job of a killed worker starts again within lease + 1 s."
     ),
+    "audit.confined": Requirement(
+        "security",
+        "A reader who is confined to projects or job types sees the audit rows of those alone.",
+    ),
     "audit.denials": Requirement(
         "security", "A refused call is in the audit log, with who and why."
     ),
@@ -283,6 +287,17 @@ REQUIREMENTS: dict[str, Requirement] = {
     ),
     "policy.permissions": Requirement(
         "security", "Permissions and guards of a definition hold for every action at every door."
+    ),
+    "policy.rates-switch": Requirement(
+        "security",
+        "Rates hold unless the operator switched them off, which an open server refuses.",
+    ),
+    "policy.remote-keys": Requirement(
+        "security",
+        "An issuer's keys are fetched from it alone, rotate without a restart, and stay when it is away.",
+    ),
+    "policy.revocation-of-reads": Requirement(
+        "design 11", "Every read refuses a revoked token within five seconds."
     ),
     "policy.revocation": Requirement(
         "design 11", "A revoked token is refused in the transaction of the very next call."

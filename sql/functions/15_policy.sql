@@ -315,7 +315,7 @@ begin
           v_most.priority, format('Ask for priority %s or a higher number, which is less urgent.', v_limit.max_priority));
       end if;
     end if;
-    if v_limit.rps is not null and p_parent_id is null then
+    if v_limit.rps is not null and p_parent_id is null and jobforge.current_claims() -> 'rates' is distinct from 'false'::jsonb then
       perform jobforge.take_permits(p_tenant_id, v_limit, v_count, v_scope);
     end if;
   end loop;

@@ -46,6 +46,7 @@ end $$;
 comment on function jobforge.record_denial(text, text, text, text, uuid, integer) is
   'Write down that a call was refused, and why; the count says how many like it this row stands for.';
 
+-- Whoever is confined to projects or job types sees what was done to runs of those, and what its own token did.
 create or replace function jobforge.list_audit(
   p_tenant_id text, p_action text default null, p_outcome text default null, p_token_id text default null,
   p_job_id uuid default null, p_since timestamptz default null, p_before text default null, p_limit integer default 50)
@@ -55,8 +56,14 @@ language plpgsql stable
 security definer set search_path = jobforge, pg_temp
 as $$
 #variable_conflict use_column
+declare
+  v_projects text[];
+  v_claims jsonb;
+  v_own_token text := nullif(current_setting('jobforge.token_id', true), '');
 begin
   perform jobforge.require_tenant(p_tenant_id);
+  v_projects := jobforge.confined_projects();
+  v_claims := jobforge.confining_claims();
   if coalesce(p_limit, 0) not between 1 and 1000 then
     raise exception 'a page has 1 to 1,000 rows' using errcode = 'JF400';
   end if;
@@ -75,6 +82,11 @@ begin
     and (p_since is null or a.occurred_at >= p_since)
     and (p_before is null or (a.era, a.xact_no, a.id)
       < (split_part(p_before, '.', 1)::integer, split_part(p_before, '.', 2)::bigint, split_part(p_before, '.', 3)::uuid))
+    and (a.token_id = v_own_token
+      or ((v_claims is null or (a.job_type is not null and jobforge.allows_type(v_claims, a.job_type)))
+        and (v_projects is null or exists (
+          select from jobforge.jobs j
+          where j.tenant_id = p_tenant_id and j.id = a.job_id and j.project_id = any (v_projects)))))
   order by a.era desc, a.xact_no desc, a.id desc
   limit p_limit;
 end $$;

@@ -27,11 +27,13 @@ from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import DatabaseUnavailableError, OperatorError, SchemaError
 from jobforge_mcp.policy.gate import Credential, Gate
+from jobforge_mcp.policy.living import LivingTokens
 from jobforge_mcp.progress import RunWatcher
 from jobforge_mcp.router.audit import AuditRouter
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.router.leases import WorkerRouter
 from jobforge_mcp.router.seals import SealRouter
+from jobforge_mcp.router.tokens import TokenRouter
 from jobforge_mcp.server.build import build_server
 from jobforge_mcp.server.denials import Denials
 from jobforge_mcp.server.parts import Check, ServerParts
@@ -97,6 +99,7 @@ async def open_app(settings: Settings, *, with_workers: bool | None = None) -> A
                 stack, settings, installation, registry, listener, watcher
             )
         await _enter_sealer(stack, settings, installation)
+        await _enter_keys(stack, settings, gate)
         parts = ServerParts(
             registry=registry,
             router=router,
@@ -105,6 +108,7 @@ async def open_app(settings: Settings, *, with_workers: bool | None = None) -> A
             settings=settings,
             pool=pool,
             denials=denials,
+            living=LivingTokens(TokenRouter(database, signer=installation.signer)),
             checks=_checks(database, listener, installation),
         )
         yield App(
@@ -147,6 +151,14 @@ async def _enter_sealer(
     tasks = await stack.enter_async_context(anyio.create_task_group())
     stack.callback(tasks.cancel_scope.cancel)
     tasks.start_soon(Sealer(router, key).run, settings.audit_seal_seconds)
+
+
+async def _enter_keys(stack: AsyncExitStack, settings: Settings, gate: Gate) -> None:
+    """Fetch the issuer's keys again and again, where they come from a URL."""
+    if settings.has_remote_keys:
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        stack.callback(tasks.cancel_scope.cancel)
+        tasks.start_soon(gate.run)
 
 
 async def _enter_pool(

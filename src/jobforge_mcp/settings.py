@@ -123,8 +123,12 @@ class Settings(BaseSettings):
     """Policy token that stdio and the command line present. Unset on embedded Postgres: the local tenant."""
 
     token_keys: str | None = None
-    """Public keys that policy tokens are checked with: a JWKS file, a folder of keys, or JWKS text itself. Unset on
-    embedded Postgres: the folder ``keys`` in the state directory, made on first use."""
+    """Public keys that policy tokens are checked with: a JWKS file, a folder of keys, JWKS text itself, or the URL at
+    which the issuer publishes them. Unset on embedded Postgres: the folder ``keys`` in the state directory, made on first
+    use."""
+
+    token_keys_allow_private: bool = False
+    """Whether ``token_keys`` may be a URL on loopback or a private network. Only for an issuer of your own in there."""
 
     token_audience: str = Field(default="jobforge", min_length=1, max_length=512)
     """What a token's ``aud`` must name; on a public server its own canonical URL."""
@@ -232,6 +236,10 @@ class Settings(BaseSettings):
     jobs: _Words = ()
     """Further job definitions to load, comma separated: files, folders, or importable modules."""
 
+    rate_limits_enabled: bool = True
+    """Whether the rates (``rps``) of tenants, job types, tools and tokens hold for calls through this process. Off only for
+    measurements and closed installations: budgets, queues and sizes hold all the same."""
+
     action_jobs_enabled: bool = False
     """Whether jobs with ``effects: external`` are listed and run."""
 
@@ -285,7 +293,7 @@ class Settings(BaseSettings):
         if self.token_keys is None:
             raise _unsafe(
                 "without the public keys of the OAuth server none of its tokens could be checked",
-                "set JOBFORGE_TOKEN_KEYS to a file with its JWKS",
+                "set JOBFORGE_TOKEN_KEYS to the URL of its JWKS, or to a file with it",
             )
         return self
 
@@ -301,6 +309,25 @@ class Settings(BaseSettings):
                 "contradiction", "JOBFORGE_WAIT_SECONDS_DEFAULT is above JOBFORGE_WAIT_SECONDS_CAP"
             )
         return self
+
+    @model_validator(mode="after")
+    def _refuse_foreign_keys(self) -> Settings:
+        if not self.has_remote_keys:
+            return self
+        assert self.token_keys is not None
+        if problem := _url_problem(self.token_keys):
+            raise _unsafe(f"JOBFORGE_TOKEN_KEYS {problem}", "name the issuer's own jwks_uri")
+        if _origin(self.token_keys) != _origin(self.token_issuer):
+            raise _unsafe(
+                "JOBFORGE_TOKEN_KEYS is a URL of somebody else than the issuer of the tokens",
+                "set JOBFORGE_OAUTH_ISSUER, or JOBFORGE_TOKEN_ISSUER, to a URL of the same host",
+            )
+        return self
+
+    @property
+    def has_remote_keys(self) -> bool:
+        """Whether the keys of policy tokens are fetched from a URL."""
+        return self.token_keys is not None and self.token_keys.startswith(("https://", "http://"))
 
     @property
     def is_embedded(self) -> bool:
@@ -378,6 +405,11 @@ def variable_name(field: str) -> str:
 
 def _unsafe(message: str, hint: str) -> PydanticCustomError:
     return PydanticCustomError("unsafe", "{message}", {"message": message, "hint": hint})
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc
 
 
 def _url_problem(url: str, *, is_resource: bool = False) -> str | None:

@@ -213,6 +213,8 @@ class Caller:
     """Roles that permissions on job definitions may ask for; ``*`` is every role, and no token carries it."""
     actors: tuple[str, ...] = ()
     """For whom the subject acts, nearest first: for the audit log, never to widen."""
+    is_rated: bool = True
+    """Whether rates hold for its calls: not where the operator switched them off for the whole process."""
 
 
 @dataclass(frozen=True, slots=True)

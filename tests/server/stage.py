@@ -13,12 +13,14 @@ from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.policy.gate import Credential, Door, Gate
 from jobforge_mcp.policy.keys import KeyFolder
+from jobforge_mcp.policy.living import LivingTokens
 from jobforge_mcp.policy.scopes import ALL_SCOPES, Scope
 from jobforge_mcp.policy.tokens import Grant, issue_token
 from jobforge_mcp.progress import RunWatcher
 from jobforge_mcp.router.audit import AuditRouter
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.router.leases import WorkerRouter
+from jobforge_mcp.router.tokens import TokenRouter
 from jobforge_mcp.server.denials import Denials
 from jobforge_mcp.server.parts import ServerParts
 from jobforge_mcp.settings import Settings, load_settings
@@ -107,5 +109,6 @@ async def open_stage(
             settings=settings,
             pool=pool,
             denials=Denials(AuditRouter(api)),
+            living=LivingTokens(TokenRouter(api)),
         )
         yield Stage(parts, settings, keys, pool)

@@ -24,6 +24,8 @@ OPEN = {"http_connector_enabled": True, "http_allow_private": True}
         ({"action_jobs_enabled": True}, False, "without token keys"),
         ({**OPEN, "host": "0.0.0.0"}, True, "own network"),  # noqa: S104
         ({**OPEN, "allowed_hosts": "jobs.example"}, True, "own network"),
+        ({"rate_limits_enabled": False, "host": "0.0.0.0"}, True, "held to no rate"),  # noqa: S104
+        ({"rate_limits_enabled": False, "action_jobs_enabled": True}, True, "without rates"),
     ],
 )
 def test_settings_that_are_unsafe_together_are_refused_with_the_reason(
@@ -40,6 +42,7 @@ def test_settings_that_are_unsafe_together_are_refused_with_the_reason(
     [
         ({}, False),
         (OPEN, True),
+        ({"rate_limits_enabled": False}, True),
         ({"host": "0.0.0.0", "http_connector_enabled": True}, True),  # noqa: S104
         ({"host": "0.0.0.0", "http_allow_private": True}, True),  # noqa: S104
     ],

@@ -13,7 +13,9 @@ from mcp.types import TextResourceContents
 from jobforge_mcp.definitions.features import FEATURES
 from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.errors import PolicyDeniedError
+from jobforge_mcp.policy.gate import Gate
 from jobforge_mcp.policy.scopes import ALL_SCOPES, Scope
+from jobforge_mcp.server.about import describe_features
 from jobforge_mcp.server.build import build_server
 from jobforge_mcp.settings import Settings, load_settings
 from tests.postgres import ScratchDatabase
@@ -71,6 +73,16 @@ def test_a_job_that_acts_outside_is_off_until_its_setting_is_on(
         setting = "ACTION_JOBS" if name == "shop.charge" else "HTTP_CONNECTOR"
         assert caught.value.code == "FEATURE_DISABLED"
         assert f"JOBFORGE_{setting}_ENABLED=true" in (caught.value.hint or "")
+
+
+@pytest.mark.requirement("policy.rates-switch")
+def test_rates_are_on_unless_they_are_switched_off_visibly() -> None:
+    on, off = load_settings(), load_settings(rate_limits_enabled=False)
+
+    assert describe_features(on)["rateLimits"] == "on"
+    assert describe_features(off)["rateLimits"] == "off: unset JOBFORGE_RATE_LIMITS_ENABLED"
+    assert Gate.from_settings(on).caller_of(None).is_rated
+    assert not Gate.from_settings(off).caller_of(None).is_rated
 
 
 def test_everything_that_acts_outside_is_off_by_default() -> None:
@@ -142,6 +154,7 @@ async def test_the_server_says_what_it_allows_and_no_secret(
             "events": "not available in this version",
             "triggers": "not available in this version",
             "registerJob": "not available in this version",
+            "rateLimits": "on",
         },
         "limits": {
             "waitSecondsDefault": 20.0,

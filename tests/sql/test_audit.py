@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import LiteralString
 from uuid import UUID
@@ -9,7 +10,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from tests.sql.acting import API, ECHO, SUPERUSER, WORKER, Queue, enter, refused
+from tests.sql.acting import API, ECHO, SUPERUSER, WORKER, Queue, call, enter, refused
 from tests.sql.conftest import MakeQueue
 
 AUDITOR = "jobforge_auditor"
@@ -172,3 +173,50 @@ def test_a_restored_database_is_not_sealed_before_a_new_era_begins(queue: Queue)
 
     assert queue.look("select max(era) as era from jobforge.audit_log")[0].era == 1
     assert unsealed(queue) == []  # its own transaction is still open
+
+
+# --- who is confined
+
+
+def listed(queue: Queue, claims: dict[str, object], token_id: str = "t9") -> list[tuple[str, str]]:
+    """Read the log as the holder of a token; job type and project of each row, by way of its label."""
+    with queue.acting(API) as connection:
+        connection.execute(
+            "select jobforge.enter_scope('acme', 'reader', %s, null, null, %s)",
+            [token_id, json.dumps({"jti": token_id, **claims})],
+        )
+        found = call(connection, "list_audit", "acme")
+    return sorted((row.action, row.job_type) for row in found)
+
+
+@pytest.mark.requirement("audit.confined")
+@pytest.mark.parametrize(
+    ("claims", "expected"),
+    [
+        ({}, ["a.one", "a.two", "b.one", "b.two"]),
+        ({"projects": ["p1"]}, ["a.one", "b.one"]),
+        ({"projects": ["none"]}, []),
+        ({"jobTypes": ["a.*"]}, ["a.one", "a.two"]),
+        ({"denyTypes": ["a.*"]}, ["b.one", "b.two"]),
+        ({"projects": ["p2"], "jobTypes": ["*.two"], "denyTypes": ["a.**"]}, ["b.two"]),
+    ],
+)
+def test_a_confined_reader_sees_rows_of_its_projects_and_types_alone(
+    queue: Queue, claims: dict[str, object], expected: list[str]
+) -> None:
+    for name, project in (("a.one", "p1"), ("a.two", "p2"), ("b.one", "p1"), ("b.two", "p2")):
+        queue.enqueue("acme", name, project_id=project)
+    if claims:  # of no run: not for whoever is confined
+        deny(queue)
+
+    assert listed(queue, claims) == [("enqueue", name) for name in expected]
+
+
+def test_a_confined_reader_sees_what_its_own_token_did(queue: Queue) -> None:
+    with queue.acting(API) as connection:
+        connection.execute("select jobforge.enter_scope('acme', 'reader', 't9')")
+        call(connection, "record_denial", "acme", "enqueue", "POLICY_DENIED", "c.three")
+    deny(queue)
+
+    assert listed(queue, {"projects": ["p1"]}) == [("enqueue", "c.three")]
+    assert listed(queue, {"projects": ["p1"]}, "t8") == []

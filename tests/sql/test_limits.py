@@ -611,3 +611,22 @@ def test_a_cost_gives_nothing_back(queue: Queue, cost: int) -> None:
 
     assert rows(queue) == 0
     assert queue.look("select count(*) as count from jobforge.limit_usage")[0].count == 0
+
+
+@pytest.mark.requirement("policy.rates-switch")
+def test_a_process_without_rates_is_held_to_every_other_limit(queue: Queue) -> None:
+    limit(queue, rps=0.001, burst=1, budget_jobs=3)
+    unrated = json.dumps({"rates": False})
+
+    def act() -> None:
+        with queue.acting(API) as connection:
+            connection.execute(
+                "select jobforge.enter_scope('acme', 'tester', null, null, null, %s)", [unrated]
+            )
+            call(connection, "enqueue_job", "acme", ECHO, "{}")
+
+    for _ in range(3):
+        act()
+
+    assert refusal(act).code == "BUDGET_USED_UP"
+    assert refusal(lambda: enqueue(queue)).code == "BUDGET_USED_UP"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from jobforge_mcp.cli.output import Json, show
-from jobforge_mcp.cli.session import call, open_client, read_settings
+from jobforge_mcp.cli.session import call, open_client, read_settings, require_living
 from jobforge_mcp.errors import InvalidInputError
 from jobforge_mcp.types import JobId, JsonObject, Run, RunFilter, RunStatus
 
@@ -32,6 +32,8 @@ def jobs(
     settings = read_settings()
     token = settings.token.get_secret_value() if settings.token is not None else None
     caller = Gate.from_settings(settings).authorize(Credential(token), Scope.JOBS_LIST)
+    if token is not None:
+        call(lambda: require_living(settings, caller))
     found = load_registry(settings).list(query, tag, is_visible=may_list(caller))
     rows = [
         (

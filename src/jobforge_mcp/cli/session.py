@@ -12,6 +12,7 @@ from jobforge_mcp.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from jobforge_mcp.client import Client
+    from jobforge_mcp.types import Caller
 
 AnswerT = TypeVar("AnswerT")
 
@@ -55,6 +56,30 @@ async def open_client(
         on_progress=say if sys.stderr.isatty() else None,
     ) as client:
         yield client
+
+
+async def require_living(settings: Settings, caller: Caller) -> None:
+    """Refuse a token that was revoked, for commands that ask the database nothing else.
+
+    Raises:
+        PolicyDeniedError: ``TOKEN_REVOKED``.
+    """
+    import anyio.to_thread
+
+    from jobforge_mcp.db.installation import open_installation
+    from jobforge_mcp.db.pool import Database
+    from jobforge_mcp.policy.living import LivingTokens
+    from jobforge_mcp.router.tokens import TokenRouter
+
+    opening = open_installation(settings)
+    installation = await anyio.to_thread.run_sync(opening.__enter__)
+    try:
+        async with Database(installation.api_url, role="jobforge_api", max_size=1) as database:
+            router = TokenRouter(database, signer=installation.signer)
+            await LivingTokens(router).require(caller)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(opening.__exit__, None, None, None)
 
 
 def uses_node(settings: Settings) -> bool:

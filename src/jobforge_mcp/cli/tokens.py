@@ -18,7 +18,7 @@ from jobforge_mcp.errors import DefinitionError, InvalidInputError, SettingsErro
 from jobforge_mcp.policy.scopes import ALL_SCOPES, Scope
 
 if TYPE_CHECKING:
-    from jobforge_mcp.policy.keys import KeyFolder
+    from jobforge_mcp.policy.keys import KeyFinder, KeyFolder
     from jobforge_mcp.settings import Settings
     from jobforge_mcp.types import JsonValue, Limits
 
@@ -157,10 +157,11 @@ def keys(
     """Show the keys that are accepted; make the first one where there is none."""
     from jobforge_mcp.cli.output import table
     from jobforge_mcp.policy.keys import KeySource
+    from jobforge_mcp.policy.tokens import open_keys
 
     settings = read_settings()
     if folder is None and not rotate and not retire and settings.token_keys is not None:
-        source = KeySource(settings.token_keys)
+        source: KeyFinder = open_keys(settings)
         where = "JOBFORGE_TOKEN_KEYS"
     else:
         made = _signing_folder(settings, folder)

@@ -126,7 +126,9 @@ class Client:
         settings = settings or load_settings()
         if token is None and settings.token is not None:
             token = settings.token.get_secret_value()
-        caller = Gate.from_settings(settings).caller_of(token)
+        gate = Gate.from_settings(settings)
+        await gate.prepare(token)
+        caller = gate.caller_of(token)
         async with AsyncExitStack() as stack:
             opening = open_installation(settings, on_progress=on_progress)
             installation = await anyio.to_thread.run_sync(opening.__enter__)

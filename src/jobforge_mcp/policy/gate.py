@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -70,16 +70,21 @@ class Gate:
         *,
         has_local_tenant: bool,
         jobs: Iterable[GuardedJob] = (),
+        is_rated: bool = True,
+        has_remote_keys: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Take how to make the verifier, which loads keys and cryptography, when the first token comes.
 
         ``make_verifier`` is ``None`` where no keys are set: then no token is accepted. ``jobs`` are those of this process,
-        whose permissions say which runs exist for a caller.
+        whose permissions say which runs exist for a caller. ``is_rated`` is whether rates hold for them,
+        ``has_remote_keys`` whether keys are fetched.
         """
         self._make_verifier = make_verifier
         self._verifier: TokenVerifier | None = None
         self._has_local_tenant = has_local_tenant
+        self._is_rated = is_rated
+        self._has_remote_keys = has_remote_keys
         self._jobs = tuple(jobs)
         self._clock = clock
         self._verified: dict[bytes, tuple[Caller, float]] = {}
@@ -95,7 +100,11 @@ class Gate:
 
         has_keys = settings.token_keys is not None or settings.is_embedded
         return cls(
-            make_verifier if has_keys else None, has_local_tenant=settings.is_embedded, jobs=jobs
+            make_verifier if has_keys else None,
+            has_local_tenant=settings.is_embedded,
+            jobs=jobs,
+            is_rated=settings.rate_limits_enabled,
+            has_remote_keys=settings.has_remote_keys,
         )
 
     @property
@@ -121,13 +130,26 @@ class Gate:
         """
         if credential.token is None:
             if self._has_local_tenant and credential.door is Door.LOCAL:
-                return confine(LOCAL_CALLER, self._jobs)
+                return self._confine(LOCAL_CALLER)
             raise self._refusal(credential.door, "absent")
         digest = hashlib.sha256(credential.token.encode("utf-8", "surrogatepass")).digest()
         cached = self._verified.get(digest)
         if cached is not None and self._clock() < cached[1]:
             return cached[0]
         return self._verify(credential.token, credential.door, digest)
+
+    async def prepare(self, token: str | None) -> None:
+        """Let the key that a token names be fetched, where keys come from a URL, so that `identify` need not wait for it."""
+        if token is None or not self._has_remote_keys or self._make_verifier is None:
+            return
+        await self._open_verifier(self._make_verifier).prepare(token)
+
+    async def run(self) -> None:
+        """Keep keys that come from a URL fresh, until cancelled; returns at once where they do not."""
+        if self._has_remote_keys and self._make_verifier is not None:
+            keys = self._open_verifier(self._make_verifier).remote_keys
+            if keys is not None:
+                await keys.run()
 
     def caller_of(self, token: str | None) -> Caller:
         """Return who acts locally with this token, or without one."""
@@ -140,16 +162,24 @@ class Gate:
     def _verify(self, token: str, door: Door, digest: bytes) -> Caller:
         if self._make_verifier is None:
             raise self._refusal(door, "no_keys")
-        if self._verifier is None:
-            self._verifier = self._make_verifier()
-        answer = self._verifier.verify(token)
+        answer = self._open_verifier(self._make_verifier).verify(token)
         if isinstance(answer, str):
             raise self._refusal(door, answer)
-        caller = confine(answer.to_caller(), self._jobs)
+        caller = self._confine(answer.to_caller())
         self._remember(
             digest, caller, min(answer.expires_at.timestamp(), self._clock() + _CACHE_SECONDS)
         )
         return caller
+
+    def _open_verifier(self, make: Callable[[], TokenVerifier]) -> TokenVerifier:
+        if self._verifier is None:
+            self._verifier = make()
+        return self._verifier
+
+    def _confine(self, caller: Caller) -> Caller:
+        if not self._is_rated:
+            caller = replace(caller, is_rated=False)
+        return confine(caller, self._jobs)
 
     def _remember(self, digest: bytes, caller: Caller, until: float) -> None:
         if len(self._verified) >= _MOST_CACHED:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -131,6 +131,18 @@ class KeyFolder:
             raise _unusable(self.path, error) from error
 
 
+class KeyFinder(Protocol):
+    """Where a verifier looks for the key that a token names."""
+
+    def find(self, key_id: str) -> PublicKey | None:
+        """Return the accepted key of this id."""
+        ...
+
+    def all(self) -> list[PublicKey]:
+        """Return every accepted key."""
+        ...
+
+
 class KeySource:
     """The public keys that a process accepts, read again when their file changes."""
 
@@ -240,6 +252,30 @@ def _parse_jwks(text: str, where: str) -> dict[str, PublicKey]:
             f"two keys in {where} have the same id", hint="give each key its own kid"
         )
     return {key.key_id: key for key in keys}
+
+
+def parse_published_keys(content: bytes, where: str) -> dict[str, PublicKey]:
+    """Read the key set of an OAuth server: its Ed25519 keys for signatures, whatever else it publishes beside them.
+
+    Raises:
+        SettingsError: it is no key set, or has not one or two such keys.
+    """
+    try:
+        elements = parse_object(content).get("keys")
+    except NotStrictJsonError:
+        elements = None
+    if not isinstance(elements, list):
+        raise SettingsError(f"{where} answered with something that is not a JSON Web Key Set")
+    keys: list[PublicKey] = []
+    for element in elements:
+        with suppress(ValueError, KeyError):
+            keys.append(parse_public_jwk(element))
+    found = {key.key_id: key for key in keys}
+    if not 1 <= len(keys) <= LIVE_KEYS or len(found) != len(keys):
+        raise SettingsError(
+            f"{where} publishes {len(keys)} Ed25519 keys for signatures, and one or two with ids of their own are accepted"
+        )
+    return found
 
 
 class _UnfitKeyError(ValueError):

@@ -25,7 +25,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from pathlib import Path
 from typing import NoReturn
 from uuid import uuid4
 
@@ -45,6 +44,7 @@ from jobforge_mcp.policy.claims import (
 )
 from jobforge_mcp.policy.keys import (
     ALGORITHM,
+    KeyFinder,
     KeyFolder,
     KeySource,
     PublicKey,
@@ -52,6 +52,7 @@ from jobforge_mcp.policy.keys import (
     parse_public_jwk,
     thumbprint,
 )
+from jobforge_mcp.policy.remote_keys import RemoteKeys
 from jobforge_mcp.policy.scopes import Scope, expand_scopes, parse_scopes
 from jobforge_mcp.policy.strict_json import NotStrictJsonError, decode_base64url, parse_object
 from jobforge_mcp.router.patterns import is_pattern
@@ -288,7 +289,7 @@ class TokenVerifier:
 
     def __init__(
         self,
-        keys: KeySource,
+        keys: KeyFinder,
         *,
         issuer: str,
         audience: str,
@@ -316,6 +317,25 @@ class TokenVerifier:
         except _RefusedError as refused:
             return refused.reason
         return found
+
+    @property
+    def remote_keys(self) -> RemoteKeys | None:
+        """The keys, where they are fetched from the issuer."""
+        return self._keys if isinstance(self._keys, RemoteKeys) else None
+
+    async def prepare(self, token: str) -> None:
+        """Fetch the key that a token names, where keys are fetched and this one is not known yet."""
+        if self.remote_keys is None:
+            return
+        try:
+            if len(token) > LARGEST_TOKEN:
+                return
+            header = _parse_header(token.partition(LINK)[0], ACCEPTED_TYPES)
+        except _RefusedError:
+            return
+        key_id = header["kid"]
+        if isinstance(key_id, str):
+            await self.remote_keys.learn(key_id)
 
     def _find_key(self, header: JsonObject) -> PublicKey:
         key_id = header["kid"]
@@ -399,15 +419,21 @@ def verifier_from_settings(settings: Settings) -> TokenVerifier:
     Raises:
         SettingsError: the keys cannot be read or made.
     """
-    keys: str | Path
-    if settings.token_keys is not None:
-        keys = settings.token_keys
-    else:
-        KeyFolder(settings.keys_dir).ensure()
-        keys = settings.keys_dir
     return TokenVerifier(
-        KeySource(keys), issuer=settings.token_issuer, audience=settings.token_audience
+        open_keys(settings), issuer=settings.token_issuer, audience=settings.token_audience
     )
+
+
+def open_keys(settings: Settings) -> KeyFinder:
+    """Find the public keys of an installation: at a URL, in a file or folder, or made here.
+
+    Raises:
+        SettingsError: the keys cannot be read or made.
+    """
+    if settings.token_keys is None:
+        KeyFolder(settings.keys_dir).ensure()
+        return KeySource(settings.keys_dir)
+    return RemoteKeys.from_settings(settings) or KeySource(settings.token_keys)
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,4 +70,6 @@ def claims_text(caller: Caller) -> str | None:
         claims["jti"] = caller.token_id
     if caller.actors:
         claims["actors"] = [*caller.actors]
+    if not caller.is_rated:
+        claims["rates"] = False
     return json.dumps(claims, separators=(",", ":")) if claims else None

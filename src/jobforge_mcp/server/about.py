@@ -35,6 +35,9 @@ def describe_features(settings: Settings) -> JsonObject:
         else f"off: set {feature.variable}=true to switch it on"
         for feature in FEATURES
     }
+    known["rateLimits"] = (
+        "on" if settings.rate_limits_enabled else "off: unset JOBFORGE_RATE_LIMITS_ENABLED"
+    )
     return {**known, **dict.fromkeys(NOT_AVAILABLE, "not available in this version")}
 
 

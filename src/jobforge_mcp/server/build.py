@@ -126,7 +126,7 @@ class _Doors:
     async def list_tools(
         self, ctx: Context, params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
-        caller = self._identify(ctx)
+        caller = await self._identify(ctx)
         return types.ListToolsResult(
             tools=[_LISTED[tool.name] for tool in TOOLS if tool.scope in caller.scopes],
             ttl_ms=TOOLS_TTL_MS,
@@ -153,6 +153,8 @@ class _Doors:
         try:
             run = tool.prepare(given)
             caller = self._parts.gate.authorize(self._credential_of(ctx), tool.scope)
+            if tool.is_read_only:  # a write asks in its own transaction
+                await self._require_living(caller)
             call = Call(caller, tool.name, trace_id, ctx.session.report_progress)
             answer = await run(self._parts, call)
         except CallerError as error:
@@ -183,7 +185,7 @@ class _Doors:
     async def list_resources(
         self, ctx: Context, params: types.PaginatedRequestParams | None
     ) -> types.ListResourcesResult:
-        caller = self._identify(ctx)
+        caller = await self._identify(ctx)
         if Scope.JOBS_LIST not in caller.scopes:
             return types.ListResourcesResult(resources=[], cache_scope="private")
         jobs = self._parts.registry.list(is_visible=may_list(caller))
@@ -212,7 +214,7 @@ class _Doors:
     async def list_resource_templates(
         self, ctx: Context, params: types.PaginatedRequestParams | None
     ) -> types.ListResourceTemplatesResult:
-        self._identify(ctx)
+        await self._identify(ctx)
         return types.ListResourceTemplatesResult(
             resource_templates=[
                 types.ResourceTemplate(
@@ -228,7 +230,7 @@ class _Doors:
     ) -> types.ReadResourceResult:
         with _protocol_errors(ctx, "resources/read"):
             address = resources.parse_uri(str(params.uri))
-            caller = self._authorize(ctx, resources.scope_of(address))
+            caller = await self._authorize(ctx, resources.scope_of(address))
             content = await resources.read(self._parts, caller, address)
         return types.ReadResourceResult(
             contents=[
@@ -311,7 +313,7 @@ class _Doors:
 
     async def _may_follow(self, ctx: Context, uri: str) -> tuple[Caller, resources.RunAddress]:
         address = resources.parse_uri(uri)
-        caller = self._authorize(ctx, resources.scope_of(address))
+        caller = await self._authorize(ctx, resources.scope_of(address))
         if not isinstance(address, resources.RunAddress):
             raise InvalidInputError("only runs can be subscribed to: definitions do not change")
         try:
@@ -320,12 +322,20 @@ class _Doors:
             raise resources.not_found() from None
         return caller, address
 
-    def _identify(self, ctx: Context) -> Caller:
+    async def _identify(self, ctx: Context) -> Caller:
         with _protocol_errors(ctx, ctx.method):
-            return self._parts.gate.identify(self._credential_of(ctx))
+            caller = self._parts.gate.identify(self._credential_of(ctx))
+            await self._require_living(caller)
+        return caller
 
-    def _authorize(self, ctx: Context, scope: Scope) -> Caller:
-        return self._parts.gate.authorize(self._credential_of(ctx), scope)
+    async def _authorize(self, ctx: Context, scope: Scope) -> Caller:
+        caller = self._parts.gate.authorize(self._credential_of(ctx), scope)
+        await self._require_living(caller)
+        return caller
+
+    async def _require_living(self, caller: Caller) -> None:
+        if self._parts.living is not None:
+            await self._parts.living.require(caller)
 
     def _credential_of(self, ctx: Context) -> Credential:
         """Return who asks: over HTTP what this very request presented, else the process's own."""
@@ -375,6 +385,11 @@ class _protocol_errors:  # noqa: N801  # reads as a phrase where it is used
             is_missing = isinstance(error, NotFoundError) and self._ctx.protocol_version < "2026"
             code = LEGACY_RESOURCE_NOT_FOUND if is_missing else types.INVALID_PARAMS
             raise MCPError(code, error.message, data=wire.view_error(error).wire()) from None
+        if isinstance(error, DatabaseUnavailableError):
+            log.warning("database_unavailable", method=self._method, code=error.code)
+            raise MCPError(
+                types.INTERNAL_ERROR, error.message, data=_unavailable(error).wire()
+            ) from None
         if isinstance(error, Exception) and not isinstance(error, MCPError):
             trace_id = _trace_id(self._ctx)
             log.error("request_failed", method=self._method, trace_id=trace_id, exc_info=error)

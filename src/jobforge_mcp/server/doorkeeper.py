@@ -8,6 +8,8 @@ opened it.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import structlog
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
@@ -15,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from jobforge_mcp.errors import JobForgeError, PolicyDeniedError
+from jobforge_mcp.errors import DatabaseUnavailableError, JobForgeError, PolicyDeniedError
 from jobforge_mcp.policy.gate import Credential, Door
 from jobforge_mcp.server.build import CREDENTIAL_KEY
 from jobforge_mcp.server.oauth import ResourceServer, lacks_scopes
@@ -42,6 +44,7 @@ class Doorkeeper:
         """Take what to protect; ``resource`` where an OAuth server gives out the tokens."""
         self._app = app
         self._gate = parts.gate
+        self._living = parts.living
         self._metrics = parts.metrics
         self._origins = origins
         self._resource = resource
@@ -49,7 +52,7 @@ class Doorkeeper:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or answer it before its body is read."""
         request = Request(scope)
-        refused = self._check_place(request) or self._identify(request, scope)
+        refused = self._check_place(request) or await self._identify(request, scope)
         if refused is not None:
             self._metrics.refusals.labels(refused.status_code).inc()
             await refused(scope, receive, send)
@@ -64,12 +67,14 @@ class Doorkeeper:
             return Response("Invalid Origin header", status_code=403)
         return None
 
-    def _identify(self, request: Request, scope: Scope) -> Response | None:
+    async def _identify(self, request: Request, scope: Scope) -> Response | None:
         """Leave the credential and its principal in the scope, or return why not."""
         token = _bearer(request)
         credential = Credential(token, Door.HTTP)
         try:
+            await self._gate.prepare(token)
             caller = self._gate.identify(credential)
+            await self._require_living(caller)
         except PolicyDeniedError as error:
             return self._challenge(request, error, None if token is None else "invalid_token")
         except (
@@ -88,6 +93,12 @@ class Doorkeeper:
         scope[PRINCIPAL_KEY] = (caller.tenant_id, caller.subject)
         scope["user"] = AuthenticatedUser(_principal(caller))
         return None
+
+    async def _require_living(self, caller: Caller) -> None:
+        """Have a client whose token was revoked ask for another. Without a database the call itself says so."""
+        if self._living is not None:
+            with suppress(DatabaseUnavailableError):
+                await self._living.require(caller)
 
     def _challenge(
         self, request: Request, refused: PolicyDeniedError, error: str | None

@@ -26,6 +26,16 @@ def check_exposure(settings: Settings, *, accepts_tokens: bool) -> None:
             f"callers from elsewhere ({settings.host}) could reach this machine's own network through connector.http.request",
             hint="unset JOBFORGE_HTTP_ALLOW_PRIVATE, or bind loopback and name no public JOBFORGE_RESOURCE_URL",
         )
+    if not settings.rate_limits_enabled and is_open(settings):
+        raise SettingsError(
+            f"callers from elsewhere ({settings.host}) would be held to no rate, whatever was set for them",
+            hint="unset JOBFORGE_RATE_LIMITS_ENABLED, or bind loopback and name no public JOBFORGE_RESOURCE_URL",
+        )
+    if not settings.rate_limits_enabled and acts_outside:
+        raise SettingsError(
+            "jobs that act outside are switched on, and without rates nothing would slow down an agent that was talked into one",
+            hint="unset JOBFORGE_RATE_LIMITS_ENABLED, or JOBFORGE_HTTP_CONNECTOR_ENABLED and JOBFORGE_ACTION_JOBS_ENABLED",
+        )
 
 
 def check_address(host: str, *, accepts_tokens: bool) -> None:

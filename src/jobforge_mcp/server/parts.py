@@ -9,6 +9,7 @@ from typing import Protocol
 
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.policy.gate import Gate
+from jobforge_mcp.policy.living import LivingTokens
 from jobforge_mcp.progress import RunWatcher
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.server.denials import Denials
@@ -65,6 +66,8 @@ class ServerParts:
     """The embedded worker pool; ``None`` where other processes do the work."""
     denials: Denials | None = None
     """Writes refused calls into the audit log."""
+    living: LivingTokens | None = None
+    """Asked about a token before anything is answered from memory."""
     metrics: Metrics = field(default_factory=Metrics)
     checks: Mapping[str, Check] = field(default_factory=dict[str, Check])
     """What ``/ready`` asks, by name: database, listener, migrations, pool."""
