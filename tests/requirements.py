@@ -75,6 +75,19 @@ REQUIREMENTS: dict[str, Requirement] = {
     "definitions.found-again": Requirement(
         "design 5", "A fresh interpreter finds a handler by its source and name alone."
     ),
+    "compositions.wait": Requirement(
+        "design 21",
+        "A composition waits for its steps without a worker, and no wake-up is lost or doubled.",
+    ),
+    "compositions.once": Requirement(
+        "design 1", "A step of a composition is enqueued once, however often it is replayed."
+    ),
+    "compositions.cancel": Requirement(
+        "design 21", "Open steps are canceled with their composition."
+    ),
+    "compositions.retry": Requirement(
+        "design 21", "A retried composition keeps the steps that succeeded."
+    ),
     "definitions.mapping": Requirement(
         "design 13", "Mappings reach nothing but their scope, and cost a bounded number of steps."
     ),

@@ -661,6 +661,7 @@ begin
       and r.priority = v_job.priority and r.run_at = v_job.run_at and r.job_id = p_job_id
     returning r.epoch, r.attempt_no into v_place;
     if not found then
+      perform jobforge.lock_dependents(p_tenant_id, p_job_id);
       delete from jobforge.waiting w where w.tenant_id = p_tenant_id and w.job_id = p_job_id
       returning w.epoch, w.attempt_no into v_place;
     end if;
@@ -670,6 +671,7 @@ begin
         error = jsonb_build_object('code', 'CANCELED', 'message', coalesce(v_reason, 'canceled before it ran'), 'retryable', false)
       where j.tenant_id = p_tenant_id and j.id = p_job_id;
       perform jobforge.after_final(array[p_tenant_id], array[p_job_id]);
+      perform jobforge.cancel_orphans(p_tenant_id, 1000);
       if v_job.ordering_key is not null then
         perform jobforge.promote_next(array[p_tenant_id], array[v_job.ordering_key], array[p_job_id]);
       end if;
@@ -736,6 +738,9 @@ begin
       hint = 'Pass force if that is wanted.';
   end if;
 
+  if v_job.lane_type is not null then
+    perform jobforge.forget_steps(p_tenant_id, p_job_id, v_job.final_status = 'succeeded');
+  end if;
   update jobforge.jobs j
   set final_status = null, finished_at = null, started_at = null, worker_id = null, result = null, error = null,
     run_at = coalesce(p_run_at, v_now), attempt_no = case when p_reset_attempts then 0 else j.attempt_no end,
@@ -802,6 +807,9 @@ begin
     return query select 'waiting_turn', 'Another run of its ordering key comes first and blocks the key until it ends.',
       null::timestamptz, (select j.id from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = v_key.head_job_id
         and (v_projects is null or j.project_id = any (v_projects)));
+  elsif v_run.status = 'waiting' and v_run.waiting_for in ('child', 'dependency') then
+    return query select 'waiting_' || v_run.waiting_for, b.message, b.until_at, b.blocked_by
+    from jobforge.blocking_runs(p_tenant_id, p_job_id, v_projects) b;
   elsif v_run.status = 'waiting' then
     return query select 'waiting_' || v_run.waiting_for, format('It waits for: %s.', v_run.waiting_for), null::timestamptz, null::uuid;
   elsif exists (

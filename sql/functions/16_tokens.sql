@@ -68,7 +68,11 @@ begin
   if v_claims is null then
     return null;
   end if;
-  if exists (select from unnest(p_job_types) u(job_type) where jobforge.allows_type(v_claims, u.job_type) is not true) then
+  if exists (select from unnest(p_job_types) u(job_type) where jobforge.allows_type(v_claims, u.job_type) is not true)
+    -- a composition's steps are what was registered: who may run it may run them
+    and not exists (select from jobforge.jobs j
+      where j.tenant_id = p_tenant_id and j.id = p_parent_id and j.lane_type = 'jobforge.composition')
+  then
     raise exception 'the policy token does not allow jobs of this type' using errcode = 'JF403',
       hint = case when p_parent_id is null then 'list-jobs shows those it allows.'
         else 'What a handler enqueues is held to the token that enqueued its run.' end;

@@ -428,7 +428,7 @@ begin
     perform jobforge.keep_manifests(p_tenant_ids, p_job_ids, p_epochs, p_manifests, v_accepted);
   end if;
   if v_accepted is not null then
-    perform jobforge.after_final(v_tenants, v_ids);
+    perform jobforge.after_final(v_tenants, v_ids, false);
   end if;
   if v_keys is not null then
     perform jobforge.promote_next(v_key_tenants, v_keys, v_key_ids);
@@ -647,10 +647,14 @@ end $$;
 comment on function jobforge.reap_leases(integer, text) is 'Take jobs out of expired leases, of one tenant or of all.';
 
 create or replace function jobforge.reap_expired(p_limit integer default 100) returns integer
-language sql volatile
+language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
-as $$ select jobforge.reap_leases(p_limit, null) $$;
-comment on function jobforge.reap_expired(integer) is 'Requeue or end the jobs of expired leases; anybody may, and every worker does within a second.';
+as $$
+begin
+  perform jobforge.tend_dependencies(p_limit);
+  return jobforge.reap_leases(p_limit, null);
+end $$;
+comment on function jobforge.reap_expired(integer) is 'Requeue or end the jobs of expired leases, and look after runs that wait for others; anybody may, and every worker does within a second.';
 
 create or replace function jobforge.reap_tenant(p_tenant_id text) returns integer
 language sql volatile
@@ -667,6 +671,9 @@ as $$
     or exists (
       select from jobforge.ready r
       where r.job_type = any (p_job_types) and r.run_at <= jobforge.now() + p_within_ms * interval '1 millisecond')
+    or exists (
+      select from jobforge.waiting w where w.until_at <= jobforge.now() + p_within_ms * interval '1 millisecond')
+    or exists (select from jobforge.job_dependencies d where d.is_orphan)
 $$;
 comment on function jobforge.has_work(text[], integer) is 'Whether anything is held by a worker, or due within this time and of one of these types.';
 

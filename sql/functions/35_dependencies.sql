@@ -1,18 +1,552 @@
--- Runs that wait for other runs: unblock them when those end.
+-- Runs that wait for other runs: steps of compositions and items of bundles, and what happens when those end.
 --
--- after_final is called by every function that ends runs, in its own transaction, before promote_next.
+-- after_final is called by every function that ends runs, in its own transaction and before promote_next. A worker's
+-- composition calls list_steps, enqueue_steps and wait_for_steps; tend_dependencies is called with every look for expired
+-- leases.
+--
+-- The waiting row of a dependent is the lock of its dependencies: they are written together with it, and deleted only by
+-- whoever holds it. A dependent therefore never waits for something that has ended: whoever begins to wait holds its
+-- dependencies' rows in jobs until it commits, so that one that ends meanwhile ends after that and finds it waiting; and
+-- one whose row somebody else holds at this moment is not waited for at all, the dependent looks again.
+-- Locks: after leases and jobs of the runs that end, the waiting rows of all that depend on them, by tenant_id and job_id,
+-- then ordering_keys (by tenant_id, ordering_key) of these and of the runs that end. Who begins to wait takes its own lease
+-- and then the jobs it waits for, without waiting for those. Orphans are canceled with skip locked throughout.
 
 set local role jobforge_rpc;
 
--- Every run named has just become final, in this transaction. A tenant without waiting dependents pays one probe.
-create or replace function jobforge.after_final(p_tenant_ids text[], p_job_ids uuid[]) returns void
+-- What leaves `waiting` for `ready`; the caller holds the waiting rows. Those that joined a line before they began to wait
+-- are its head; items of a bundle join theirs now.
+create or replace function jobforge.requeue_waiting(p_tenant_ids text[], p_job_ids uuid[]) returns void
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+as $$
+declare
+  v_moved record;
+  v_tenant text;
+begin
+  with gone as (
+    delete from jobforge.waiting w using unnest(p_tenant_ids, p_job_ids) u(tenant_id, job_id)
+    where w.tenant_id = u.tenant_id and w.job_id = u.job_id
+    returning w.*
+  ), moved as (
+    select j.tenant_id, j.id, coalesce(j.lane_type, j.job_type) as lane, case when j.lane_type is not null then j.job_type end as own_type,
+      j.priority, j.run_at, g.epoch, g.attempt_no, g.waiting_for = 'dependency' and j.ordering_key is not null as is_in_line
+    from gone g join jobforge.jobs j on j.tenant_id = g.tenant_id and j.id = g.job_id
+  ), queued as (
+    insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, own_type)
+    select m.tenant_id, m.lane, m.priority, m.run_at, m.id, m.epoch, m.attempt_no, m.own_type from moved m where not m.is_in_line
+  )
+  select array_agg(m.tenant_id::text) as tenants, array_agg(m.lane::text) as lanes, array_agg(m.id) filter (where m.is_in_line) as in_line,
+    array_agg(m.tenant_id::text) filter (where m.is_in_line) as in_line_tenants
+  into v_moved
+  from moved m;
+  if v_moved.tenants is null then
+    return;
+  end if;
+  for v_tenant in select distinct u.tenant_id from unnest(v_moved.in_line_tenants) u(tenant_id) order by 1 loop
+    perform jobforge.join_ordering_keys(v_tenant, array(
+      select u.id from unnest(v_moved.in_line_tenants, v_moved.in_line) u(tenant_id, id) where u.tenant_id = v_tenant order by u.id));
+  end loop;
+  perform jobforge.touch_lanes(v_moved.tenants, v_moved.lanes);
+  perform jobforge.wake('ready'), jobforge.wake('runs');
+end $$;
+comment on function jobforge.requeue_waiting(text[], uuid[]) is 'Queue waiting runs whose wait is over.';
+
+-- The keys of items that are about to join a line, together with those of the runs that end, which promote_next takes next:
+-- all in one order.
+create or replace function jobforge.lock_ordering_keys(
+  p_tenant_ids text[], p_job_ids uuid[], p_ended_tenants text[], p_ended_ids uuid[])
+returns void
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+as $$
+declare
+  v_key record;
+begin
+  for v_key in
+    select j.tenant_id, j.ordering_key, bool_or(u.is_joining) as is_joining, min(j.id::text) filter (where u.is_joining) as job_id
+    from (
+      select n.tenant_id, n.job_id, true as is_joining from unnest(p_tenant_ids, p_job_ids) n(tenant_id, job_id)
+      union all
+      select e.tenant_id, e.job_id, false from unnest(p_ended_tenants, p_ended_ids) e(tenant_id, job_id)) u
+    join jobforge.jobs j on j.tenant_id = u.tenant_id and j.id = u.job_id
+    where j.ordering_key is not null
+    group by 1, 2 order by 1, 2
+  loop
+    if v_key.is_joining then
+      insert into jobforge.ordering_keys as k (tenant_id, ordering_key, head_job_id, next_turn)
+      values (v_key.tenant_id, v_key.ordering_key, v_key.job_id::uuid, 0)
+      on conflict (tenant_id, ordering_key) do update set next_turn = k.next_turn;
+    else
+      perform from jobforge.ordering_keys k
+      where k.tenant_id = v_key.tenant_id and k.ordering_key = v_key.ordering_key for update;
+    end if;
+  end loop;
+end $$;
+comment on function jobforge.lock_ordering_keys(text[], uuid[], text[], uuid[]) is 'Lock the ordering keys of runs that join a line and of those that leave one.';
+
+-- Every run named has just become final, in this transaction: all succeeded, or none did. A tenant in which nothing waits
+-- pays one probe. A dependent that goes with a failed dependency is itself a run that ended, and so on: all that could be
+-- reached are locked first, in order.
+drop function if exists jobforge.after_final(text[], uuid[]);
+create or replace function jobforge.after_final(p_tenant_ids text[], p_job_ids uuid[], p_has_failed boolean default true)
+returns void
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+set enable_seqscan = off
+as $$
+declare
+  v_now timestamptz := jobforge.now();
+  v_held_tenants text[]; v_held_ids uuid[];
+  v_ended_tenants text[] := p_tenant_ids; v_ended_ids uuid[] := p_job_ids;
+  v_has_failed boolean := p_has_failed;
+  v_touched_tenants text[] := '{}'; v_touched_ids uuid[] := '{}';
+  v_round record;
+begin
+  if p_has_failed then
+    perform jobforge.leave_orphans(p_tenant_ids, p_job_ids);
+  end if;
+  if not exists (select from jobforge.job_dependencies d where d.tenant_id = any (p_tenant_ids)) then
+    return;
+  end if;
+
+  with recursive affected (tenant_id, job_id, is_canceled) as (
+    select d.tenant_id, d.job_id, p_has_failed and d.on_failure = 'cancel'
+    from unnest(p_tenant_ids, p_job_ids) u(tenant_id, job_id)
+    join jobforge.job_dependencies d on d.tenant_id = u.tenant_id and d.depends_on_id = u.job_id and not d.is_orphan
+    union
+    select d.tenant_id, d.job_id, d.on_failure = 'cancel'
+    from affected a
+    join jobforge.job_dependencies d on d.tenant_id = a.tenant_id and d.depends_on_id = a.job_id and not d.is_orphan
+    where a.is_canceled
+  ), held as materialized (
+    select w.tenant_id, w.job_id from jobforge.waiting w
+    where (w.tenant_id, w.job_id) in (select a.tenant_id, a.job_id from affected a)
+    order by w.tenant_id, w.job_id for update
+  )
+  select array_agg(h.tenant_id::text), array_agg(h.job_id) into v_held_tenants, v_held_ids from held h;
+  if v_held_ids is null then
+    return;
+  end if;
+
+  loop
+    with gone as (
+      delete from jobforge.job_dependencies d using unnest(v_ended_tenants, v_ended_ids) u(tenant_id, job_id)
+      where d.tenant_id = u.tenant_id and d.depends_on_id = u.job_id and d.job_id = any (v_held_ids) and not d.is_orphan
+      returning d.tenant_id, d.job_id, d.depends_on_id, d.on_failure
+    )
+    select array_agg(g.tenant_id::text) as tenants, array_agg(g.job_id) as job_ids,
+      array_agg(g.tenant_id::text) filter (where v_has_failed and g.on_failure = 'cancel') as cancel_tenants,
+      array_agg(g.job_id) filter (where v_has_failed and g.on_failure = 'cancel') as cancel_ids,
+      array_agg(g.depends_on_id) filter (where v_has_failed and g.on_failure = 'cancel') as cause_ids
+    into v_round
+    from gone g;
+    exit when v_round.job_ids is null;
+    v_touched_tenants := v_touched_tenants || v_round.tenants;
+    v_touched_ids := v_touched_ids || v_round.job_ids;
+    exit when v_round.cancel_ids is null;
+
+    with causes as (
+      select distinct on (u.tenant_id, u.job_id) u.* from unnest(v_round.cancel_tenants, v_round.cancel_ids, v_round.cause_ids)
+        u(tenant_id, job_id, cause_id) order by u.tenant_id, u.job_id, u.cause_id
+    ), gone as (
+      delete from jobforge.waiting w using causes c where w.tenant_id = c.tenant_id and w.job_id = c.job_id
+      returning w.tenant_id, w.job_id, w.epoch, w.attempt_no, c.cause_id
+    ), forgotten as (
+      delete from jobforge.job_dependencies d using gone g where d.tenant_id = g.tenant_id and d.job_id = g.job_id
+    ), ended as (
+      update jobforge.jobs j
+      set final_status = 'canceled', finished_at = v_now, epoch = g.epoch, attempt_no = g.attempt_no,
+        error = jsonb_build_object('code', 'DEPENDENCY_FAILED', 'retryable', false,
+          'message', 'run ' || g.cause_id || ', which this one depends on, did not succeed')
+      from gone g where j.tenant_id = g.tenant_id and j.id = g.job_id
+      returning j.tenant_id, j.id
+    )
+    select array_agg(e.tenant_id::text), array_agg(e.id) into v_ended_tenants, v_ended_ids from ended e;
+    v_has_failed := true;
+    exit when v_ended_ids is null;
+  end loop;
+
+  -- those that still wait, and for no more than they may
+  select array_agg(w.tenant_id::text) as tenants, array_agg(w.job_id) as job_ids,
+    bool_or(w.waiting_for = 'dependency') as is_new
+  into v_round
+  from jobforge.waiting w
+  where (w.tenant_id, w.job_id) in (select u.t, u.j from unnest(v_touched_tenants, v_touched_ids) u(t, j))
+    and (select count(*) from jobforge.job_dependencies d where d.tenant_id = w.tenant_id and d.job_id = w.job_id) <= w.may_remain;
+  if v_round.job_ids is not null then
+    delete from jobforge.job_dependencies d using unnest(v_round.tenants, v_round.job_ids) u(tenant_id, job_id)
+    where d.tenant_id = u.tenant_id and d.job_id = u.job_id;
+    if v_round.is_new then
+      perform jobforge.lock_ordering_keys(v_round.tenants, v_round.job_ids, p_tenant_ids, p_job_ids);
+    end if;
+    perform jobforge.requeue_waiting(v_round.tenants, v_round.job_ids);
+  end if;
+  perform jobforge.wake('runs');
+end $$;
+comment on function jobforge.after_final(text[], uuid[], boolean) is
+  'Do what is due because runs ended: queue those that waited for them, or cancel them as well.';
+
+-- cancel_job holds the waiting row of its run before after_final takes those of its dependents: all of them in one order.
+create or replace function jobforge.lock_dependents(p_tenant_id text, p_job_id uuid) returns void
 language plpgsql volatile
 set search_path = jobforge, pg_temp
 set enable_seqscan = off
 as $$
 begin
-  return;
+  if exists (select from jobforge.job_dependencies d where d.tenant_id = p_tenant_id and d.depends_on_id = p_job_id) then
+    perform from jobforge.waiting w
+    where w.tenant_id = p_tenant_id and w.job_id in (
+      with recursive affected (job_id) as (
+        select p_job_id
+        union
+        select d.job_id from affected a
+        join jobforge.job_dependencies d on d.tenant_id = p_tenant_id and d.depends_on_id = a.job_id and not d.is_orphan
+      )
+      select a.job_id from affected a)
+    order by w.job_id for update;
+  end if;
 end $$;
-comment on function jobforge.after_final(text[], uuid[]) is 'Do what is due because runs ended: unblock those that wait for them.';
+comment on function jobforge.lock_dependents(text, uuid) is 'Lock the waiting rows of a run and of all that wait for it.';
+
+-- Runs that ended without success wait for nothing any more; steps of theirs that are open are to be canceled. That needs
+-- locks which may not be taken here: it is left to cancel_orphans.
+create or replace function jobforge.leave_orphans(p_tenant_ids text[], p_job_ids uuid[]) returns void
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+set enable_seqscan = off
+as $$
+begin
+  delete from jobforge.job_dependencies d using unnest(p_tenant_ids, p_job_ids) u(tenant_id, job_id)
+  where d.tenant_id = u.tenant_id and d.job_id = u.job_id and not d.is_child;
+  insert into jobforge.job_dependencies as d (tenant_id, job_id, depends_on_id, on_failure, is_child, is_orphan)
+  select s.tenant_id, s.job_id, s.child_id, 'continue', true, true
+  from unnest(p_tenant_ids, p_job_ids) u(tenant_id, job_id)
+  join jobforge.composition_steps s on s.tenant_id = u.tenant_id and s.job_id = u.job_id
+  join jobforge.jobs c on c.tenant_id = s.tenant_id and c.id = s.child_id and c.final_status is null
+  order by s.tenant_id, s.job_id, s.child_id
+  on conflict (tenant_id, job_id, depends_on_id) do update set is_orphan = true;
+end $$;
+comment on function jobforge.leave_orphans(text[], uuid[]) is 'Forget what ended runs waited for, and mark the open steps of compositions among them.';
+
+-- Cancel open steps of compositions that have ended. Whatever somebody else holds is left to the next call.
+create or replace function jobforge.cancel_orphans(p_tenant_id text, p_limit integer) returns integer
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+as $$
+declare
+  v_now timestamptz := jobforge.now();
+  v_orphan record;
+  v_job jobforge.jobs;
+  v_place record;
+  v_is_done boolean;
+  v_count integer := 0;
+begin
+  for v_orphan in
+    select d.tenant_id, d.job_id, d.depends_on_id from jobforge.job_dependencies d
+    where d.is_orphan and (p_tenant_id is null or d.tenant_id = p_tenant_id)
+    order by d.tenant_id, d.depends_on_id limit p_limit for update skip locked
+  loop
+    select * into v_job from jobforge.jobs j where j.tenant_id = v_orphan.tenant_id and j.id = v_orphan.depends_on_id;
+    v_is_done := not found or v_job.final_status is not null;
+    if not v_is_done then
+      update jobforge.leases l set cancel_ids = array_append(array_remove(l.cancel_ids, v_job.id), v_job.id)
+      where l.ctid = (
+        select x.ctid from jobforge.leases x
+        where x.tenant_id = v_job.tenant_id and v_job.id = any (x.job_ids) and x.lease_until > v_now
+        for no key update skip locked);
+      v_is_done := found;
+      if found then
+        insert into jobforge.run_progress as p (tenant_id, job_id, changes, cancel_requested_at, cancel_reason)
+        values (v_job.tenant_id, v_job.id, 1, v_now, 'its composition has ended')
+        on conflict (tenant_id, job_id) do update
+          set changes = p.changes + 1, cancel_requested_at = coalesce(p.cancel_requested_at, excluded.cancel_requested_at),
+            cancel_reason = coalesce(p.cancel_reason, excluded.cancel_reason);
+      else
+        delete from jobforge.ready r where r.ctid = (
+          select x.ctid from jobforge.ready x
+          where x.tenant_id = v_job.tenant_id and x.job_type = coalesce(v_job.lane_type, v_job.job_type) and x.priority = v_job.priority
+            and x.run_at = v_job.run_at and x.job_id = v_job.id
+          for update skip locked)
+        returning r.epoch, r.attempt_no into v_place;
+        if not found then
+          delete from jobforge.waiting w where w.ctid = (
+            select x.ctid from jobforge.waiting x where x.tenant_id = v_job.tenant_id and x.job_id = v_job.id for update skip locked)
+          returning w.epoch, w.attempt_no into v_place;
+        end if;
+        if found then
+          update jobforge.jobs j
+          set final_status = 'canceled', finished_at = v_now, epoch = v_place.epoch, attempt_no = v_place.attempt_no,
+            error = jsonb_build_object('code', 'CANCELED', 'message', 'its composition ended before it did', 'retryable', false)
+          where j.tenant_id = v_job.tenant_id and j.id = v_job.id;
+          perform jobforge.after_final(array[v_job.tenant_id::text], array[v_job.id]);
+          v_is_done := true;
+        end if;
+      end if;
+    end if;
+    if v_is_done then
+      delete from jobforge.job_dependencies d
+      where d.tenant_id = v_orphan.tenant_id and d.job_id = v_orphan.job_id and d.depends_on_id = v_orphan.depends_on_id;
+      v_count := v_count + 1;
+    end if;
+  end loop;
+  if v_count > 0 then
+    perform jobforge.wake('runs');
+  end if;
+  return v_count;
+end $$;
+comment on function jobforge.cancel_orphans(text, integer) is 'Cancel open steps of compositions that have ended, of one tenant or of all.';
+
+-- A composition that is retried keeps what succeeded and does again what did not; a succeeded one does everything again.
+create or replace function jobforge.forget_steps(p_tenant_id text, p_job_id uuid, p_is_whole boolean) returns void
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+set enable_seqscan = off
+as $$
+begin
+  delete from jobforge.composition_steps s
+  where s.tenant_id = p_tenant_id and s.job_id = p_job_id
+    and (p_is_whole or exists (
+      select from jobforge.jobs c
+      left join jobforge.run_progress p on p.tenant_id = c.tenant_id and p.job_id = c.id
+      where c.tenant_id = s.tenant_id and c.id = s.child_id
+        and (c.final_status <> 'succeeded' or (c.final_status is null and p.cancel_requested_at is not null))));
+  delete from jobforge.job_dependencies d where d.tenant_id = p_tenant_id and d.job_id = p_job_id;
+end $$;
+comment on function jobforge.forget_steps(text, uuid, boolean) is 'Let a composition that is retried do its failed steps, or all, again.';
+
+-- For explain_run: the open runs that a waiting one waits for, the oldest by name.
+create or replace function jobforge.blocking_runs(p_tenant_id text, p_job_id uuid, p_projects text[])
+returns table (message text, until_at timestamptz, blocked_by uuid)
+language sql stable
+set search_path = jobforge, pg_temp
+as $$
+  select case
+      when w.waiting_for = 'child' and count(d.depends_on_id) = 1 then 'It waits for one of its steps to end.'
+      when w.waiting_for = 'child' then format('It waits for steps of its own: %s are open.', count(d.depends_on_id))
+      when count(d.depends_on_id) = 1 then 'It waits for a run that it depends on.'
+      else format('It waits for %s runs that it depends on.', count(d.depends_on_id)) end,
+    w.until_at,
+    min(d.depends_on_id::text) filter (where p_projects is null or j.project_id = any (p_projects))::uuid
+  from jobforge.waiting w
+  left join jobforge.job_dependencies d on d.tenant_id = w.tenant_id and d.job_id = w.job_id
+  left join jobforge.jobs j on j.tenant_id = d.tenant_id and j.id = d.depends_on_id
+  where w.tenant_id = p_tenant_id and w.job_id = p_job_id
+  group by w.waiting_for, w.until_at
+$$;
+comment on function jobforge.blocking_runs(text, uuid, text[]) is 'What a run waits for that waits for others.';
+
+reset role;
+set local role jobforge_sys;
+
+-- The claim that speaks, or a refusal: locked until commit against whoever would take the run over.
+create or replace function jobforge.require_lease(p_tenant_id text, p_lease_id uuid, p_job_id uuid, p_epoch integer) returns void
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+as $$
+begin
+  perform from jobforge.leases l
+  where l.tenant_id = p_tenant_id and l.lease_id = p_lease_id and l.lease_until > jobforge.now()
+    and l.epochs[array_position(l.job_ids, p_job_id)] = p_epoch
+  for key share;  -- the weakest that a settle or a reaper waits for: heartbeats and cancels go on meanwhile
+  if not found then
+    raise exception 'this attempt no longer holds the lease of run %', p_job_id using errcode = 'JF410';
+  end if;
+end $$;
+comment on function jobforge.require_lease(text, uuid, uuid, integer) is 'Refuse whoever speaks for a claim that is not the living one.';
+
+create or replace function jobforge.list_steps(
+  p_tenant_id text, p_lease_id uuid, p_job_id uuid, p_epoch integer, p_result_steps text[] default null)
+returns table (step text, child_id uuid, job_type text, status text, result text, error text, made_at timestamptz)
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  perform jobforge.require_lease(p_tenant_id, p_lease_id, p_job_id, p_epoch);
+  return query
+  select s.step::text, s.child_id, j.job_type::text,
+    case when j.id is null then 'purged' else coalesce(j.final_status::text, 'open') end,
+    case when s.step = any (p_result_steps) then j.result::text end, j.error::text, s.made_at
+  from jobforge.composition_steps s
+  left join jobforge.jobs j on j.tenant_id = s.tenant_id and j.id = s.child_id
+  where s.tenant_id = p_tenant_id and s.job_id = p_job_id and (p_result_steps is null or s.step = any (p_result_steps));
+end $$;
+comment on function jobforge.list_steps(text, uuid, uuid, integer, text[]) is
+  'Steps of a running composition that were enqueued, and how they stand; with the results of those that are named.';
+
+-- A step that has a run already is left alone, so that a replay may ask for it again. What the root's token allows was
+-- settled when the definition was registered and the run enqueued: its limits hold for steps as for any child.
+create or replace function jobforge.enqueue_steps(
+  p_tenant_id text, p_lease_id uuid, p_job_id uuid, p_epoch integer, p_steps text[], p_job_types text[], p_payloads text[],
+  p_received text[], p_priorities integer[], p_job_versions text[], p_max_attempts integer[], p_backoff_ms integer[],
+  p_backoff_multipliers float8[], p_max_backoff_ms integer[], p_timeout_ms integer[], p_costs integer[], p_lane_types text[])
+returns table (step text, child_id uuid)
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := jobforge.now();
+  v_parent jobforge.jobs;
+  v_depth integer;
+  v_new record;
+  v_keys text[];
+  v_enqueued record;
+begin
+  perform jobforge.require_parallel(array_fill(p_job_id, array[cardinality(p_steps)]), cardinality(p_job_types), cardinality(p_payloads));
+  perform jobforge.require_lease(p_tenant_id, p_lease_id, p_job_id, p_epoch);
+  select * into v_parent from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
+  with recursive line (id, depth) as (
+    select p_job_id, 1
+    union all
+    select j.parent_id, line.depth + 1
+    from line join jobforge.jobs j on j.tenant_id = p_tenant_id and j.id = line.id
+    where j.parent_id is not null and line.depth <= 10
+  )
+  select max(line.depth) into v_depth from line;
+  if v_depth > 10 then
+    raise exception 'compositions run inside each other at most 10 deep' using errcode = 'JF429',
+      hint = 'A composition that runs itself never ends: correct its definition.', detail = '{"code": "TOO_DEEP", "limit": "depth", "value": 10}';
+  end if;
+
+  select array_agg(u.ord::integer order by u.ord) as places, array_agg(u.step order by u.ord) as steps,
+    array_agg(u.job_type order by u.ord) as job_types, array_agg(u.payload order by u.ord) as payloads,
+    array_agg(u.received order by u.ord) as received, array_agg(coalesce(u.priority, v_parent.priority)::integer order by u.ord) as priorities,
+    array_agg(u.version order by u.ord) as versions, array_agg(u.max_attempts order by u.ord) as max_attempts,
+    array_agg(u.backoff_ms order by u.ord) as backoff_ms, array_agg(u.multiplier order by u.ord) as multipliers,
+    array_agg(u.max_backoff_ms order by u.ord) as max_backoff_ms, array_agg(u.timeout_ms order by u.ord) as timeout_ms,
+    array_agg(u.cost order by u.ord) as costs, array_agg(u.lane_type order by u.ord) as lane_types
+  into v_new
+  from unnest(p_steps, p_job_types, p_payloads, p_received, p_priorities, p_job_versions, p_max_attempts, p_backoff_ms,
+      p_backoff_multipliers, p_max_backoff_ms, p_timeout_ms, p_costs, p_lane_types) with ordinality
+    u(step, job_type, payload, received, priority, version, max_attempts, backoff_ms, multiplier, max_backoff_ms, timeout_ms,
+      cost, lane_type, ord)
+  where not exists (
+    select from jobforge.composition_steps s where s.tenant_id = p_tenant_id and s.job_id = p_job_id and s.step = u.step);
+  if v_new.steps is not null then
+    -- a step that failed and is done again after a retry of the whole needs another key than its first run
+    v_keys := array(
+      select p_job_id || '/' || u.step || case when exists (
+        select from jobforge.idempotency_keys k
+        where k.tenant_id = p_tenant_id and k.project_id = coalesce(v_parent.project_id, '') and k.job_type = u.job_type
+          and k.idempotency_key = p_job_id || '/' || u.step) then '@' || p_epoch else '' end
+      from unnest(v_new.steps, v_new.job_types) with ordinality u(step, job_type, ord) order by u.ord);
+    perform jobforge.enter_trusted_scope(p_tenant_id, 'job:' || p_job_id, v_parent.job_type, v_parent.trace_id);
+    select array_agg(e.job_id order by e.ord) as job_ids, bool_or(e.outcome = 'conflict') as is_conflict into v_enqueued
+    from jobforge.enqueue_jobs(p_tenant_id, v_new.job_types, v_new.payloads, v_new.received, v_keys, null, v_new.priorities, null,
+      array_fill(v_parent.project_id::text, array[cardinality(v_new.steps)]), null,
+      array_fill(v_parent.trace_id, array[cardinality(v_new.steps)]), v_new.versions, v_new.max_attempts, v_new.backoff_ms,
+      v_new.multipliers, v_new.max_backoff_ms, v_new.timeout_ms,
+      array_fill(v_parent.is_dry_run, array[cardinality(v_new.steps)]), null, 30000, false, p_job_id, v_new.costs,
+      case when exists (select from unnest(v_new.lane_types) u(lane_type) where u.lane_type is not null) then v_new.lane_types end) e;
+    -- a scope outlasts its function; the worker's next statement must not find a tenant set
+    perform jobforge.leave_scope();
+    if v_enqueued.is_conflict then
+      raise exception 'a key of a step of run % is taken', p_job_id using errcode = 'JF409';
+    end if;
+    insert into jobforge.composition_steps (tenant_id, job_id, step, child_id, made_at)
+    select p_tenant_id, p_job_id, u.step, u.child_id, v_now from unnest(v_new.steps, v_enqueued.job_ids) u(step, child_id);
+  end if;
+  return query
+  select s.step::text, s.child_id from jobforge.composition_steps s
+  where s.tenant_id = p_tenant_id and s.job_id = p_job_id and s.step = any (p_steps);
+end $$;
+comment on function jobforge.enqueue_steps(text, uuid, uuid, integer, text[], text[], text[], text[], integer[], text[], integer[],
+  integer[], float8[], integer[], integer[], integer[], text[]) is
+  'Enqueue steps of a running composition, each once however often it is asked for; refused for a claim that is not the living one.';
+
+-- The composition leaves its worker, uncharged, until no more than p_may_remain of the steps named are open. One that has
+-- ended meanwhile, or whose end somebody is writing, is no reason to wait: then it is queued at once.
+create or replace function jobforge.wait_for_steps(
+  p_tenant_id text, p_lease_id uuid, p_job_id uuid, p_epoch integer, p_child_ids uuid[], p_may_remain integer default 0,
+  p_until_at timestamptz default null)
+returns table (job_id uuid, epoch integer, outcome text, status text)
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := jobforge.now();
+  v_lease jobforge.leases;
+  v_job jobforge.jobs;
+  v_gone record;
+  v_open uuid[];
+  v_is_busy boolean;
+begin
+  if coalesce(cardinality(p_child_ids), 0) not between 1 and 1000 or coalesce(p_may_remain, -1) not between 0 and 999 then
+    raise exception 'a composition waits for 1 to 1,000 steps' using errcode = 'JF400';
+  end if;
+  select * into v_lease from jobforge.leases l
+  where l.tenant_id = p_tenant_id and l.lease_id = p_lease_id and l.lease_until > v_now
+    and l.epochs[array_position(l.job_ids, p_job_id)] = p_epoch
+  for update;
+  if not found then
+    return query select p_job_id, p_epoch, 'stale'::text, 'queued'::text;
+    return;
+  end if;
+  if p_job_id = any (v_lease.cancel_ids) then
+    return query select * from jobforge.close_jobs(array[p_tenant_id], array[p_lease_id], array[p_job_id], array[p_epoch],
+      array['canceled'], array[true],
+      array['{"code": "CANCELED", "message": "it was stopped on request between two steps", "retryable": false}'], null, null);
+    return;
+  end if;
+
+  with held as materialized (
+    select j.id, j.final_status from jobforge.jobs j
+    where j.tenant_id = p_tenant_id and j.id = any (p_child_ids) and exists (
+      select from jobforge.composition_steps s where s.tenant_id = p_tenant_id and s.job_id = p_job_id and s.child_id = j.id)
+    order by j.id for share of j skip locked
+  )
+  select array_agg(h.id) filter (where h.final_status is null), count(*) < cardinality(p_child_ids)
+  into v_open, v_is_busy
+  from held h;
+
+  select * into v_gone from jobforge.leave_leases(array[p_tenant_id], array[p_lease_id], array[p_job_id], array[p_epoch]);
+  select * into v_job from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
+  if v_is_busy or coalesce(cardinality(v_open), 0) <= p_may_remain or p_until_at <= v_now then
+    if v_is_busy then
+      v_job.run_at := v_now + interval '20 milliseconds';
+      update jobforge.jobs j set run_at = v_job.run_at where j.tenant_id = p_tenant_id and j.id = p_job_id;
+    end if;
+    insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, own_type)
+    values (p_tenant_id, coalesce(v_job.lane_type, v_job.job_type), v_job.priority, v_job.run_at, p_job_id, p_epoch,
+      v_gone.attempt_no - 1, case when v_job.lane_type is not null then v_job.job_type end);
+    perform jobforge.touch_lanes(array[p_tenant_id], array[coalesce(v_job.lane_type, v_job.job_type)::text]);
+    perform jobforge.wake('ready'), jobforge.wake('runs');
+    return query select p_job_id, p_epoch, 'accepted'::text, 'queued'::text;
+    return;
+  end if;
+  insert into jobforge.waiting (tenant_id, job_id, waiting_for, epoch, attempt_no, may_remain, until_at)
+  values (p_tenant_id, p_job_id, 'child', p_epoch, v_gone.attempt_no - 1, p_may_remain, p_until_at);
+  insert into jobforge.job_dependencies (tenant_id, job_id, depends_on_id, on_failure, is_child)
+  select p_tenant_id, p_job_id, u.id, 'continue', true from unnest(v_open) u(id);
+  perform jobforge.wake('runs');
+  return query select p_job_id, p_epoch, 'accepted'::text, 'waiting'::text;
+end $$;
+comment on function jobforge.wait_for_steps(text, uuid, uuid, integer, uuid[], integer, timestamptz) is
+  'Let a running composition wait for its steps without a worker; refused for a claim that is not the living one.';
+
+create or replace function jobforge.tend_dependencies(p_limit integer default 100) returns integer
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+declare
+  v_over record;
+begin
+  select array_agg(x.tenant_id::text) as tenants, array_agg(x.job_id) as job_ids into v_over
+  from (
+    select w.tenant_id, w.job_id from jobforge.waiting w
+    where w.until_at <= jobforge.now()
+    order by w.tenant_id, w.job_id limit p_limit for update skip locked) x;
+  if v_over.job_ids is not null then
+    delete from jobforge.job_dependencies d using unnest(v_over.tenants, v_over.job_ids) u(tenant_id, job_id)
+    where d.tenant_id = u.tenant_id and d.job_id = u.job_id;
+    perform jobforge.requeue_waiting(v_over.tenants, v_over.job_ids);
+  end if;
+  return coalesce(cardinality(v_over.job_ids), 0) + jobforge.cancel_orphans(null, p_limit);
+end $$;
+comment on function jobforge.tend_dependencies(integer) is
+  'Queue runs whose wait is over by time, and cancel steps of compositions that have ended; every worker does within a second.';
 
 reset role;

@@ -9,7 +9,10 @@ alter domain jobforge.wait_reason drop constraint wait_reason_is_known;
 alter domain jobforge.wait_reason
   add constraint wait_reason_is_known check (value in ('event', 'input', 'child', 'sleep', 'turn', 'dependency'));
 
-alter table jobforge.waiting add column until_at timestamptz;
+alter table jobforge.waiting
+  add column until_at timestamptz,
+  add column may_remain smallint not null default 0;
+comment on column jobforge.waiting.may_remain is 'The job is queued again once no more than so many of its dependencies are open.';
 comment on column jobforge.waiting.until_at is 'When the job is queued again although what it waits for has not come; null is never.';
 create index waiting_until on jobforge.waiting (tenant_id, until_at) where until_at is not null;
 comment on index jobforge.waiting_until is 'tend_dependencies: waits that are over.';
@@ -40,6 +43,7 @@ create table jobforge.composition_steps (
   job_id uuid not null,
   step text collate "C" not null,
   child_id uuid not null,
+  made_at timestamptz not null,
   constraint composition_steps_pkey primary key (tenant_id, job_id, step),
   constraint composition_steps_step_fits check (octet_length(step) between 1 and 200),
   constraint composition_steps_job_exists foreign key (tenant_id, job_id) references jobforge.jobs (tenant_id, id) on delete cascade

@@ -160,13 +160,31 @@ set local role jobforge_owner;
 revoke all on jobforge.job_dependencies, jobforge.composition_steps
   from public, jobforge_rpc, jobforge_sys, jobforge_api, jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor;
 grant select, insert, update, delete on jobforge.job_dependencies to jobforge_rpc, jobforge_sys;
-grant select on jobforge.composition_steps to jobforge_rpc;
+grant select, delete on jobforge.composition_steps to jobforge_rpc;
 grant select, insert on jobforge.composition_steps to jobforge_sys;
+grant select on jobforge.idempotency_keys to jobforge_sys;
 
 reset role;
 set local role jobforge_rpc;
 
-grant execute on function jobforge.after_final(text[], uuid[]) to jobforge_sys;
+grant execute on function
+  jobforge.after_final(text[], uuid[], boolean),
+  jobforge.requeue_waiting(text[], uuid[]),
+  jobforge.lock_ordering_keys(text[], uuid[], text[], uuid[]),
+  jobforge.join_ordering_keys(text, uuid[]),
+  jobforge.leave_orphans(text[], uuid[]),
+  jobforge.cancel_orphans(text, integer)
+  to jobforge_sys;
+
+reset role;
+set local role jobforge_sys;
+
+grant execute on function
+  jobforge.list_steps(text, uuid, uuid, integer, text[]),
+  jobforge.enqueue_steps(text, uuid, uuid, integer, text[], text[], text[], text[], integer[], text[], integer[], integer[], float8[],
+    integer[], integer[], integer[], text[]),
+  jobforge.wait_for_steps(text, uuid, uuid, integer, uuid[], integer, timestamptz)
+  to jobforge_worker;
 
 reset role;
 

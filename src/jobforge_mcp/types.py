@@ -499,6 +499,22 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class StepRun:
+    """How one step of a composition stands."""
+
+    step: str
+    """Path of the step in the definition."""
+    child_id: JobId
+    status: str
+    """``open``, ``purged`` when the run is gone, or the run's final status."""
+    result: str | None
+    """JSON text, where it was asked for."""
+    error: str | None
+    """JSON text of why it did not succeed."""
+    made_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Settled:
     """What the database answered for one settled attempt."""
 

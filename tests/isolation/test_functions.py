@@ -68,6 +68,9 @@ FENCED = {
     "announce_artifact": "JF410",
     "record_artifact": "JF410",
     "read_runs": "JF410",
+    "list_steps": "JF410",
+    "enqueue_steps": "JF410",
+    "wait_for_steps": "stale",
 }
 """A worker's functions about claims: they need the tenant, lease, run and epoch of a living one, all of the same claim."""
 
@@ -107,6 +110,7 @@ def values_of(target: Target) -> dict[str, object]:
         "p_job_id": target.job_id,
         "p_job_ids": [target.job_id],
         "p_parent_id": target.job_id,
+        "p_child_ids": [target.job_id],
         "p_lease_id": target.lease_id,
         "p_lease_ids": [target.lease_id],
         "p_epoch": target.epoch,
@@ -162,6 +166,19 @@ SPECIAL: dict[str, dict[str, object]] = {
     "list_audit": {"p_token_id": None},
     "enqueue_jobs": {"p_worker_id": None, "p_received": None},
     "enqueue_child": {"p_received": "{}"},
+    "enqueue_steps": {
+        "p_steps": ["steps/a"],
+        "p_received": ["{}"],
+        "p_priorities": [2],
+        "p_job_versions": ["1"],
+        "p_max_attempts": [1],
+        "p_backoff_ms": [0],
+        "p_backoff_multipliers": [1.0],
+        "p_max_backoff_ms": [0],
+        "p_timeout_ms": [1000],
+        "p_costs": [None],
+        "p_lane_types": [None],
+    },
 }
 
 

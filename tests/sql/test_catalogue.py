@@ -10,7 +10,17 @@ from types import ModuleType
 import pytest
 
 from jobforge_mcp import resources
-from jobforge_mcp.router import audit, evidence, heartbeat, jobs, leases, scope, seals, tokens
+from jobforge_mcp.router import (
+    audit,
+    evidence,
+    heartbeat,
+    jobs,
+    leases,
+    scope,
+    seals,
+    steps,
+    tokens,
+)
 from tests.sql.acting import API, WORKER, Queue, Row
 
 # What belongs to the installation and not to a tenant.
@@ -165,7 +175,7 @@ def test_functions_have_no_overloads(functions: list[Row]) -> None:
     ("role", "modules"),
     [
         (API, [jobs, scope, audit, tokens, evidence]),
-        (WORKER, [leases, heartbeat, evidence]),
+        (WORKER, [leases, heartbeat, evidence, steps]),
         ("jobforge_auditor", [seals]),
     ],
     ids=["api", "worker", "auditor"],

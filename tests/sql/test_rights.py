@@ -95,7 +95,7 @@ def filled(queue: Queue) -> Queue:
         )
         queue.look(
             """insert into jobforge.composition_steps
-            select j.tenant_id, j.id, 'steps/a', gen_random_uuid() from jobforge.jobs j where j.tenant_id = %s limit 1""",
+            select j.tenant_id, j.id, 'steps/a', gen_random_uuid(), jobforge.now() from jobforge.jobs j where j.tenant_id = %s limit 1""",
             tenant,
         )
         queue.look(

@@ -26,6 +26,7 @@ from jobforge_mcp.router.rows import (
     to_report_answer,
     to_settled,
 )
+from jobforge_mcp.router.steps import StepRouter
 from jobforge_mcp.types import (
     ClaimedJob,
     Completion,
@@ -67,6 +68,8 @@ class WorkerRouter:
         self._database = database
         self.artifacts = ArtifactRouter(database)
         """What attempts leave behind."""
+        self.steps = StepRouter(database)
+        """Steps of compositions."""
 
     async def register_worker(
         self,
