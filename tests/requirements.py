@@ -488,6 +488,10 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 4",
         "Every finished attempt has a manifest: input hash, outputs, measures, environment, decisions.",
     ),
+    "evidence.results": Requirement(
+        "design 5",
+        "A result above 1 MiB becomes an artifact, and every long one can be read by ranges.",
+    ),
     "evidence.orphans": Requirement(
         "operations",
         "Content that no artifact needs is swept, whatever died while it was written or swept.",
