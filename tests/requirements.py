@@ -75,6 +75,10 @@ REQUIREMENTS: dict[str, Requirement] = {
     "definitions.found-again": Requirement(
         "design 5", "A fresh interpreter finds a handler by its source and name alone."
     ),
+    "compositions.data": Requirement(
+        "design 13",
+        "A composition is data: names, bounded lists and mappings, refused when it could never run.",
+    ),
     "compositions.wait": Requirement(
         "design 21",
         "A composition waits for its steps without a worker, and no wake-up is lost or doubled.",

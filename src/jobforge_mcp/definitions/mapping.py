@@ -144,6 +144,19 @@ def references(template: JsonValue) -> Iterator[list[str]]:
             yield parse_pointer(pointer)
 
 
+def condition_references(condition: JsonValue) -> Iterator[list[str]]:
+    """Yield the pointers of a condition, as `references` does those of a template."""
+    if isinstance(condition, dict):
+        for member in (condition.get("all"), condition.get("any")):
+            for inner in member if isinstance(member, list) else ():
+                yield from condition_references(inner)
+        if "not" in condition:
+            yield from condition_references(condition["not"])
+        pointer = condition.get("$ref")
+        if isinstance(pointer, str):
+            yield parse_pointer(pointer)
+
+
 # --- checking
 
 
