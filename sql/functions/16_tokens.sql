@@ -99,20 +99,25 @@ as $$
 declare
   v_claims jsonb := jobforge.current_claims();
   v_tenant_id text := jobforge.current_tenant();
+  v_ids text[];
+  v_is_of_past boolean;
   v_revoked_at timestamptz;
 begin
   if v_claims ->> 'jti' is null then
     return;
   end if;
-  if exists (
-    select from jobforge.tenants t
-    where t.tenant_id = v_tenant_id and t.token_epoch > coalesce((v_claims ->> 'epoch')::bigint, 0))
-  then
+  v_ids := case when v_claims ? 'links' then jobforge.token_ids(v_claims) else array[v_claims ->> 'jti'] end;
+  -- both in one statement: every call asks
+  select exists (
+      select from jobforge.tenants t
+      where t.tenant_id = v_tenant_id and t.token_epoch > coalesce((v_claims ->> 'epoch')::bigint, 0)),
+    (select min(p.revoked_at) from jobforge.policy_tokens p
+      where p.tenant_id = v_tenant_id and p.token_id = any (v_ids) and p.revoked_at is not null)
+  into v_is_of_past, v_revoked_at;
+  if v_is_of_past then
     raise exception 'all policy tokens of this tenant were revoked after this one was issued' using errcode = 'JF403',
       hint = 'Ask whoever issues tokens for a new one.', detail = 'TOKEN_REVOKED';
   end if;
-  select min(p.revoked_at) into v_revoked_at from jobforge.policy_tokens p
-  where p.tenant_id = v_tenant_id and p.token_id = any (jobforge.token_ids(v_claims)) and p.revoked_at is not null;
   if v_revoked_at is not null then
     raise exception 'the policy token was revoked' using errcode = 'JF403',
       hint = 'Ask whoever issues tokens for a new one.', detail = 'TOKEN_REVOKED';

@@ -192,7 +192,8 @@ def job_arrays(jobs: Sequence[NewJob]) -> list[object]:
     return [
         [job.job_type for job in jobs],
         [job.payload for job in jobs],
-        _unless_empty(job.received for job in jobs),
+        # the same as the payload where no default was filled in
+        _unless_empty(None if job.received == job.payload else job.received for job in jobs),
         _unless_empty(job.idempotency_key for job in jobs),
         _unless_empty(job.ordering_key for job in jobs),
         [job.priority for job in jobs],
