@@ -12,12 +12,10 @@ import pytest
 from jobforge_mcp import resources
 from jobforge_mcp.router import (
     audit,
-    events,
     evidence,
     heartbeat,
     jobs,
     leases,
-    maintenance,
     scope,
     seals,
     steps,
@@ -176,12 +174,11 @@ def test_functions_have_no_overloads(functions: list[Row]) -> None:
 @pytest.mark.parametrize(
     ("role", "modules"),
     [
-        (API, [events, jobs, scope, audit, tokens, evidence]),
-        ("jobforge_scheduler", [maintenance]),
-        (WORKER, [maintenance, leases, heartbeat, evidence, steps]),
+        (API, [jobs, scope, audit, tokens, evidence]),
+        (WORKER, [leases, heartbeat, evidence, steps]),
         ("jobforge_auditor", [seals]),
     ],
-    ids=["api", "scheduler", "worker", "auditor"],
+    ids=["api", "worker", "auditor"],
 )
 def test_the_router_calls_every_function_of_its_role_and_no_other(
     functions: list[Row], role: str, modules: list[ModuleType]

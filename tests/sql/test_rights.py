@@ -19,7 +19,6 @@ from tests.sql.acting import (
     call,
     enter,
     leave_artifact,
-    leave_event,
     refused,
 )
 
@@ -31,7 +30,6 @@ TENANT_TABLES = [
     "audit_log",
     "audit_seals",
     "composition_steps",
-    "events",
     "idempotency_keys",
     "job_attempts",
     "job_definitions",
@@ -51,8 +49,6 @@ TENANT_TABLES = [
     "run_progress",
     "running_limits",
     "tenants",
-    "trigger_fires",
-    "triggers",
     "waiting",
 ]
 TABLES = [
@@ -110,7 +106,6 @@ def filled(queue: Queue) -> Queue:
             ECHO,
             ECHO,
         )
-        leave_event(queue, tenant, "x")
         queue.look(
             """insert into jobforge.audit_seals
             values (%s, 1, 1, 1, 0, 1, gen_random_uuid(), sha256(''), jobforge.now(), 'k', sha256('') || sha256(''))""",
