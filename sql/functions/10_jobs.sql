@@ -526,13 +526,14 @@ security definer set search_path = jobforge, pg_temp
 as $$
 declare
   v_projects text[];
-  v_claims jsonb := jobforge.confining_claims();
+  v_claims jsonb;
 begin
   perform jobforge.require_tenant(p_tenant_id);
   if cardinality(p_job_ids) > 1000 then
     raise exception 'at most 1,000 runs can be read in one call' using errcode = 'JF413';
   end if;
   v_projects := jobforge.confined_projects();
+  v_claims := jobforge.confining_claims();
   return query select r.* from jobforge.small_runs(p_tenant_id, p_job_ids) r
   where (v_projects is null or r.project_id = any (v_projects))
     and (v_claims is null or jobforge.allows_type(v_claims, r.job_type));
@@ -570,11 +571,12 @@ declare
   v_now timestamptz := jobforge.now();
   v_ids uuid[];
   v_projects text[];
-  v_claims jsonb := jobforge.confining_claims();
+  v_claims jsonb;
   v_lanes text[];
 begin
   perform jobforge.require_tenant(p_tenant_id);
   v_projects := jobforge.confined_projects();
+  v_claims := jobforge.confining_claims();
   v_projects := case when v_projects is null or p_project_ids is null then coalesce(v_projects, p_project_ids)
     else array(select u.id from unnest(p_project_ids) u(id) where u.id = any (v_projects)) end;
   if coalesce(p_limit, 0) not between 1 and 1000 then

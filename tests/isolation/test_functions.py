@@ -33,9 +33,6 @@ OF_THE_INSTALLATION = {
     "applied_files": "names of files",
     "register_worker": "a process of the installation",
     "forget_worker": "the same",
-    "claim_events": "maintenance works for all tenants",
-    "match_events": "the same, for events that it claimed",
-    "process_event": "the same; an event is processed once, in the scope of its own tenant",
     "claim_jobs": "a worker works for all tenants, or for those that it names",
     "has_work": "a worker's question whether to claim",
     "reap_expired": "frees what lost workers held, of all tenants",
@@ -126,7 +123,6 @@ def values_of(target: Target) -> dict[str, object]:
         "p_project_ids": [target.words],
         "p_trace_id": target.words,
         "p_trace_ids": [target.words],
-        "p_trigger_name": target.words,
         "p_token_id": target.words,
         "p_token_ids": [target.words],
         "p_before_id": target.job_id,
@@ -165,10 +161,6 @@ def values_of(target: Target) -> dict[str, object]:
 
 
 SPECIAL: dict[str, dict[str, object]] = {
-    "submit_event": {"p_event_type": "order.paid"},
-    "match_triggers": {"p_event_type": "order.paid"},
-    "register_trigger": {"p_kind": "event", "p_job_name": ECHO, "p_event_type": "order.paid"},
-    "run_trigger": {"p_fire": '{"version": 1, "payload": "{}"}'},
     # without these the call would be refused for another reason, and prove nothing
     "record_denial": {"p_action": "execute-job", "p_reason": "scope"},
     "list_audit": {"p_token_id": None},
@@ -204,12 +196,13 @@ class Function:
         return self.parameters[:1] != () and self.parameters[0][0] == "p_tenant_id"
 
     def undescribed(self) -> list[str]:
+        """Name parameters that nobody described: all without a default, and with one those that name something."""
         known = {"p_tenant_id", "p_tenant_ids", *values_of(Target.unknown())}
         known |= SPECIAL.get(self.name, {}).keys()
         return [
             name
-            for name, _, has_default in self.parameters
-            if name not in known and not has_default
+            for name, type_, has_default in self.parameters
+            if name not in known and (not has_default or names_something(name, type_))
         ]
 
     def arguments(self, tenant: str, target: Target) -> dict[str, tuple[object, str]]:
@@ -222,6 +215,11 @@ class Function:
         }
 
 
+def names_something(name: str, type_: str) -> bool:
+    """Whether a parameter could name what is another tenant's."""
+    return type_.startswith("uuid") or name.endswith(("_id", "_ids", "_key", "_keys", "_name"))
+
+
 def as_type(value: object, type_: str) -> object:
     is_one = type_.endswith("[]") and isinstance(value, (int, float, str))
     return [value] if is_one else value
@@ -230,16 +228,25 @@ def as_type(value: object, type_: str) -> object:
 @pytest.fixture
 def functions(queue: Queue) -> list[Function]:
     rows = queue.look(
+        """select r.rolname::text as name from pg_roles r
+        where r.rolname like 'jobforge\\_%%' and r.rolname <> all (%s) and r.rolcanlogin""",
+        list(OWNERS),
+    )
+    return functions_of(queue, [row.name for row in rows])
+
+
+def functions_of(queue: Queue, roles: list[str]) -> list[Function]:
+    """Read from the catalogue what any of these roles may call."""
+    rows = queue.look(
         """select p.proname as name, p.pronargdefaults as defaults, p.pronargs as count,
           coalesce(p.proargnames, '{}') as names,
           array(select format_type(t.oid, null) from unnest(p.proargtypes) with ordinality t(oid, n)
             order by t.n) as types,
           array(select r.rolname::text from pg_roles r
-            where r.rolname like 'jobforge\\_%%' and r.rolname <> all (%s)
-              and has_function_privilege(r.oid, p.oid, 'execute')
-              and r.rolcanlogin order by 1) as logins
+            where r.rolname = any (%s) and has_function_privilege(r.oid, p.oid, 'execute')
+            order by 1) as logins
         from pg_proc p where p.pronamespace = 'jobforge'::regnamespace order by p.proname""",
-        list(OWNERS),
+        roles,
     )
     return [function_of(row) for row in rows if row.logins]
 

@@ -20,6 +20,7 @@ from jobforge_mcp.server.build import build_server
 from jobforge_mcp.server.resources import TEMPLATES
 from jobforge_mcp.server.tools.table import TOOLS
 from jobforge_mcp.types import JsonObject
+from tests.isolation.test_functions import prepare_hashes, rows_of_others
 from tests.isolation.world import TENANTS, Belongings, canary, settle_in
 from tests.postgres import ScratchDatabase
 from tests.server.stage import Stage, open_stage
@@ -30,10 +31,15 @@ Told: TypeAlias = Coroutine[None, None, str]
 Ask: TypeAlias = Callable[[str, str], Told]
 
 PROBES: dict[str, list[Asked]] = {
-    "list-jobs": [lambda id_, mark: {"query": mark}, lambda id_, mark: {"cursor": id_}],
+    "list-jobs": [
+        lambda id_, mark: {"query": mark},
+        lambda id_, mark: {"tags": [mark]},
+        lambda id_, mark: {"cursor": id_},
+    ],
     "execute-job": [
         lambda id_, mark: {"name": "test.noop", "dryRun": True, "idempotencyKey": mark},
         lambda id_, mark: {"name": "test.noop", "dryRun": True, "orderingKey": mark},
+        lambda id_, mark: {"name": "test.noop", "dryRun": True, "projectId": mark},
     ],
     "get-job-status": [
         lambda id_, mark: {"runId": id_, "include": ["input", "logs", "attempts"]},
@@ -43,6 +49,7 @@ PROBES: dict[str, list[Asked]] = {
     "list-runs": [
         lambda id_, mark: {"projectId": mark},
         lambda id_, mark: {"traceId": mark},
+        lambda id_, mark: {"name": mark},
         lambda id_, mark: {"traceId": mark, "cursor": id_},
     ],
     "cancel-job": [lambda id_, mark: {"runId": id_, "reason": "of a stranger"}],
@@ -61,6 +68,12 @@ RESOURCES: dict[str, Callable[[str], str]] = {
     "jobforge://jobs/{name}": lambda id_: f"jobforge://jobs/{id_}",
 }
 
+OF_THE_CALL = {
+    "input", "limit", "since", "status", "detail", "runAt", "priority", "labels", "dryRun", "background", "waitSeconds",
+    "sinceVersion", "cancelOnDisconnect",
+}  # fmt: skip
+"""Arguments that name nothing which somebody could own: amounts, times, switches, and words of the product."""
+
 MALFORMED = ("", "%", "not-a-uuid", "00000000-0000-0000-0000-000000000000", "../x", "a" * 300)
 SCOPES: list[frozenset[Scope]] = [ALL_SCOPES, *(frozenset({scope}) for scope in Scope)]
 
@@ -76,21 +89,6 @@ async def stage(database: ScratchDatabase, tmp_path: Path) -> AsyncGenerator[Sta
 def queue(database: ScratchDatabase) -> Iterator[Queue]:
     with ExitStack() as opened:
         yield Queue(logged_in(database, opened))
-
-
-def rows_of_others(queue: Queue, tenant: str) -> str:
-    """Everything of other tenants that a call of this one could have changed."""
-    (row,) = queue.look(
-        """select md5(string_agg(t.text, '|' order by t.text)) as hash from (
-          select j::text as text from jobforge.jobs j where j.tenant_id <> %s
-          union all select r::text from jobforge.ready r where r.tenant_id <> %s
-          union all select l::text from jobforge.leases l where l.tenant_id <> %s
-          union all select w::text from jobforge.waiting w where w.tenant_id <> %s
-          union all select p::text from jobforge.run_progress p where p.tenant_id <> %s
-          union all select a::text from jobforge.audit_log a where a.tenant_id <> %s) t(text)""",
-        *[tenant] * 6,
-    )
-    return str(row.hash)
 
 
 async def told(client: Client, name: str, arguments: JsonObject) -> str:
@@ -119,8 +117,25 @@ def without(text: str, job_id: str, mark: str) -> str:
 
 
 def test_every_tool_and_resource_has_an_entry() -> None:
-    assert {tool.name for tool in TOOLS} == PROBES.keys()
-    assert {template[1] for template in TEMPLATES} == RESOURCES.keys()
+    assert {tool.name for tool in TOOLS} - PROBES.keys() == set(), (
+        "say in PROBES what this tool is asked about another tenant's things"
+    )
+    assert {template[1] for template in TEMPLATES} - RESOURCES.keys() == set(), (
+        "say in RESOURCES how this resource is addressed"
+    )
+    assert PROBES.keys() - {tool.name for tool in TOOLS} == set(), "there is no such tool any more"
+
+
+def test_every_argument_that_could_name_something_is_asked_about() -> None:
+    unasked = {
+        (tool.name, argument)
+        for tool in TOOLS
+        for argument in tool.arguments.model_json_schema(by_alias=True).get("properties", {})
+        if argument not in OF_THE_CALL
+        and not any(argument in probe("id", "mark") for probe in PROBES[tool.name])
+    }
+
+    assert unasked == set(), "ask about it in PROBES, or say in OF_THE_CALL that it names nothing"
 
 
 @pytest.mark.requirement("isolation.tools")
@@ -128,6 +143,7 @@ def test_every_tool_and_resource_has_an_entry() -> None:
 async def test_what_is_foreign_answers_as_what_is_unknown_and_stays_as_it_is(
     stage: Stage, queue: Queue, tenant: str
 ) -> None:
+    prepare_hashes(queue)
     world = settle_in(queue)
     others = [world[name] for name in TENANTS if name != tenant]
     marks = [canary(owner.tenant) for owner in others] + [str(i) for o in others for i in o.runs]
