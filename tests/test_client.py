@@ -14,6 +14,7 @@ from psycopg.rows import tuple_row
 from pydantic import BaseModel
 
 from jobforge_mcp.client import Client, Options, SyncClient, result_of
+from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.model import BoundJob, job
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import (
@@ -23,10 +24,12 @@ from jobforge_mcp.errors import (
     NotFoundError,
     PolicyDeniedError,
 )
+from jobforge_mcp.policy.denials import Denials
 from jobforge_mcp.policy.keys import KeyFolder
 from jobforge_mcp.policy.scopes import ALL_SCOPES, Scope
 from jobforge_mcp.policy.tokens import Grant, issue_token
 from jobforge_mcp.progress import RunWatcher
+from jobforge_mcp.router.audit import AuditRouter
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.router.leases import WorkerRouter
 from jobforge_mcp.settings import Settings, load_settings
@@ -372,3 +375,35 @@ async def test_a_run_uses_the_budget_as_its_definition_says(router: Router) -> N
 
     assert caught.value.code == "BUDGET_USED_UP"
     assert await client.enqueue("test.greet", {"name": "Ada"})
+
+
+@pytest.mark.requirement("audit.denials")
+async def test_what_a_client_is_refused_is_in_the_audit_log(
+    router: Router, api_database: Database, admin: psycopg.Connection
+) -> None:
+    caller = Caller(TenantId("acme"), "agent", frozenset({"jobs:execute"}), token_id="t1")
+    denials = Denials(AuditRouter(api_database))
+    client = Client(router, Registry(JOBS), caller, denials=denials)
+    made = await client.enqueue("test.greet", {"name": "Ada"})
+    limited = replace(caller, limits=Limits(budget_jobs=0), token_id="t2")
+
+    with pytest.raises(PolicyDeniedError):
+        await client.cancel(made.job_id)
+    with pytest.raises(PolicyDeniedError):
+        await client.enqueue("test.scan", {"name": "Ada"})
+    with pytest.raises(LimitError):
+        await Client(router, Registry(JOBS), limited, denials=denials).enqueue(
+            "test.greet", {"name": "Ada"}
+        )
+    with pytest.raises(InvalidInputError):
+        await client.enqueue("test.greet", {"nome": "Ada"})
+
+    rows = admin.execute(
+        "select action, job_type, job_id, tool, token_id, detail->>'reason' from jobforge.audit_log"
+        " where outcome = 'refused' order by id"
+    ).fetchall()
+    assert rows == [
+        ("cancel", None, made.job_id, "client", "t1", "POLICY_DENIED"),
+        ("enqueue", "test.scan", None, "client", "t1", "POLICY_DENIED"),
+        ("enqueue", "test.greet", None, "client", "t2", "BUDGET_USED_UP"),
+    ]

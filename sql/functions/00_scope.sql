@@ -246,6 +246,7 @@ begin
     v_tenant := (jobforge.verified_scope()).tenant_id;
   end if;
   if p_tenant_id is null or p_tenant_id is distinct from v_tenant then
+    perform jobforge.note_refusal();
     raise exception 'the tenant asked for is not the tenant of this scope' using errcode = 'JF403',
       hint = 'Call jobforge.enter_scope with the tenant first, in the same transaction.';
   end if;
@@ -267,7 +268,7 @@ $$;
 comment on function jobforge.confined_projects() is 'Projects that the caller''s token or login is confined to; null if to none.';
 
 create or replace function jobforge.require_projects(p_project_ids text[], p_count integer) returns void
-language plpgsql stable
+language plpgsql volatile
 set search_path = jobforge, pg_temp
 as $$
 declare
@@ -278,6 +279,7 @@ begin
     if v_projects is not null and (cardinality(p_project_ids) is distinct from p_count
       or exists (select from unnest(p_project_ids) u(id) where u.id is null or u.id <> all (v_projects)))
     then
+      perform jobforge.note_refusal();
       raise exception 'the caller is confined to projects and may not enqueue outside of them' using errcode = 'JF403',
         hint = left('Name one of its projects: ' || array_to_string(v_projects, ', '), 1000);
     end if;
@@ -474,6 +476,7 @@ begin
   where not exists (select from jobforge.lanes l where l.tenant_id = lane.tenant_id and l.job_type = lane.job_type)
     and pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(lane.tenant_id || ' ' || lane.job_type, 5748))
   on conflict do nothing;
+  perform jobforge.record_refusals();
   perform jobforge.forget_usage() where pg_catalog.random() < 0.002;  -- every few minutes of some workers
 end $$;
 comment on function jobforge.tend_lanes() is 'Forget lanes without work and find forgotten ones; any worker calls it every few seconds.';

@@ -11,10 +11,11 @@ set local role jobforge_rpc;
 create or replace function jobforge.refuse_over_limit(
   p_code text, p_limit text, p_scope text, p_value numeric, p_used numeric, p_hint text, p_retry_after_ms bigint default null)
 returns void
-language plpgsql stable
+language plpgsql volatile
 set search_path = jobforge, pg_temp
 as $$
 begin
+  perform jobforge.note_refusal();
   raise exception 'the limit % of % is %, and this call would make it %', p_limit, p_scope, trim_scale(p_value), trim_scale(p_used)
     using errcode = 'JF429', hint = p_hint,
     detail = jsonb_strip_nulls(jsonb_build_object('code', p_code, 'limit', p_limit, 'scope', p_scope, 'value', p_value,

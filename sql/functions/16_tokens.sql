@@ -54,7 +54,7 @@ comment on function jobforge.inherited_confinement(text, uuid) is 'Job types tha
 -- pass on to their own children.
 drop function if exists jobforge.require_types(text[]);
 create or replace function jobforge.require_types(p_tenant_id text, p_job_types text[], p_parent_id uuid default null) returns jsonb
-language plpgsql stable
+language plpgsql volatile
 set search_path = jobforge, pg_temp
 as $$
 declare
@@ -73,6 +73,7 @@ begin
     and not exists (select from jobforge.jobs j
       where j.tenant_id = p_tenant_id and j.id = p_parent_id and j.lane_type = 'jobforge.composition')
   then
+    perform jobforge.note_refusal();
     raise exception 'the policy token does not allow jobs of this type' using errcode = 'JF403',
       hint = case when p_parent_id is null then 'list-jobs shows those it allows.'
         else 'What a handler enqueues is held to the token that enqueued its run.' end;

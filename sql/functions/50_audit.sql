@@ -25,6 +25,51 @@ reset role;
 
 set local role jobforge_rpc;
 
+-- Whoever is refused must not be able to fill the log: 100 rows a minute for one login and tenant, then they are counted.
+-- Servers never wait here: who finds another one counting writes its row. A bound login waits, and for nobody but itself,
+-- or it could hold the count in one session and fill the log from another.
+create or replace function jobforge.admit_denial(p_tenant_id text, p_count integer) returns integer
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+as $$
+declare
+  v_now timestamptz := jobforge.now();
+  v_window jobforge.denial_windows;
+begin
+  if session_user in ('jobforge_api', 'jobforge_worker') then
+    if not pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(p_tenant_id || ' ' || session_user, 5751)) then
+      return p_count;
+    end if;
+  else
+    perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(p_tenant_id || ' ' || session_user, 5751));
+  end if;
+  insert into jobforge.denial_windows (tenant_id, login_name, started_at, written, unwritten)
+  values (p_tenant_id, session_user, v_now, 0, 0)
+  on conflict (tenant_id, login_name) do nothing;
+  select * into v_window from jobforge.denial_windows w
+  where w.tenant_id = p_tenant_id and w.login_name = session_user for update;
+  if v_window.started_at <= v_now - interval '1 minute' then
+    if v_window.unwritten > 0 then
+      perform jobforge.record_audit(p_tenant_id, 'refusals', 'refused', null, null,
+        jsonb_build_object('reason', 'TOO_MANY_TO_WRITE', 'count', v_window.unwritten, 'since', v_window.started_at));
+    end if;
+    v_window.started_at := v_now;
+    v_window.written := 0;
+    v_window.unwritten := 0;
+  end if;
+  if v_window.written >= 100 then
+    v_window.unwritten := v_window.unwritten + p_count;
+    p_count := 0;
+  else
+    v_window.written := v_window.written + 1;
+  end if;
+  update jobforge.denial_windows w
+  set started_at = v_window.started_at, written = v_window.written, unwritten = v_window.unwritten
+  where w.tenant_id = p_tenant_id and w.login_name = session_user;
+  return p_count;
+end $$;
+comment on function jobforge.admit_denial(text, integer) is 'Say for how many refusals a row may be written now; 0 when they were only counted.';
+
 -- A refusal rolls back whatever its transaction wrote, its own audit row included, so it is written down by a call of its own.
 create or replace function jobforge.record_denial(
   p_tenant_id text, p_action text, p_reason text, p_job_type text default null, p_job_id uuid default null,
@@ -40,8 +85,11 @@ begin
   then
     raise exception 'a refusal has an action and a reason, each a word, and a count from 1' using errcode = 'JF400';
   end if;
-  perform jobforge.record_audit(p_tenant_id, p_action, 'refused', p_job_id, left(p_job_type, 100),
-    jsonb_build_object('reason', p_reason) || case when p_count > 1 then jsonb_build_object('count', p_count) else '{}'::jsonb end);
+  p_count := jobforge.admit_denial(p_tenant_id, p_count);
+  if p_count > 0 then
+    perform jobforge.record_audit(p_tenant_id, p_action, 'refused', p_job_id, left(p_job_type, 100),
+      jsonb_build_object('reason', p_reason) || case when p_count > 1 then jsonb_build_object('count', p_count) else '{}'::jsonb end);
+  end if;
 end $$;
 comment on function jobforge.record_denial(text, text, text, text, uuid, integer) is
   'Write down that a call was refused, and why; the count says how many like it this row stands for.';
@@ -258,5 +306,70 @@ as $$
   limit least(p_limit, 10000)
 $$;
 comment on function jobforge.read_audit(text, integer, bigint, uuid, integer) is 'Audit rows of a tenant in the order of the chain, sealed or not.';
+
+reset role;
+set local role jobforge_owner;
+
+-- What a bound login is refused is rolled back with its statement; that it was refused is counted by a sequence, which is not.
+create or replace function jobforge.note_refusal() returns void
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+declare
+  v_name text;
+begin
+  if session_user not in ('jobforge_api', 'jobforge_worker', 'jobforge_readonly') then
+    select l.refusals_name into v_name from jobforge.tenant_logins l where l.login_name = session_user;
+    if v_name is not null then
+      perform pg_catalog.nextval(('jobforge.' || v_name)::regclass);
+    end if;
+  end if;
+end $$;
+comment on function jobforge.note_refusal() is 'Count that a bound login was refused; others are written down by whoever serves them.';
+
+create or replace function jobforge.take_refusals()
+returns table (tenant_id text, login_name text, count bigint)
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_login record;
+begin
+  for v_login in
+    select l.tenant_id, l.login_name, l.refusals_seen, coalesce(pg_catalog.pg_sequence_last_value(('jobforge.' || l.refusals_name)::regclass), 0) as refused
+    from jobforge.tenant_logins l where l.refusals_name is not null
+    order by l.login_name for update of l skip locked
+  loop
+    continue when v_login.refused <= v_login.refusals_seen;
+    update jobforge.tenant_logins l set refusals_seen = v_login.refused where l.login_name = v_login.login_name;
+    return query select v_login.tenant_id::text, v_login.login_name::text, v_login.refused - v_login.refusals_seen;
+  end loop;
+end $$;
+comment on function jobforge.take_refusals() is 'What bound logins were refused since this was last asked.';
+
+reset role;
+set local role jobforge_sys;
+
+create or replace function jobforge.record_refusals() returns integer
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+declare
+  v_refused record;
+  v_logins integer := 0;
+begin
+  for v_refused in select t.* from jobforge.take_refusals() t loop
+    perform jobforge.enter_trusted_scope(v_refused.tenant_id, 'login:' || v_refused.login_name, 'sql', null);
+    perform jobforge.record_audit(v_refused.tenant_id, 'refusals', 'refused', null, null,
+      jsonb_build_object('reason', 'REFUSED', 'count', v_refused.count));
+    v_logins := v_logins + 1;
+  end loop;
+  if v_logins > 0 then
+    perform jobforge.leave_scope();
+  end if;
+  return v_logins;
+end $$;
+comment on function jobforge.record_refusals() is 'Write down what bound logins were refused, one row for each; any worker calls it every few seconds.';
 
 reset role;

@@ -228,3 +228,19 @@ grant select, insert, update on jobforge.registered_jobs to jobforge_rpc;
 grant insert, update on jobforge.job_definitions to jobforge_rpc;
 
 reset role;
+
+-- Refusals: counted where they are raised, written down by workers and by whoever serves.
+set local role jobforge_owner;
+
+revoke all on jobforge.denial_windows
+  from public, jobforge_rpc, jobforge_sys, jobforge_api, jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor;
+grant select, insert, update on jobforge.denial_windows to jobforge_rpc;
+grant execute on function jobforge.note_refusal() to jobforge_rpc, jobforge_tenant;
+grant execute on function jobforge.take_refusals() to jobforge_sys;
+
+reset role;
+set local role jobforge_rpc;
+
+grant execute on function jobforge.record_denial(text, text, text, text, uuid, integer) to jobforge_tenant;
+
+reset role;

@@ -15,7 +15,7 @@ begin
     if v_table not in ('tenants', 'jobs', 'idempotency_keys', 'lanes', 'ready', 'leases', 'waiting', 'ordering_keys', 'run_progress',
       'run_logs', 'job_attempts', 'job_definitions', 'registered_jobs', 'audit_log', 'audit_seals', 'workers', 'listeners', 'schema_migrations',
       'context_keys', 'tenant_logins', 'rate_limits', 'rate_buckets', 'limit_usage', 'limited_jobs', 'running_limits',
-      'policy_tokens', 'job_dependencies', 'composition_steps',
+      'policy_tokens', 'denial_windows', 'job_dependencies', 'composition_steps',
       'artifact_objects', 'artifacts', 'artifact_manifests', 'worker_environments')
     then
       raise exception 'table % has no row policy', v_table using errcode = 'JF400', hint = 'Add it to sql/policies/rls.sql.';
@@ -190,6 +190,14 @@ create policy tenant_rows on jobforge.running_limits to jobforge_rpc
   using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
 drop policy if exists every_row on jobforge.running_limits;
 create policy every_row on jobforge.running_limits to jobforge_sys using (true) with check (true);
+
+alter table jobforge.denial_windows enable row level security;
+alter table jobforge.denial_windows force row level security;
+drop policy if exists tenant_rows on jobforge.denial_windows;
+create policy tenant_rows on jobforge.denial_windows to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.denial_windows;
+create policy every_row on jobforge.denial_windows to jobforge_sys using (true) with check (true);
 
 alter table jobforge.job_dependencies enable row level security;
 alter table jobforge.job_dependencies force row level security;

@@ -26,6 +26,7 @@ from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import DatabaseUnavailableError, OperatorError, SchemaError
+from jobforge_mcp.policy.denials import Denials
 from jobforge_mcp.policy.gate import Credential, Gate
 from jobforge_mcp.policy.living import LivingTokens
 from jobforge_mcp.progress import RunWatcher
@@ -35,7 +36,6 @@ from jobforge_mcp.router.leases import WorkerRouter
 from jobforge_mcp.router.seals import SealRouter
 from jobforge_mcp.router.tokens import TokenRouter
 from jobforge_mcp.server.build import build_server
-from jobforge_mcp.server.denials import Denials
 from jobforge_mcp.server.parts import Check, ServerParts
 from jobforge_mcp.settings import Settings
 from jobforge_mcp.worker.pool import WorkerPool
@@ -91,6 +91,7 @@ async def open_app(settings: Settings, *, with_workers: bool | None = None) -> A
         )
         router = Router(await stack.enter_async_context(database), signer=installation.signer)
         denials = Denials(AuditRouter(database, signer=installation.signer))
+        stack.push_async_callback(denials.flush)
         listener = await stack.enter_async_context(Listener(installation.api_url, "jobforge_api"))
         watcher = await stack.enter_async_context(RunWatcher(router, listener))
         worker_router = pool = None

@@ -176,3 +176,33 @@ def test_a_login_that_would_make_no_sense_is_refused(
 ) -> None:
     assert installed("login", "create", *arguments).code == 1
     assert installed("login", "list", "--json").document == []
+
+
+@pytest.mark.requirement("audit.denials")
+def test_what_a_login_is_refused_is_counted_although_its_transaction_is_rolled_back(
+    installed: Runner, name: str, database: ScratchDatabase, admin: psycopg.Connection
+) -> None:
+    create(installed, name, "--scope", "jobs:execute", "--project", "p1")
+    with database.connect(name) as connection:
+        for project in (None, "p2", "p3"):
+            assert is_refused(connection, ENQUEUE, "acme", project) == "JF403"
+        assert is_refused(connection, ENQUEUE, "globex", "p1") == "JF403"
+        connection.execute(ENQUEUE, ["acme", "p1"])
+        connection.execute("select jobforge.record_denial('acme', 'own-check', 'TOO_LATE')")
+
+    with database.connect("jobforge_worker") as worker:
+        worker.execute("select jobforge.tend_lanes()")
+        worker.execute("select jobforge.tend_lanes()")
+
+    rows = admin.execute(
+        "select action, actor, tool, detail from jobforge.audit_log where outcome = 'refused' order by id"
+    ).fetchall()
+    assert rows == [
+        ("own-check", f"login:{name}", "sql", {"reason": "TOO_LATE"}),
+        ("refusals", f"login:{name}", "sql", {"reason": "REFUSED", "count": 4}),
+    ]
+    assert installed("login", "remove", name).code == 0
+    (left,) = admin.execute(
+        "select count(*) from pg_class where relname like 'refusals%'"
+    ).fetchone() or (None,)
+    assert left == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.registry import Registry
+from jobforge_mcp.policy.denials import Denials
 from jobforge_mcp.policy.gate import Credential, Door, Gate
 from jobforge_mcp.policy.keys import KeyFolder
 from jobforge_mcp.policy.living import LivingTokens
@@ -21,7 +22,6 @@ from jobforge_mcp.router.audit import AuditRouter
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.router.leases import WorkerRouter
 from jobforge_mcp.router.tokens import TokenRouter
-from jobforge_mcp.server.denials import Denials
 from jobforge_mcp.server.parts import ServerParts
 from jobforge_mcp.settings import Settings, load_settings
 from jobforge_mcp.worker.pool import WorkerPool

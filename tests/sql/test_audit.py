@@ -43,6 +43,23 @@ def test_one_row_may_stand_for_many_refusals(queue: Queue) -> None:
     assert row.detail == {"reason": "scope", "count": 17}
 
 
+@pytest.mark.requirement("audit.denials")
+def test_a_hundred_refusals_a_minute_are_written_and_the_others_counted(queue: Queue) -> None:
+    with queue.acting(API) as connection:
+        enter(connection, "acme")
+        for _ in range(104):
+            call(connection, "record_denial", "acme", "enqueue", "scope", count=2)
+    assert queue.look("select count(*) from jobforge.audit_log")[0].count == 100
+    deny_other = queue.ask("record_denial", "globex", "enqueue", "scope")
+    queue.advance(61)
+    deny(queue)
+
+    assert deny_other
+    (summary,) = queue.look("select detail from jobforge.audit_log where action = 'refusals'")
+    assert (summary.detail["reason"], summary.detail["count"]) == ("TOO_MANY_TO_WRITE", 8)
+    assert queue.look("select count(*) from jobforge.audit_log")[0].count == 103
+
+
 @pytest.mark.parametrize("reason", ["", "a sentence is no reason", "x" * 101, None])
 def test_a_refusal_holds_words_and_no_texts(queue: Queue, reason: str | None) -> None:
     with refused("JF400"):

@@ -30,6 +30,7 @@ TENANT_TABLES = [
     "audit_log",
     "audit_seals",
     "composition_steps",
+    "denial_windows",
     "idempotency_keys",
     "job_attempts",
     "job_definitions",
@@ -77,6 +78,7 @@ def filled(queue: Queue) -> Queue:
         queue.fail(claimed, manifest="{}")
         queue.claim(1, tenant_ids=[tenant])
         queue.enqueue(tenant)
+        queue.ask("record_denial", tenant, "enqueue", "scope")
         queue.look(
             """insert into jobforge.policy_tokens (tenant_id, token_id, revoked_at, expires_at)
             values (%s, 't', jobforge.now(), jobforge.now())""",

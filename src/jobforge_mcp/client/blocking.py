@@ -67,11 +67,13 @@ class SyncClient:
         """Commit one job, or make it part of the transaction on ``connection``; see `Client.enqueue`."""
         if connection is None:
             return self._portal.call(self._client.enqueue, name, input, options)
-        job = self._client.prepare(name, input, options)
-        origin = self._client.origin(job)
-        enqueued = enqueue_job_in_sync(
-            connection, self.caller, job, origin=origin, signer=self._client.signer
-        )
+        recording = self._client.recording("enqueue", job_type=name)
+        with self._portal.wrap_async_context_manager(recording):
+            job = self._client.prepare(name, input, options)
+            origin = self._client.origin(job)
+            enqueued = enqueue_job_in_sync(
+                connection, self.caller, job, origin=origin, signer=self._client.signer
+            )
         return refuse_conflict(enqueued)
 
     def enqueue_many(self, jobs: Iterable[tuple[str, JsonValue, Options]]) -> list[Enqueued]:

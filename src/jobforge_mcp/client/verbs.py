@@ -18,8 +18,10 @@ from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.definitions.json_limits import check_key
+from jobforge_mcp.definitions.model import is_job_name
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import InvalidInputError
+from jobforge_mcp.policy.denials import Denials
 from jobforge_mcp.policy.gate import Gate
 from jobforge_mcp.policy.permissions import (
     ask_guards,
@@ -32,6 +34,7 @@ from jobforge_mcp.policy.permissions import (
 )
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.progress import OnChange, RunWatcher
+from jobforge_mcp.router.audit import AuditRouter
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.router.scope import ScopeSigner
 from jobforge_mcp.router.transactional import (
@@ -89,13 +92,18 @@ class Client:
         *,
         watcher: RunWatcher | None = None,
         tool: str = "client",
+        denials: Denials | None = None,
     ) -> None:
-        """Act through these parts; ``watcher`` is needed by ``wait`` and ``result``, ``tool`` names us in the audit log."""
+        """Act through these parts; ``watcher`` is needed by ``wait`` and ``result``.
+
+        ``tool`` names us in the audit log, where ``denials`` writes down what this client is refused.
+        """
         self.caller = confine(caller, registry.by_name.values())
         self.registry = registry
         self._router = router
         self._watcher = watcher
         self._tool = tool
+        self._denials = denials
 
     @classmethod
     @asynccontextmanager
@@ -147,7 +155,9 @@ class Client:
                 )
             watcher = await stack.enter_async_context(RunWatcher(router, listener))
             registry = registry or load_registry(settings)
-            yield cls(router, registry, caller, watcher=watcher, tool=tool)
+            denials = Denials(AuditRouter(database, signer=installation.signer))
+            stack.push_async_callback(denials.flush)
+            yield cls(router, registry, caller, watcher=watcher, tool=tool, denials=denials)
 
     @property
     def signer(self) -> ScopeSigner | None:
@@ -173,29 +183,32 @@ class Client:
             ConflictError: the idempotency key was used with another input.
             PolicyDeniedError: the caller may not.
         """
-        job = self.prepare(name, input, options)
-        origin = self.origin(job)
-        if connection is not None:
-            enqueued = await enqueue_job_in(
-                connection, self.caller, job, origin=origin, signer=self.signer
-            )
-        else:
-            enqueued = await self._router.enqueue_job(self.caller, job, origin=origin)
+        async with self.recording("enqueue", job_type=name):
+            job = self.prepare(name, input, options)
+            origin = self.origin(job)
+            if connection is not None:
+                enqueued = await enqueue_job_in(
+                    connection, self.caller, job, origin=origin, signer=self.signer
+                )
+            else:
+                enqueued = await self._router.enqueue_job(self.caller, job, origin=origin)
         return refuse_conflict(enqueued)
 
     async def enqueue_many(self, jobs: Iterable[tuple[str, JsonValue, Options]]) -> list[Enqueued]:
         """Commit many jobs at once, all or none; a conflict of one shows in its ``outcome`` and does not stop the others."""
-        prepared = [self.prepare(name, input, options) for name, input, options in jobs]
-        return await self._router.enqueue_jobs(self.caller, prepared, origin=self.origin())
+        async with self.recording("enqueue"):
+            prepared = [self.prepare(name, input, options) for name, input, options in jobs]
+            return await self._router.enqueue_jobs(self.caller, prepared, origin=self.origin())
 
     async def plan(
         self, name: str, input: JsonValue = None, options: Options = DEFAULTS
     ) -> Enqueued:
         """Say what `enqueue` would do, and do nothing."""
-        job = self.prepare(name, input, options)
-        return await self._router.enqueue_job(
-            self.caller, job, origin=self.origin(job), is_plan=True
-        )
+        async with self.recording("enqueue", job_type=name):
+            job = self.prepare(name, input, options)
+            return await self._router.enqueue_job(
+                self.caller, job, origin=self.origin(job), is_plan=True
+            )
 
     async def get(self, run_id: RunRef) -> Run:
         """Read a run with its result."""
@@ -232,12 +245,13 @@ class Client:
 
     async def cancel(self, run_id: RunRef, *, reason: str | None = None) -> Run:
         """Ask for a run's end; a running one ends soon after."""
-        require_scope(self.caller, Scope.JOBS_CANCEL)
         job_id = to_job_id(run_id)
-        await self._require_run(job_id, JobAction.CANCEL)
-        return await self._router.cancel_job(
-            self.caller, job_id, reason=reason, origin=self.origin()
-        )
+        async with self.recording("cancel", job_id=job_id):
+            require_scope(self.caller, Scope.JOBS_CANCEL)
+            await self._require_run(job_id, JobAction.CANCEL)
+            return await self._router.cancel_job(
+                self.caller, job_id, reason=reason, origin=self.origin()
+            )
 
     async def retry(
         self,
@@ -249,18 +263,19 @@ class Client:
         force: bool = False,
     ) -> Run:
         """Queue a final run again under the same id; ``force`` is needed for one that succeeded."""
-        require_scope(self.caller, Scope.JOBS_RETRY)
         job_id = to_job_id(run_id)
-        await self._require_run(job_id, JobAction.EXECUTE)
-        return await self._router.retry_job(
-            self.caller,
-            job_id,
-            if_version=if_version,
-            run_at=run_at,
-            reset_attempts=reset_attempts,
-            force=force,
-            origin=self.origin(),
-        )
+        async with self.recording("retry", job_id=job_id):
+            require_scope(self.caller, Scope.JOBS_RETRY)
+            await self._require_run(job_id, JobAction.EXECUTE)
+            return await self._router.retry_job(
+                self.caller,
+                job_id,
+                if_version=if_version,
+                run_at=run_at,
+                reset_attempts=reset_attempts,
+                force=force,
+                origin=self.origin(),
+            )
 
     async def list_runs(self, wanted: RunFilter | None = None) -> list[Run]:
         """Return runs, newest first, without results."""
@@ -292,6 +307,20 @@ class Client:
 
     async def _require_run(self, job_id: JobId, action: JobAction) -> None:
         await require_run(self._router, self.registry.by_name, self.caller, job_id, action)
+
+    @asynccontextmanager
+    async def recording(
+        self, action: str, *, job_type: str | None = None, job_id: JobId | None = None
+    ) -> AsyncGenerator[None]:
+        """Have what this block is refused in the audit log."""
+        if self._denials is None:
+            yield
+            return
+        named = job_type if job_type is not None and is_job_name(job_type) else None
+        async with self._denials.recording(
+            self.caller, action, self.origin(), job_type=named, job_id=job_id
+        ):
+            yield
 
     def origin(self, job: NewJob | None = None) -> CallOrigin:
         """Return what the audit log is told of a call."""

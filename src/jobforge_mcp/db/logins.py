@@ -6,6 +6,7 @@ other. What it may call is decided by its membership in one role for each scope.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import secrets
@@ -66,11 +67,13 @@ def create_login(
     claims = {} if projects is None else {"projects": sorted(set(projects))}
     with administering(admin_url) as connection:
         connection.execute(
-            """insert into jobforge.tenant_logins (login_name, tenant_id, claims, created_at)
-               values (%s, %s, %s::jsonb, jobforge.now())
+            """insert into jobforge.tenant_logins (login_name, tenant_id, claims, created_at, refusals_name)
+               values (%s, %s, %s::jsonb, jobforge.now(), %s)
                on conflict (login_name) do nothing""",
-            [name, tenant_id, json.dumps(claims)],
+            [name, tenant_id, json.dumps(claims), _refusals_name(name)],
         )
+        refusals = sql.Identifier("jobforge", _refusals_name(name))
+        connection.execute(sql.SQL("create sequence if not exists {}").format(refusals))
         connection.execute("reset role")
         try:
             connection.execute(
@@ -118,6 +121,8 @@ def remove_login(admin_url: str, name: str) -> None:
                 f"there is no login {name} that is bound to a tenant",
                 hint="list them with: jobforge login list",
             )
+        refusals = sql.Identifier("jobforge", _refusals_name(name))
+        connection.execute(sql.SQL("drop sequence if exists {}").format(refusals))
         connection.execute("reset role")
         try:
             connection.execute(sql.SQL("drop role if exists {}").format(sql.Identifier(name)))
@@ -126,6 +131,11 @@ def remove_login(admin_url: str, name: str) -> None:
                 f"the login {name} owns objects or has rights of its own",
                 hint="drop them first, with: drop owned by",
             ) from error
+
+
+def _refusals_name(login: str) -> str:
+    """Name the sequence that counts what a login was refused; a login's own name may be too long to be part of it."""
+    return f"refusals_{hashlib.md5(login.encode(), usedforsecurity=False).hexdigest()}"
 
 
 def _to_login(

@@ -38,11 +38,15 @@ class AuditRouter:
         count: int = 1,
         origin: CallOrigin = NO_ORIGIN,
     ) -> None:
-        """Write down that a call was refused; ``count`` says how many like it this row stands for."""
+        """Write down that a call was refused; ``count`` says how many like it this row stands for.
+
+        Claims do not go along: what is refused because a token was revoked must not be refused its audit row for that.
+        """
         arguments = [action, reason, job_type, job_id, count]
         with translated():
             await self._database.fetch(
-                _RECORD_DENIAL, [*scope_arguments(caller, origin, self._signer), *arguments]
+                _RECORD_DENIAL,
+                [*scope_arguments(caller, origin, self._signer, has_claims=False), *arguments],
             )
 
     async def list_audit(self, caller: Caller, wanted: AuditFilter) -> list[AuditEntry]:

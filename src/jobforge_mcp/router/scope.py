@@ -29,16 +29,20 @@ class ScopeSigner(Protocol):
 
 
 def scope_arguments(
-    caller: Caller, origin: CallOrigin, signer: ScopeSigner | None = None
+    caller: Caller,
+    origin: CallOrigin,
+    signer: ScopeSigner | None = None,
+    *,
+    has_claims: bool = True,
 ) -> list[object]:
-    """List the arguments of ``enter_scope``."""
+    """List the arguments of ``enter_scope``; without claims the token is named, and nothing it says holds."""
     said = (
         caller.tenant_id,
         caller.subject,
         caller.token_id,
         origin.tool,
         origin.trace_id,
-        claims_text(caller),
+        claims_text(caller) if has_claims else None,
     )
     return [*said, None if signer is None else signer.sign(*said)]
 

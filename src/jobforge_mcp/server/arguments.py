@@ -28,6 +28,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from jobforge_mcp.definitions.json_limits import check_value
+from jobforge_mcp.definitions.model import is_job_name
 from jobforge_mcp.errors import InvalidInputError
 from jobforge_mcp.types import JobId, JsonObject, JsonValue
 
@@ -218,6 +219,21 @@ def parse_run_id(text: str) -> JobId:
         return JobId(cast("UUID", _run_id(text)))
     except PydanticCustomError:
         raise _malformed("runId") from None
+
+
+def what_is_named(tool: str, given: Mapping[str, object] | None) -> tuple[str | None, JobId | None]:
+    """Return the job type and the run that a call names, where they have the form of such; for the audit log."""
+    arguments = given or {}
+    name = arguments.get("name") if tool in _NAMES_A_JOB else arguments.get("jobName")
+    run_id = arguments.get("runId")
+    try:
+        job_id = parse_run_id(run_id) if isinstance(run_id, str) else None
+    except InvalidInputError:
+        job_id = None
+    return (name if isinstance(name, str) and is_job_name(name) else None), job_id
+
+
+_NAMES_A_JOB = frozenset({"execute-job", "register-job", "remove-job"})
 
 
 @cache

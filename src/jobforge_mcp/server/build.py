@@ -33,10 +33,11 @@ from jobforge_mcp.errors import (
     NotFoundError,
     PolicyDeniedError,
 )
+from jobforge_mcp.policy.denials import Denial, action_of, is_denial
 from jobforge_mcp.policy.gate import Credential, Door
 from jobforge_mcp.policy.permissions import may_list
 from jobforge_mcp.policy.scopes import Scope
-from jobforge_mcp.router.limits import CODES as LIMIT_CODES
+from jobforge_mcp.server import arguments as args
 from jobforge_mcp.server import resources, wire
 from jobforge_mcp.server.arguments import schema_of
 from jobforge_mcp.server.parts import Call, ServerParts
@@ -158,7 +159,7 @@ class _Doors:
             call = Call(caller, tool.name, trace_id, ctx.session.report_progress)
             answer = await run(self._parts, call)
         except CallerError as error:
-            await self._record_denial(ctx, tool, error, trace_id)
+            await self._record_denial(ctx, tool, error, trace_id, arguments=given)
             return wire.tool_error(wire.view_error(error)), error.code
         except DatabaseUnavailableError as error:
             log.warning("database_unavailable", tool=tool.name, trace_id=trace_id, code=error.code)
@@ -169,18 +170,24 @@ class _Doors:
         return answer, "run_failed" if answer.is_error else "ok"
 
     async def _record_denial(
-        self, ctx: Context, tool: AnyTool, error: CallerError, trace_id: str
+        self,
+        ctx: Context,
+        tool: AnyTool,
+        error: CallerError,
+        trace_id: str,
+        *,
+        arguments: Mapping[str, Any] | None,
     ) -> None:
         """Have a refused write in the audit log, if it is known whose it was."""
-        # A limit of the input itself is a mistake; one that was used up is a refusal.
-        is_denial = isinstance(error, PolicyDeniedError) or error.code in LIMIT_CODES
-        if tool.is_read_only or not is_denial or self._parts.denials is None:
+        if tool.is_read_only or not is_denial(error) or self._parts.denials is None:
             return
         try:
             caller = self._parts.gate.identify(self._credential_of(ctx))
         except PolicyDeniedError:
             return
-        await self._parts.denials.record(caller, tool.name, error, trace_id)
+        job_type, job_id = args.what_is_named(tool.name, arguments)
+        denial = Denial(action_of(tool.name), error.code, job_type, job_id, tool.name, trace_id)
+        await self._parts.denials.record(caller, denial)
 
     async def list_resources(
         self, ctx: Context, params: types.PaginatedRequestParams | None

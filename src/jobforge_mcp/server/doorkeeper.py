@@ -18,9 +18,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jobforge_mcp.errors import DatabaseUnavailableError, JobForgeError, PolicyDeniedError
+from jobforge_mcp.policy.denials import NOBODY, Denial, action_of
 from jobforge_mcp.policy.gate import Credential, Door
 from jobforge_mcp.server.build import CREDENTIAL_KEY
-from jobforge_mcp.server.oauth import ResourceServer, lacks_scopes
+from jobforge_mcp.server.oauth import ResourceServer, lacks_scopes, tool_of
 from jobforge_mcp.server.origins import Origins
 from jobforge_mcp.server.parts import ServerParts
 from jobforge_mcp.server.refusals import refusal
@@ -45,6 +46,7 @@ class Doorkeeper:
         self._app = app
         self._gate = parts.gate
         self._living = parts.living
+        self._denials = parts.denials
         self._metrics = parts.metrics
         self._origins = origins
         self._resource = resource
@@ -52,7 +54,12 @@ class Doorkeeper:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or answer it before its body is read."""
         request = Request(scope)
-        refused = self._check_place(request) or await self._identify(request, scope)
+        refused = self._check_place(request)
+        if refused is not None:
+            reason = "FOREIGN_HOST" if refused.status_code == 421 else "FOREIGN_ORIGIN"
+            await self._record(request, NOBODY, "connect", reason)
+        else:
+            refused = await self._identify(request, scope)
         if refused is not None:
             self._metrics.refusals.labels(refused.status_code).inc()
             await refused(scope, receive, send)
@@ -71,11 +78,14 @@ class Doorkeeper:
         """Leave the credential and its principal in the scope, or return why not."""
         token = _bearer(request)
         credential = Credential(token, Door.HTTP)
+        revoked: Caller | None = None
         try:
             await self._gate.prepare(token)
-            caller = self._gate.identify(credential)
+            caller = revoked = self._gate.identify(credential)
             await self._require_living(caller)
         except PolicyDeniedError as error:
+            if token is not None:  # without one a client only asks where to get it
+                await self._record(request, revoked or NOBODY, "authenticate", error.code)
             return self._challenge(request, error, None if token is None else "invalid_token")
         except (
             JobForgeError
@@ -88,11 +98,20 @@ class Doorkeeper:
                 ),
             )
         if self._resource is not None and (lacking := lacks_scopes(request, caller)):
+            await self._record(
+                request, caller, action_of(tool_of(request) or "request"), "INSUFFICIENT_SCOPE"
+            )
             return self._step_up(request, caller, lacking)
         scope[CREDENTIAL_KEY] = credential
         scope[PRINCIPAL_KEY] = (caller.tenant_id, caller.subject)
         scope["user"] = AuthenticatedUser(_principal(caller))
         return None
+
+    async def _record(self, request: Request, caller: Caller, action: str, reason: str) -> None:
+        """Have what the door refused in the audit log: of the token's tenant, or of nobody's where it is not good."""
+        if self._denials is not None:
+            tool = tool_of(request)
+            await self._denials.record(caller, Denial(action, reason, tool=tool or "http"))
 
     async def _require_living(self, caller: Caller) -> None:
         """Have a client whose token was revoked ask for another. Without a database the call itself says so."""

@@ -87,6 +87,14 @@ class ResourceServer:
         }
 
 
+def tool_of(request: Request) -> str | None:
+    """Return the tool that a request calls, as far as its headers tell."""
+    if not is_modern(request) or request.headers.get(MCP_METHOD_HEADER) != "tools/call":
+        return None
+    tool = find_tool(decode_header_value(request.headers.get(MCP_NAME_HEADER)) or "")
+    return tool.name if tool is not None else None
+
+
 def scopes_of(request: Request) -> frozenset[Scope]:
     """Return all scopes that a request needs, as far as its headers tell; none for what every token may do."""
     if not is_modern(request):

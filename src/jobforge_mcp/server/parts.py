@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from jobforge_mcp.definitions.registry import Registry
+from jobforge_mcp.policy.denials import Denials
 from jobforge_mcp.policy.gate import Gate
 from jobforge_mcp.policy.living import LivingTokens
 from jobforge_mcp.progress import RunWatcher
 from jobforge_mcp.router.jobs import Router
-from jobforge_mcp.server.denials import Denials
 from jobforge_mcp.server.metrics import Metrics
 from jobforge_mcp.settings import Settings
 from jobforge_mcp.types import Caller, CallOrigin, ClaimedJob, JobId, WorkerId
