@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import node_rows, queue_rows, server_rows
+from benchmarks import flat_rows, node_rows, queue_rows, server_rows
 from benchmarks.contenders import jobforge, pgqueuer
 from benchmarks.figures import TINY, Figure, Sizes, machine, table
 from benchmarks.stage import Stage, open_stage
@@ -29,6 +29,10 @@ ROWS: dict[str, Row] = {
     "bulk": queue_rows.bulk,
     "drain": queue_rows.drain,
     "pickup": queue_rows.pickup,
+    "horizon": flat_rows.horizon,
+    "newcomer": flat_rows.newcomer,
+    "crowd": flat_rows.crowd,
+    "backlog": flat_rows.backlog,
     "http": server_rows.roundtrip,
     "flushes": server_rows.flushes,
     "stdio": node_rows.stdio,

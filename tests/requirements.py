@@ -512,6 +512,10 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 7",
         "Every tenant with due work gets an equal share of a claim, and leftovers go to the rest.",
     ),
+    "sql.frontier": Requirement(
+        "design 7",
+        "A claim reads nothing in front of the place it is told, so old transactions do not slow claims down.",
+    ),
     "sql.fence": Requirement(
         "design 2",
         "A claim that is not the living one changes nothing.",

@@ -6,6 +6,8 @@
     bulk N                    N jobs through the contender's bulk API       -> {"n", "s"}
     probe N INTERVAL          N jobs, each carrying its time of sending     -> {"n"}
     backlog N FUTURE          N more jobs, due now or (FUTURE 1) tomorrow   -> {"n"}
+    tenants N EACH            EACH jobs of each of N tenants                -> {"n"}
+    newcomer N                N jobs of another tenant, carrying their time of sending
     fair BIG SMALL            BIG jobs of one tenant, then SMALL of another, the small ones carrying their time of sending
     worker FILE               run one worker process until SIGTERM; the handler counts in FILE and, for a probe,
                               appends the seconds from sending to its start to FILE.lat
@@ -85,6 +87,12 @@ class Contender:
     async def fair(self, big: int, small: int) -> None:
         raise NotImplementedError
 
+    async def tenants(self, count: int, each: int) -> None:
+        raise NotImplementedError
+
+    async def newcomer(self, count: int) -> None:
+        raise NotImplementedError
+
     async def work(self, counter: Counter, stop: anyio.Event) -> None:
         raise NotImplementedError
 
@@ -132,6 +140,16 @@ async def _run(contender: Contender, command: str, arguments: list[str]) -> dict
             case "backlog", [count, future]:
                 await contender.open(1)
                 await contender.backlog(int(count), is_future=future == "1")
+                await contender.close()
+                return {"n": int(count)}
+            case "tenants", [count, each]:
+                await contender.open(1)
+                await contender.tenants(int(count), int(each))
+                await contender.close()
+                return {"n": int(count) * int(each)}
+            case "newcomer", [count]:
+                await contender.open(1)
+                await contender.newcomer(int(count))
                 await contender.close()
                 return {"n": int(count)}
             case "fair", [big, small]:

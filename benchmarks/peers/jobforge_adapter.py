@@ -66,6 +66,13 @@ class Jobforge(Contender):
         await _enqueue_many(self._client("large"), big)
         await _enqueue_many(self._client("small"), small, sent_at=time.time())
 
+    async def tenants(self, count: int, each: int) -> None:
+        for number in range(count):
+            await _enqueue_many(self._client(f"tenant-{number:04}"), each)
+
+    async def newcomer(self, count: int) -> None:
+        await _enqueue_many(self._client("newcomer"), count, sent_at=time.time())
+
     def _client(self, tenant: str) -> Client:
         caller = Caller(TenantId(tenant), "bench", frozenset({"jobs:execute"}))
         return Client(self._router, self._registry, caller)

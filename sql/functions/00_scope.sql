@@ -394,8 +394,8 @@ begin
     order by 1, 2
   loop
     if pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(v_lane.tenant_id || ' ' || v_lane.job_type, 5746)) then
-      insert into jobforge.lanes as l (tenant_id, job_type, seen_at)
-      values (v_lane.tenant_id, v_lane.job_type, v_now)
+      insert into jobforge.lanes as l (tenant_id, job_type, seen_at, woken_at)
+      values (v_lane.tenant_id, v_lane.job_type, v_now, v_now)
       on conflict (tenant_id, job_type, is_found) do update set seen_at = greatest(l.seen_at, excluded.seen_at);
       if not exists (select from jobforge.tenants t where t.tenant_id = v_lane.tenant_id)
         and pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(v_lane.tenant_id, 5747))

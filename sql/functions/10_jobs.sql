@@ -727,6 +727,9 @@ begin
     else
       update jobforge.ordering_keys k set head_job_id = v_next.job_id
       where k.tenant_id = v_key.tenant_id and k.ordering_key = v_key.ordering_key;
+      -- not before now: workers pass over what lies behind the jobs they claimed, until their next full look
+      update jobforge.jobs j set run_at = greatest(j.run_at, jobforge.now())
+      where j.tenant_id = v_next.tenant_id and j.id = v_next.job_id and j.run_at < jobforge.now();
       insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, own_type)
       select j.tenant_id, coalesce(j.lane_type, j.job_type), j.priority, j.run_at, j.id, v_next.epoch, v_next.attempt_no,
         case when j.lane_type is not null then j.job_type end

@@ -32,14 +32,17 @@ comment on function jobforge.forget_worker(text) is 'Say that a worker has ended
 -- Turn jobs just taken out of ready into lease rows, one for each tenant. A job of a registered definition brings the
 -- definition with it, of the version that the run began with: its worker need not ask for anything.
 drop function if exists jobforge.claim_jobs(text, text[], integer, text, text[], integer, boolean);
+drop function if exists jobforge.claim_jobs(text, text[], integer, text, text[], integer, boolean, text[], text[], integer[],
+  timestamptz[], uuid[]);
 drop function if exists jobforge.lease_jobs(text, text[], uuid[], integer[], smallint[], integer, boolean);
+drop function if exists jobforge.lease_jobs(text, text[], uuid[], integer[], smallint[], integer, boolean, text);
 create or replace function jobforge.lease_jobs(
   p_worker_id text, p_tenant_ids text[], p_job_ids uuid[], p_epochs integer[], p_attempt_nos smallint[], p_lease_ms integer,
-  p_is_suspect boolean)
+  p_is_suspect boolean, p_after_tenant text default null)
 returns table (tenant_id text, lease_id uuid, job_id uuid, epoch integer, attempt_no integer, max_attempts integer,
   job_type text, job_version text, payload text, project_id text, trace_id text, timeout_ms integer, is_dry_run boolean,
   is_suspect boolean, created_at timestamptz, claimed_at timestamptz, lease_until timestamptz, lane_type text,
-  definition text)
+  definition text, priority integer, run_at timestamptz, after_tenant text)
 language plpgsql volatile
 set search_path = jobforge, pg_temp
 set enable_hashjoin = off
@@ -55,7 +58,8 @@ begin
   return query
   with held as materialized (
     select k.ord, k.epoch, k.attempt_no, jobforge.deadline_of(v_now, j.timeout_ms) as deadline, j.tenant_id, j.id, j.job_type,
-      j.job_version, j.payload, j.project_id, j.trace_id, j.timeout_ms, j.is_dry_run, j.max_attempts, j.created_at, j.lane_type
+      j.job_version, j.payload, j.project_id, j.trace_id, j.timeout_ms, j.is_dry_run, j.max_attempts, j.created_at, j.lane_type,
+      j.priority, j.run_at
     from unnest(p_tenant_ids, p_job_ids, p_epochs, p_attempt_nos) with ordinality k(tenant_id, job_id, epoch, attempt_no, ord)
     join jobforge.jobs j on j.tenant_id = k.tenant_id and j.id = k.job_id
   ), new_leases as (
@@ -70,26 +74,36 @@ begin
     v_now, v_lease_until, h.lane_type::text,
     case when h.lane_type is not null then (
       select d.definition::text from jobforge.job_definitions d
-      where d.tenant_id = h.tenant_id and d.job_type = h.job_type and d.job_version = h.job_version) end
+      where d.tenant_id = h.tenant_id and d.job_type = h.job_type and d.job_version = h.job_version) end,
+    h.priority::integer, h.run_at, p_after_tenant
   from held h order by h.ord;
 end $$;
-comment on function jobforge.lease_jobs(text, text[], uuid[], integer[], smallint[], integer, boolean) is 'Write the lease rows of one claim and return its jobs.';
+comment on function jobforge.lease_jobs(text, text[], uuid[], integer[], smallint[], integer, boolean, text) is 'Write the lease rows of one claim and return its jobs.';
 
--- A batch, fair between tenants: each tenant with work gets an equal share, in turn after p_after_tenant, and what is left
--- over goes to those with more. Inside a tenant the lowest priority number comes first, then the oldest run_at.
+-- A batch, fair between tenants: they take turns after p_after_tenant, a share each, and what is left over goes to those
+-- with more. A tenant that woke within the last half second has its turn first. Inside a tenant the lowest priority number
+-- comes first, then the oldest run_at. The turn goes on, next time, after the tenant that the answer names.
 --
 -- First look, then lock: the look reads a tenant's lanes in order without locks and settles how many each lane and priority
 -- give; the lock takes exactly so many with skip locked. Two workers that looked at the same rows lock different ones, and
 -- no row is locked that is not taken. A priority is one probe of its own, because rows of the future sort between those of
--- two priorities. The settings keep the plan on the indexes whatever the statistics say: these tables fill and empty in
--- seconds.
+-- two priorities. Tenants are looked at a window at a time, each twice as large as the one before: sixteen fill a batch, and
+-- a thousand that have nothing are passed in six steps. The settings keep the plan on the indexes whatever the statistics
+-- say: these tables fill and empty in seconds.
+--
+-- While a transaction stays open anywhere, no dead row can be cleared away, and a look from the left edge of the index
+-- would read every one that was ever claimed. So a worker says for lanes that it took much from how far it got (p_from_*,
+-- exclusive): only what lies behind is read. It looks from the left edge again once in a while; who comes late waits for
+-- that. Rows that are put back are therefore never put before now.
 create or replace function jobforge.claim_jobs(
   p_worker_id text, p_job_types text[], p_limit integer, p_after_tenant text default '', p_tenant_ids text[] default null,
-  p_lease_ms integer default 30000, p_reap boolean default false)
+  p_lease_ms integer default 30000, p_reap boolean default false, p_from_tenants text[] default null,
+  p_from_types text[] default null, p_from_priorities integer[] default null, p_from_run_ats timestamptz[] default null,
+  p_from_ids uuid[] default null)
 returns table (tenant_id text, lease_id uuid, job_id uuid, epoch integer, attempt_no integer, max_attempts integer,
   job_type text, job_version text, payload text, project_id text, trace_id text, timeout_ms integer, is_dry_run boolean,
   is_suspect boolean, created_at timestamptz, claimed_at timestamptz, lease_until timestamptz, lane_type text,
-  definition text)
+  definition text, priority integer, run_at timestamptz, after_tenant text)
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
 set enable_mergejoin = off
@@ -108,6 +122,12 @@ declare
   v_taken_tenants text[] := '{}'; v_taken_ids uuid[] := '{}'; v_taken_epochs integer[] := '{}'; v_taken_attempts smallint[] := '{}';
   v_batch record;
   v_suspect record;
+  v_after text;
+  v_new integer;
+  v_next integer := 1;
+  v_window integer := 16;
+  v_more text[] := '{}';
+  v_is_first_turn boolean := true;
 begin
   if coalesce(p_limit, 0) not between 1 and 1000 or coalesce(p_lease_ms, 0) not between 100 and 3600000 then
     raise exception 'a claim takes 1 to 1,000 jobs for 100 ms to 1 h' using errcode = 'JF400';
@@ -127,10 +147,13 @@ begin
       array[v_suspect.epoch], array[v_suspect.attempt_no], p_lease_ms, true);
   end if;
 
-  select array_agg(t.tenant_id order by t.tenant_id <= p_after_tenant collate "C", t.tenant_id) into v_tenants
+  select array_agg(t.tenant_id order by not t.is_new, t.tenant_id <= p_after_tenant collate "C", t.tenant_id),
+    count(*) filter (where t.is_new)
+  into v_tenants, v_new
   from (
-    select distinct l.tenant_id from jobforge.lanes l
-    where l.job_type = any (p_job_types) and (p_tenant_ids is null or l.tenant_id = any (p_tenant_ids))) t;
+    select l.tenant_id, bool_or(l.woken_at > v_now - interval '500 milliseconds') as is_new from jobforge.lanes l
+    where l.job_type = any (p_job_types) and (p_tenant_ids is null or l.tenant_id = any (p_tenant_ids))
+    group by l.tenant_id) t;
   if v_tenants is not null and exists (select from jobforge.running_limits) then
     -- tenants with limits of running at once go by themselves: a share of this batch for those whose turn it is
     v_share := ceil(v_left::numeric / cardinality(v_tenants));
@@ -152,29 +175,49 @@ begin
     end loop;
   end if;
 
-  while v_left > 0 and v_tenants is not null loop
-    v_share := ceil(v_left::numeric / cardinality(v_tenants));
+  v_share := ceil(v_left::numeric / least(16, cardinality(v_tenants)));
+  while v_left > 0 and v_next <= cardinality(v_tenants) loop
     with turns as materialized (
-      select u.tenant_id collate "C" as tenant_id, u.turn from unnest(v_tenants) with ordinality u(tenant_id, turn)
+      select u.tenant_id collate "C" as tenant_id, v_next + u.place - 1 as turn
+      from unnest(v_tenants[v_next:v_next + v_window - 1]) with ordinality u(tenant_id, place)
+    ), fronts as materialized (
+      select x.tenant_id collate "C" as tenant_id, x.job_type collate "C" as job_type, x.priority, x.run_at, x.job_id
+      from unnest(p_from_tenants, p_from_types, p_from_priorities, p_from_run_ats, p_from_ids)
+        x(tenant_id, job_type, priority, run_at, job_id)
+      where x.tenant_id = any (v_tenants[v_next:v_next + v_window - 1])
+    ), awake as materialized (
+      -- one probe for a lane that has nothing, which most may be
+      select distinct t.tenant_id, t.turn, n.job_type
+      from turns t join jobforge.lanes n on n.tenant_id = t.tenant_id and n.job_type = any (p_job_types)
+      where case
+        when exists (select from fronts f where f.tenant_id = n.tenant_id and f.job_type = n.job_type) then true
+        else exists (select from jobforge.ready r where r.tenant_id = n.tenant_id and r.job_type = n.job_type) end
+    ), looks as materialized (
+      select a.tenant_id, a.turn, a.job_type, p.priority, coalesce(f.run_at, '-infinity') as from_at,
+        coalesce(f.job_id, '00000000-0000-0000-0000-000000000000') as from_id
+      from awake a
+      cross join (values (0::smallint), (1::smallint), (2::smallint), (3::smallint)) p(priority)
+      left join fronts f on f.tenant_id = a.tenant_id and f.job_type = a.job_type and f.priority = p.priority
     ), seen as materialized (
-      select t.tenant_id, t.turn, x.job_type, x.priority, x.place
+      select t.tenant_id, t.turn, x.job_type, x.priority, x.from_at, x.from_id, x.place
       from turns t
       cross join lateral (
-        select h.job_type, h.priority, row_number() over (order by h.priority, h.run_at, h.job_id) as place
-        from (select distinct n.tenant_id, n.job_type from jobforge.lanes n
-          where n.tenant_id = t.tenant_id and n.job_type = any (p_job_types)) l
-        cross join (values (0::smallint), (1::smallint), (2::smallint), (3::smallint)) p(priority)
+        select h.job_type, h.priority, l.from_at, l.from_id,
+          row_number() over (order by h.priority, h.run_at, h.job_id) as place
+        from looks l
         cross join lateral (
           select r.job_type, r.priority, r.run_at, r.job_id
           from jobforge.ready r
-          where r.tenant_id = l.tenant_id and r.job_type = l.job_type and r.priority = p.priority and r.run_at <= v_now
-            and not r.is_suspect
+          where r.tenant_id = l.tenant_id and r.job_type = l.job_type and r.priority = l.priority and r.run_at <= v_now
+            and (r.run_at, r.job_id) > (l.from_at, l.from_id) and not r.is_suspect
           order by r.run_at, r.job_id limit v_share) h
-        order by 3 limit v_share) x
+        where l.tenant_id = t.tenant_id
+        order by 5 limit v_share) x
     ), chosen as (
       select s.* from seen s order by s.place, s.turn limit v_left
     ), quotas as materialized (
-      select c.tenant_id, c.turn, c.job_type, c.priority, count(*) as quota from chosen c group by 1, 2, 3, 4
+      select c.tenant_id, c.turn, c.job_type, c.priority, c.from_at, c.from_id, count(*) as quota
+      from chosen c group by 1, 2, 3, 4, 5, 6
     ), locked as materialized (
       select k.row_id
       from quotas q
@@ -182,7 +225,7 @@ begin
         select r.ctid as row_id
         from jobforge.ready r
         where r.tenant_id = q.tenant_id and r.job_type = q.job_type and r.priority = q.priority and r.run_at <= v_now
-          and not r.is_suspect
+          and (r.run_at, r.job_id) > (q.from_at, q.from_id) and not r.is_suspect
         order by r.run_at, r.job_id limit q.quota for update skip locked) k
     ), taken as (
       delete from jobforge.ready r where r.ctid = any (array(select k.row_id from locked k))
@@ -193,16 +236,30 @@ begin
       array_agg(t.epoch + 1 order by t.priority, t.run_at, t.job_id) as epochs,
       array_agg((t.attempt_no + 1)::smallint order by t.priority, t.run_at, t.job_id) as attempt_nos,
       (select array_agg(m.tenant_id order by m.turn) from (
-        select s.tenant_id, s.turn from seen s group by 1, 2 having count(*) >= v_share) m) as more
+        select s.tenant_id, s.turn from seen s group by 1, 2 having count(*) >= v_share) m) as more,
+      (select q.tenant_id from quotas q where q.turn > v_new order by q.turn desc limit 1) as last_in_turn
     into v_batch
     from taken t;
-    exit when v_batch.job_ids is null;
+    v_more := v_more || v_batch.more;
+    if v_is_first_turn then
+      v_after := coalesce(v_batch.last_in_turn, v_after);
+    end if;
     v_taken_tenants := v_taken_tenants || v_batch.tenant_ids;
     v_taken_ids := v_taken_ids || v_batch.job_ids;
     v_taken_epochs := v_taken_epochs || v_batch.epochs;
     v_taken_attempts := v_taken_attempts || v_batch.attempt_nos;
-    v_left := p_limit - cardinality(v_taken_ids) - (v_suspect.job_id is not null)::integer;
-    v_tenants := v_batch.more;
+    v_left := v_left - coalesce(cardinality(v_batch.job_ids), 0);
+    v_next := v_next + v_window;
+    v_window := 2 * v_window;
+    -- everybody had a turn: what is left goes to those with more, unless others hold it
+    if v_next > cardinality(v_tenants) and v_left > 0 and cardinality(v_more) > 0 and (v_is_first_turn or v_batch.job_ids is not null) then
+      v_tenants := v_more;
+      v_more := '{}';
+      v_next := 1;
+      v_window := 16;
+      v_is_first_turn := false;
+      v_share := ceil(v_left::numeric / least(16, cardinality(v_tenants)));
+    end if;
   end loop;
   foreach v_tenant in array coalesce(v_late, '{}') loop
     exit when v_left <= 0;
@@ -217,10 +274,11 @@ begin
 
   if cardinality(v_taken_ids) > 0 then
     return query select * from jobforge.lease_jobs(p_worker_id, v_taken_tenants, v_taken_ids, v_taken_epochs, v_taken_attempts,
-      p_lease_ms, false);
+      p_lease_ms, false, v_after);
   end if;
 end $$;
-comment on function jobforge.claim_jobs(text, text[], integer, text, text[], integer, boolean) is
+comment on function jobforge.claim_jobs(text, text[], integer, text, text[], integer, boolean, text[], text[], integer[],
+  timestamptz[], uuid[]) is
   'Take a batch of due jobs for a worker, fairly between tenants, under leases.';
 
 -- One suspect at a time for each worker, in a lease of its own: if the worker dies again, this job was the only suspect.

@@ -29,9 +29,12 @@ begin
     where w.tenant_id = u.tenant_id and w.job_id = u.job_id
     returning w.*
   ), moved as (
-    select j.tenant_id, j.id, coalesce(j.lane_type, j.job_type) as lane, case when j.lane_type is not null then j.job_type end as own_type,
-      j.priority, j.run_at, g.epoch, g.attempt_no, g.waiting_for = 'dependency' and j.ordering_key is not null as is_in_line
-    from gone g join jobforge.jobs j on j.tenant_id = g.tenant_id and j.id = g.job_id
+    -- not before now: workers pass over what lies behind the jobs they claimed, until their next full look
+    update jobforge.jobs j set run_at = greatest(j.run_at, jobforge.now())
+    from gone g where j.tenant_id = g.tenant_id and j.id = g.job_id
+    returning j.tenant_id, j.id, coalesce(j.lane_type, j.job_type) as lane,
+      case when j.lane_type is not null then j.job_type end as own_type, j.priority, j.run_at, g.epoch, g.attempt_no,
+      g.waiting_for = 'dependency' and j.ordering_key is not null as is_in_line
   ), queued as (
     insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, own_type)
     select m.tenant_id, m.lane, m.priority, m.run_at, m.id, m.epoch, m.attempt_no, m.own_type from moved m where not m.is_in_line
@@ -505,10 +508,8 @@ begin
   select * into v_gone from jobforge.leave_leases(array[p_tenant_id], array[p_lease_id], array[p_job_id], array[p_epoch]);
   select * into v_job from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
   if v_is_busy or coalesce(cardinality(v_open), 0) <= p_may_remain or p_until_at <= v_now then
-    if v_is_busy then
-      v_job.run_at := v_now + interval '20 milliseconds';
-      update jobforge.jobs j set run_at = v_job.run_at where j.tenant_id = p_tenant_id and j.id = p_job_id;
-    end if;
+    v_job.run_at := v_now + case when v_is_busy then interval '20 milliseconds' else interval '0' end;
+    update jobforge.jobs j set run_at = v_job.run_at where j.tenant_id = p_tenant_id and j.id = p_job_id;
     insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, own_type)
     values (p_tenant_id, coalesce(v_job.lane_type, v_job.job_type), v_job.priority, v_job.run_at, p_job_id, p_epoch,
       v_gone.attempt_no - 1, case when v_job.lane_type is not null then v_job.job_type end);

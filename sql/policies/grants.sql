@@ -60,7 +60,7 @@ grant execute on function jobforge.await_wakeup(text, text, integer) to jobforge
 grant execute on function
   jobforge.register_worker(text, text, integer, text, text[], integer),
   jobforge.forget_worker(text),
-  jobforge.claim_jobs(text, text[], integer, text, text[], integer, boolean),
+  jobforge.claim_jobs(text, text[], integer, text, text[], integer, boolean, text[], text[], integer[], timestamptz[], uuid[]),
   jobforge.heartbeat(text, text[], uuid[], integer),
   jobforge.report_progress(text[], uuid[], uuid[], integer[], float8[], float8[], text[], text[]),
   jobforge.complete_jobs(text[], uuid[], uuid[], integer[], text[], text[]),

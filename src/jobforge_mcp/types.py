@@ -6,7 +6,7 @@ Nothing here knows of SQL, of the wire or of pydantic: a row is what the router 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Literal, NewType, TypeAlias
@@ -438,6 +438,23 @@ class ClaimedJob:
     """Set for a job of a registered definition: the type it was claimed by."""
     definition: str | None = None
     """JSON text of that definition, of the version the run began with."""
+    priority: int = 2
+    run_at: datetime | None = None
+    """With lane and priority its place in the queue; absent where it had none."""
+    after_tenant: str | None = None
+    """Tenant after which the turn goes on, the same in all jobs of a claim; absent when only newcomers were served."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimStart:
+    """Places in the queue behind which alone a claim looks, as parallel columns; what is not named is read from its edge."""
+
+    tenants: list[str] = field(default_factory=list[str])
+    types: list[str] = field(default_factory=list[str])
+    """Lanes."""
+    priorities: list[int] = field(default_factory=list[int])
+    run_ats: list[datetime] = field(default_factory=list[datetime])
+    job_ids: list[JobId] = field(default_factory=list[JobId])
 
 
 @dataclass(frozen=True, slots=True)

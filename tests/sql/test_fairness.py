@@ -129,3 +129,28 @@ def test_everything_is_claimed_exactly_once_whatever_the_batch(queue: Queue) -> 
         after = claimed[-1].tenant_id
 
     assert len(seen) == len({row.job_id for row in seen}) == 53
+
+
+def test_a_newcomer_goes_first_however_many_are_in_line(queue: Queue) -> None:
+    for number in range(40):
+        queue.enqueue_many(20, f"tenant-{number:02}")
+    queue.advance(seconds=1)
+    queue.enqueue_many(10, "zz-newcomer")
+
+    claimed = queue.claim(200, after_tenant="tenant-05")
+
+    assert shares(claimed)["zz-newcomer"] == 10
+
+
+def test_the_turn_goes_on_after_the_last_that_was_in_line_and_not_after_a_newcomer(
+    queue: Queue,
+) -> None:
+    for tenant in ("a", "b", "c", "d"):
+        queue.enqueue_many(5, tenant)
+    queue.advance(seconds=1)
+    queue.enqueue_many(1, "newcomer")
+
+    claimed = queue.claim(3, after_tenant="a")
+
+    assert shares(claimed) == {"newcomer": 1, "b": 1, "c": 1}
+    assert {row.after_tenant for row in claimed} == {"c"}

@@ -29,6 +29,7 @@ from jobforge_mcp.router.rows import (
 from jobforge_mcp.router.steps import StepRouter
 from jobforge_mcp.types import (
     ClaimedJob,
+    ClaimStart,
     Completion,
     Enqueued,
     Failure,
@@ -52,7 +53,8 @@ _RELEASE_JOBS: LiteralString = f"select r.* from jobforge.release_jobs({_FENCES}
 _REPORT_PROGRESS: LiteralString = f"""
     select r.* from jobforge.report_progress({_FENCES}, %s::float8[], %s::float8[], %s::text[], %s::text[]) as r"""
 _CLAIM_JOBS: LiteralString = """
-    select r.* from jobforge.claim_jobs(%s::text, %s::text[], %s::int, %s::text, %s::text[], %s::int, %s::boolean) as r"""
+    select r.* from jobforge.claim_jobs(%s::text, %s::text[], %s::int, %s::text, %s::text[], %s::int, %s::boolean,
+      %s::text[], %s::text[], %s::int[], %s::timestamptz[], %s::uuid[]) as r"""
 _ENQUEUE_CHILD: LiteralString = """
     select r.* from jobforge.enqueue_child(%s::text, %s::uuid, %s::uuid, %s::int, %s::text, %s::text, %s::text, %s::text,
       %s::text, %s::int, %s::timestamptz, %s::text, %s::text, %s::int, %s::int, %s::float8, %s::int, %s::int, %s::int,
@@ -99,10 +101,11 @@ class WorkerRouter:
         tenant_ids: Sequence[TenantId] | None = None,
         lease_ms: int = 30_000,
         reap: bool = False,
+        start: ClaimStart | None = None,
     ) -> list[ClaimedJob]:
         """Claim up to ``limit`` due jobs of these types, in turn from the tenants after ``after_tenant``.
 
-        With ``reap`` the jobs of expired leases are put back first. An answer that is lost is not asked for again: its jobs
+        With ``reap`` the jobs of expired leases are put back first; ``start`` says which rows need not be read. An answer that is lost is not asked for again: its jobs
         come back when their lease expires.
         """
         arguments = [
@@ -113,6 +116,11 @@ class WorkerRouter:
             None if tenant_ids is None else list(tenant_ids),
             lease_ms,
             reap,
+            *(
+                (None,) * 5
+                if start is None or not start.tenants
+                else (start.tenants, start.types, start.priorities, start.run_ats, start.job_ids)
+            ),
         ]
         return [to_claimed_job(row) for row in await self._fetch(_CLAIM_JOBS, arguments)]
 

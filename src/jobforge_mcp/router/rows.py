@@ -159,6 +159,9 @@ def to_claimed_job(row: Row) -> ClaimedJob:
         lease_until=row["lease_until"],
         lane_type=row["lane_type"],
         definition=row["definition"],
+        priority=row["priority"],
+        run_at=row["run_at"],
+        after_tenant=row["after_tenant"],
     )
 
 

@@ -18,6 +18,7 @@ import structlog
 from jobforge_mcp.router.leases import WorkerRouter
 from jobforge_mcp.types import ClaimedJob, TenantId, WorkerId
 from jobforge_mcp.worker.backlog import Backlog
+from jobforge_mcp.worker.frontier import Frontier
 from jobforge_mcp.worker.settling import Settler
 from jobforge_mcp.worker.slots import Slots
 from jobforge_mcp.worker.trouble import is_connection_trouble
@@ -82,6 +83,7 @@ class Claimer:
         self._start = start
         self._settler = settler
         self._after_tenant = ""
+        self._frontier = Frontier()
         self._reaped_at = 0.0
         self._asked_until = 0.0
         self._scope = anyio.CancelScope()
@@ -156,6 +158,7 @@ class Claimer:
             return 0
         now = time.monotonic()
         reap = now - self._reaped_at >= REAP_WITH_CLAIM_SECONDS
+        start = self._frontier.start()
         kept = min(wanted, self._slots.free)
         self._slots.take(kept)
         claimed: list[ClaimedJob] = []
@@ -170,7 +173,9 @@ class Claimer:
                     tenant_ids=self._rules.tenant_ids,
                     lease_ms=self._rules.lease_ms,
                     reap=reap,
+                    start=start,
                 )
+            self._frontier.looked(start, claimed, now)
         finally:
             # Started at once below, before anybody else could take the slots.
             self._slots.give_back(kept)
@@ -178,7 +183,7 @@ class Claimer:
         if reap:
             self._reaped_at = now
         if claimed:
-            self._after_tenant = claimed[-1].fence.tenant_id
+            self._after_tenant = claimed[0].after_tenant or claimed[-1].fence.tenant_id
             self._start(claimed, now)
         return len(claimed)
 
