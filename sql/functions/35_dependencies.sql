@@ -378,6 +378,24 @@ end $$;
 comment on function jobforge.list_steps(text, uuid, uuid, integer, text[]) is
   'Steps of a running composition that were enqueued, and how they stand; with the results of those that are named.';
 
+create or replace function jobforge.list_step_definitions(
+  p_tenant_id text, p_lease_id uuid, p_job_id uuid, p_epoch integer, p_names text[])
+returns table (job_type text, job_version text, lane_type text, definition text)
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  perform jobforge.require_lease(p_tenant_id, p_lease_id, p_job_id, p_epoch);
+  return query
+  select d.job_type::text, d.job_version, d.lane_type::text, d.definition::text
+  from jobforge.registered_jobs r
+  join jobforge.job_definitions d on d.tenant_id = r.tenant_id and d.job_type = r.job_type and d.job_version = r.job_version
+  where r.tenant_id = p_tenant_id and r.job_type = any (p_names) and r.removed_at is null and d.approved_at is not null;
+end $$;
+comment on function jobforge.list_step_definitions(text, uuid, uuid, integer, text[]) is
+  'Registered definitions that steps of a running composition get; refused for a claim that is not the living one.';
+
 -- A step that has a run already is left alone, so that a replay may ask for it again. What the root's token allows was
 -- settled when the definition was registered and the run enqueued: its limits hold for steps as for any child.
 create or replace function jobforge.enqueue_steps(

@@ -162,7 +162,7 @@ revoke all on jobforge.job_dependencies, jobforge.composition_steps
 grant select, insert, update, delete on jobforge.job_dependencies to jobforge_rpc, jobforge_sys;
 grant select, delete on jobforge.composition_steps to jobforge_rpc;
 grant select, insert on jobforge.composition_steps to jobforge_sys;
-grant select on jobforge.idempotency_keys to jobforge_sys;
+grant select on jobforge.idempotency_keys, jobforge.registered_jobs to jobforge_sys;
 
 reset role;
 set local role jobforge_rpc;
@@ -181,6 +181,7 @@ set local role jobforge_sys;
 
 grant execute on function
   jobforge.list_steps(text, uuid, uuid, integer, text[]),
+  jobforge.list_step_definitions(text, uuid, uuid, integer, text[]),
   jobforge.enqueue_steps(text, uuid, uuid, integer, text[], text[], text[], text[], integer[], text[], integer[], integer[], float8[],
     integer[], integer[], integer[], text[]),
   jobforge.wait_for_steps(text, uuid, uuid, integer, uuid[], integer, timestamptz)

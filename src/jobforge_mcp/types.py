@@ -516,6 +516,18 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class StepDefinition:
+    """A registered definition as a step of a composition runs it."""
+
+    job_type: str
+    job_version: str
+    lane_type: str
+    """Type that workers claim its runs by."""
+    definition: str
+    """JSON text."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepRun:
     """How one step of a composition stands."""
 

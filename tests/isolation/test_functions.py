@@ -69,6 +69,7 @@ FENCED = {
     "record_artifact": "JF410",
     "read_runs": "JF410",
     "list_steps": "JF410",
+    "list_step_definitions": "JF410",
     "enqueue_steps": "JF410",
     "wait_for_steps": "stale",
 }
@@ -111,6 +112,7 @@ def values_of(target: Target) -> dict[str, object]:
         "p_job_ids": [target.job_id],
         "p_parent_id": target.job_id,
         "p_child_ids": [target.job_id],
+        "p_names": [ECHO],
         "p_lease_id": target.lease_id,
         "p_lease_ids": [target.lease_id],
         "p_epoch": target.epoch,

@@ -13,13 +13,15 @@ from typing import LiteralString
 from jobforge_mcp.db.pool import Database, Row
 from jobforge_mcp.router.errors import translated
 from jobforge_mcp.router.rows import to_settled
-from jobforge_mcp.types import Fence, JobId, NewJob, Settled, StepRun
+from jobforge_mcp.types import Fence, JobId, NewJob, Settled, StepDefinition, StepRun
 
 _FENCE: LiteralString = "%s::text, %s::uuid, %s::uuid, %s::int"
 _LIST: LiteralString = f"select r.* from jobforge.list_steps({_FENCE}, %s::text[]) as r"
 _ENQUEUE: LiteralString = f"""
     select r.* from jobforge.enqueue_steps({_FENCE}, %s::text[], %s::text[], %s::text[], %s::text[], %s::int[], %s::text[], %s::int[],
       %s::int[], %s::float8[], %s::int[], %s::int[], %s::int[], %s::text[]) as r"""
+_DEFINITIONS: LiteralString = f"""
+    select r.* from jobforge.list_step_definitions({_FENCE}, %s::text[]) as r"""
 _WAIT: LiteralString = f"""
     select r.* from jobforge.wait_for_steps({_FENCE}, %s::uuid[], %s::int, %s::timestamptz) as r"""
 
@@ -43,21 +45,25 @@ class StepRouter:
         rows = await self._fetch(_LIST, [*_fence(fence), steps])
         return [_to_step_run(row) for row in rows]
 
-    async def enqueue_steps(self, fence: Fence, steps: Sequence[tuple[str, NewJob]]) -> None:
+    async def enqueue_steps(
+        self, fence: Fence, steps: Sequence[tuple[str, NewJob, int | None]]
+    ) -> list[tuple[str, JobId]]:
         """Enqueue those of the steps that have no run yet, in tenant, project and trace of the composition.
+
+        Each comes with its path and a priority, or none for that of the composition. Returns the run of every step named.
 
         Raises:
             LeaseLostError: the claim is no longer the living one.
             LimitError: a limit refuses them, or compositions run too deep inside each other; none was enqueued.
         """
-        jobs = [job for _, job in steps]
+        jobs = [job for _, job, _ in steps]
         arguments = [
             *_fence(fence),
-            [step for step, _ in steps],
+            [path for path, _, _ in steps],
             [job.job_type for job in jobs],
             [job.payload for job in jobs],
             [job.received for job in jobs],
-            [job.priority for job in jobs],
+            [priority for _, _, priority in steps],
             [job.job_version for job in jobs],
             [job.max_attempts for job in jobs],
             [job.backoff_ms for job in jobs],
@@ -67,7 +73,18 @@ class StepRouter:
             [None if job.cost == 1 else job.cost for job in jobs],
             [job.lane_type for job in jobs],
         ]
-        await self._fetch(_ENQUEUE, arguments)
+        rows = await self._fetch(_ENQUEUE, arguments)
+        return [(row["step"], row["child_id"]) for row in rows]
+
+    async def list_step_definitions(
+        self, fence: Fence, names: Sequence[str]
+    ) -> list[StepDefinition]:
+        """Read the registered definitions that new runs of these names get; what is not registered is not there."""
+        rows = await self._fetch(_DEFINITIONS, [*_fence(fence), list(names)])
+        return [
+            StepDefinition(row["job_type"], row["job_version"], row["lane_type"], row["definition"])
+            for row in rows
+        ]
 
     async def wait_for_steps(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -62,7 +62,19 @@ class Release:
     fence: Fence
 
 
-Verdict: TypeAlias = Completion | Failure | Release
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A composition to give back, uncharged, until enough of its steps have ended."""
+
+    fence: Fence
+    child_ids: tuple[JobId, ...]
+    may_remain: int
+    """So many of them may still be open when it goes on."""
+    until_at: datetime
+    """When it goes on whatever has ended."""
+
+
+Verdict: TypeAlias = Completion | Failure | Release | Wait
 
 
 class Signal:

@@ -9,16 +9,16 @@ import json
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, LiteralString, cast
 
 import anyio.to_thread
 
 from jobforge_mcp.definitions.model import JobDefinition
 from jobforge_mcp.definitions.registry import Registry
-from jobforge_mcp.errors import ConflictError, PermanentError
+from jobforge_mcp.errors import CallerError, ConflictError, PermanentError
 from jobforge_mcp.router.leases import JobTransaction, WorkerRouter
-from jobforge_mcp.types import EnqueueOutcome, JobId, JsonObject, NewJob
+from jobforge_mcp.types import EnqueueOutcome, JobId, JsonObject, JsonValue, NewJob
 from jobforge_mcp.worker.attempt import Attempt
 from jobforge_mcp.worker.child_process import Starter
 from jobforge_mcp.worker.context import ChildRequest, Transaction, UsageError
@@ -85,6 +85,20 @@ class Services:
     def _get_all(self, names: Sequence[str]) -> dict[str, str]:
         return {name: self.secrets.get(name) for name in names}
 
+    async def prepare_steps(
+        self, attempt: Attempt, steps: Sequence[tuple[str, JsonValue]]
+    ) -> list[NewJob | CallerError]:
+        """Check the inputs of steps, each for the job of a name; what a job does not take is told in its place."""
+        prepared: list[NewJob | CallerError] = []
+        for name, given in steps:
+            try:
+                checked = self.registry.prepare(name, given)
+            except CallerError as error:
+                prepared.append(error)
+                continue
+            prepared.append(_new_job(checked.definition, checked.payload, checked.received))
+        return prepared
+
     async def enqueue(self, attempt: Attempt, request: ChildRequest) -> JobId:
         """Enqueue a child of an attempt."""
         prepared = self.registry.prepare(request.name, request.input)
@@ -93,7 +107,14 @@ class Services:
         # A secret that the handler passes on is stored as what it is called.
         payload = attempt.redact_json(prepared.payload, mark="secret://{}")
         received = attempt.redact_json(prepared.received, mark="secret://{}")
-        job = _new_job(prepared.definition, payload, received, key, request)
+        job = replace(
+            _new_job(prepared.definition, payload, received),
+            idempotency_key=key,
+            ordering_key=request.ordering_key,
+            priority=request.priority,
+            run_at=request.run_at,
+            labels=request.labels,
+        )
         said = json.dumps([key, request.ordering_key, dict(request.labels or {})])
         if attempt.redact_json(said) != said:
             raise PermanentError("a key or label of the child holds a secret", code="SECRET_IN_KEY")
@@ -165,19 +186,12 @@ def no_transaction() -> UsageError:
     )
 
 
-def _new_job(
-    definition: JobDefinition, payload: str, received: str, key: str, request: ChildRequest
-) -> NewJob:
+def _new_job(definition: JobDefinition, payload: str, received: str) -> NewJob:
     retry = definition.retry
     return NewJob(
         job_type=definition.name,
         payload=payload,
         received=received,
-        idempotency_key=key,
-        ordering_key=request.ordering_key,
-        priority=request.priority,
-        run_at=request.run_at,
-        labels=request.labels,
         job_version=definition.version,
         max_attempts=retry.max_attempts,
         backoff_ms=retry.backoff_ms,

@@ -26,6 +26,7 @@ import anyio.to_thread
 import structlog
 
 from jobforge_mcp.db.notify import READY, Listener
+from jobforge_mcp.definitions.composition import COMPOSITION_TYPE
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.logs import whose
 from jobforge_mcp.router.heartbeat import HeartbeatConnection
@@ -45,6 +46,7 @@ from jobforge_mcp.worker.attempt import Attempt, LeaseHold, Release, StopReason,
 from jobforge_mcp.worker.backlog import Backlog
 from jobforge_mcp.worker.children import ChildLimits, ChildPool
 from jobforge_mcp.worker.claiming import Claimer, ClaimRules
+from jobforge_mcp.worker.composition import compose
 from jobforge_mcp.worker.executor import Execution, call_on_loop, execute, stopped
 from jobforge_mcp.worker.heartbeat import BLOCKED_SECONDS, BeatTimes, Heartbeat, News
 from jobforge_mcp.worker.links import Services
@@ -107,6 +109,7 @@ class WorkerPool:
             for name in registry.names()
             if any(fnmatchcase(name, pattern) for pattern in type_patterns)
         ]
+        self._job_types.append(COMPOSITION_TYPE)
         self._tenant_ids = tenant_ids
         self._heartbeat_url = heartbeat_url
         self._times = BeatTimes(settings.lease_ms, settings.heartbeat_interval_ms, blocked_seconds)
@@ -322,7 +325,10 @@ class WorkerPool:
     async def _run_attempt(self, attempt: Attempt) -> None:
         whose.set(lambda: attempt.names)
         try:
-            verdict = await execute(Execution(attempt, self._services, self._children))
+            if attempt.claimed.lane_type == COMPOSITION_TYPE:
+                verdict = await compose(attempt, self._services)
+            else:
+                verdict = await execute(Execution(attempt, self._services, self._children))
         finally:
             self._end_attempt(attempt)
         if attempt.committed is not None:

@@ -16,7 +16,7 @@ import structlog
 
 from jobforge_mcp.router.leases import WorkerRouter
 from jobforge_mcp.types import Completion, Failure, FailureKind, RunError, Settled
-from jobforge_mcp.worker.attempt import Attempt, Release, Verdict
+from jobforge_mcp.worker.attempt import Attempt, Release, Verdict, Wait
 from jobforge_mcp.worker.failures import MAX_MESSAGE_BYTES, capped
 from jobforge_mcp.worker.reporting import Reporter
 from jobforge_mcp.worker.trouble import is_connection_trouble
@@ -100,7 +100,7 @@ class Settler:
         # Also what is on its way: it would arrive after the settle, and be refused.
         if any(self._reporter.has_word_of(attempt) for attempt in batch):
             await self._reporter.flush(batch)
-        for kind in (Completion, Failure, Release):
+        for kind in (Completion, Failure, Release, Wait):
             same = [attempt for attempt in batch if isinstance(attempt.verdict, kind)]
             if same:
                 await self._settle(same)
@@ -166,8 +166,20 @@ def _statement(router: WorkerRouter, verdicts: Sequence[Verdict]) -> Awaitable[l
             return router.fail_jobs([v for v in verdicts if isinstance(v, Failure)])
         case Release():
             return router.release_jobs([v.fence for v in verdicts if isinstance(v, Release)])
+        case Wait():
+            return _wait(router, [v for v in verdicts if isinstance(v, Wait)])
         case _:
             assert_never(first)
+
+
+async def _wait(router: WorkerRouter, waits: Sequence[Wait]) -> list[Settled]:
+    """One after another: each locks the steps it waits for, and none may hold up another."""
+    return [
+        await router.steps.wait_for_steps(
+            wait.fence, wait.child_ids, may_remain=wait.may_remain, until_at=wait.until_at
+        )
+        for wait in waits
+    ]
 
 
 def _replacement(attempt: Attempt, error: Exception) -> Verdict | None:
