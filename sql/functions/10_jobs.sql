@@ -762,6 +762,8 @@ begin
     perform jobforge.use_token();
   end if;
   if jobforge.current_claims() ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id) then
+    -- before the counters, as an attempt does that makes a child
+    perform from jobforge.leases l where l.tenant_id = p_tenant_id and p_job_id = any (l.job_ids) for update;
     perform jobforge.check_policy(p_tenant_id, 'cancel', array[j.job_type::text])
     from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
   end if;

@@ -4,7 +4,7 @@
 -- Every limit that applies is checked by itself, so the strictest wins. What must be counted is counted under the lock of
 -- the counter's row, held until commit: callers under the same limit wait for each other, and no two of them see the same
 -- room. What a claim obeys is in 17_running_limits.sql, what operators set in 18_limit_settings.sql.
--- Locks: rate_buckets, then limit_usage, each by kind and name, before all that enqueue and retry lock.
+-- Locks: limit_usage, by kind and name with that of a token last, before all that enqueue and retry lock.
 
 set local role jobforge_rpc;
 
@@ -55,15 +55,17 @@ language sql volatile
 set search_path = jobforge, pg_temp
 as $$
   with ended as (
-    delete from jobforge.limited_jobs t using jobforge.jobs j
-    where t.tenant_id = p_tenant_id and t.counter = p_counter and j.tenant_id = t.tenant_id and j.id = t.job_id
-      and j.final_status is not null
-    returning t.job_id, t.tracked_at, j.final_status, j.finished_at - j.started_at as ran
+    delete from jobforge.limited_jobs t
+    where t.tenant_id = p_tenant_id and t.counter = p_counter and not exists (
+      select from jobforge.jobs j where j.tenant_id = t.tenant_id and j.id = t.job_id and j.final_status is null)
+    returning t.job_id, t.tracked_at
   )
-  select coalesce(ceil(sum(1000 * extract(epoch from coalesce(case when e.final_status = 'succeeded' then e.ran end, '0')
+  select coalesce(ceil(sum(1000 * extract(epoch from
+    coalesce(case when j.final_status = 'succeeded' then j.finished_at - j.started_at end, '0')
     + coalesce((select sum(a.finished_at - a.started_at) from jobforge.job_attempts a
       where a.tenant_id = p_tenant_id and a.job_id = e.job_id and a.finished_at > e.tracked_at), '0')))), 0)::bigint
   from ended e
+  join jobforge.jobs j on j.tenant_id = p_tenant_id and j.id = e.job_id
 $$;
 comment on function jobforge.sweep_counter(text, text) is 'Forget ended jobs of a counter and return the milliseconds they ran.';
 
@@ -104,35 +106,19 @@ begin
 end $$;
 comment on function jobforge.count_open(text, text, text, integer) is 'How many runs are queued or waiting, and how many are running, under a counter.';
 
-create or replace function jobforge.take_permits(p_tenant_id text, p_limit jobforge.rate_limits, p_count integer, p_scope text)
+drop function if exists jobforge.take_permits(text, jobforge.rate_limits, integer, text);
+create or replace function jobforge.refuse_over_rate(p_limit jobforge.rate_limits, p_scope text, p_burst float8, p_left float8)
 returns void
 language plpgsql volatile
 set search_path = jobforge, pg_temp
 as $$
 declare
-  v_now timestamptz := jobforge.now();
-  v_burst float8 := coalesce(p_limit.burst, greatest(1, ceil(p_limit.rps)));
-  v_left float8;
-  v_wait_ms bigint;
+  v_wait_ms bigint := ceil(-p_left / p_limit.rps * 1000);
 begin
-  if p_count > v_burst then
-    perform jobforge.refuse_over_limit('RATE_LIMITED', 'burst', p_scope, v_burst::numeric, p_count,
-      format('Send at most %s jobs in one call.', v_burst));
-  end if;
-  insert into jobforge.rate_buckets as b (tenant_id, counter, permits, refilled_at)
-  values (p_tenant_id, p_limit.kind || ':' || p_limit.name, v_burst - p_count, v_now)
-  on conflict (tenant_id, counter) do update
-    set permits = least(v_burst, b.permits + p_limit.rps
-        * greatest(0, extract(epoch from excluded.refilled_at - b.refilled_at)::float8)) - p_count,
-      refilled_at = greatest(b.refilled_at, excluded.refilled_at)
-  returning b.permits into v_left;
-  if v_left < -0.000001 then
-    v_wait_ms := ceil(-v_left / p_limit.rps * 1000);
-    perform jobforge.refuse_over_limit('RATE_LIMITED', 'rps', p_scope, p_limit.rps::numeric,
-      (v_burst - v_left)::numeric(20, 3), format('Try again in %s s.', ceil(v_wait_ms / 1000.0)), v_wait_ms);
-  end if;
+  perform jobforge.refuse_over_limit('RATE_LIMITED', 'rps', p_scope, p_limit.rps::numeric,
+    (p_burst - p_left)::numeric(20, 3), format('Try again in %s s.', ceil(v_wait_ms / 1000.0)), v_wait_ms);
 end $$;
-comment on function jobforge.take_permits(text, jobforge.rate_limits, integer, text) is 'Take permits from a token bucket, or refuse.';
+comment on function jobforge.refuse_over_rate(jobforge.rate_limits, text, float8, float8) is 'The refusal of a token bucket that has too few permits left.';
 
 -- What applies to a call: the operator's limits and those of the caller's token; for a child those of the token that its
 -- parent stands under.
@@ -142,32 +128,38 @@ language plpgsql stable
 set search_path = jobforge, pg_temp
 as $$
 declare
-  v_claims jsonb := case when p_parent_id is null then jobforge.current_claims() end;
-  v_tool text := pg_catalog.current_setting('jobforge.tool', true);
+  v_claims jsonb;
+  v_limits jobforge.rate_limits[];
+  v_own jsonb;
 begin
-  return (
-  select array_agg(x.l order by (x.l).kind, (x.l).name)
-  from (
+  v_limits := array(
     select l from jobforge.rate_limits l
     where l.tenant_id = p_tenant_id and (l.kind = 'tenant' or (l.kind = 'type' and l.name = any (p_job_types))
-      or (l.kind = 'tool' and l.name = v_tool))
-    union all
-    select pg_catalog.jsonb_populate_record(null::jobforge.rate_limits, v_claims -> 'limits'
-      || jsonb_build_object('kind', 'token', 'name', v_claims ->> 'jti'))
-    where v_claims ? 'limits' and v_claims ->> 'jti' is not null
-    union all
-    select pg_catalog.jsonb_populate_record(null::jobforge.rate_limits, t.token_limits
-      || jsonb_build_object('kind', 'token', 'name', substr(t.counter, 7)))
+      or (l.kind = 'tool' and l.name = pg_catalog.current_setting('jobforge.tool', true)))
+    order by l.kind, l.name);
+  if p_parent_id is null then
+    v_claims := jobforge.current_claims();
+    if v_claims ? 'limits' and v_claims ->> 'jti' is not null then
+      v_own := v_claims -> 'limits' || jsonb_build_object('kind', 'token', 'name', v_claims ->> 'jti');
+    end if;
+  else
+    select t.token_limits || jsonb_build_object('kind', 'token', 'name', substr(t.counter, 7)) into v_own
     from jobforge.limited_jobs t
     where t.tenant_id = p_tenant_id and t.job_id = p_parent_id and t.token_limits is not null
-  ) x);
+    limit 1;
+  end if;
+  if v_own is not null then
+    v_limits := v_limits || pg_catalog.jsonb_populate_record(null::jobforge.rate_limits, v_own);
+  end if;
+  return v_limits;
 end $$;
 comment on function jobforge.limits_of_call(text, text[], uuid) is 'The limits that apply to a call, in the order their counters are locked.';
 
--- Count jobs of a call against one limit, under the lock of its counter.
+-- Take permits and count jobs of a call against one limit, under the lock of its counter: one row, written once.
 drop function if exists jobforge.use_limit(text, jobforge.rate_limits, text, text[], text[], text[], integer, boolean);
+drop function if exists jobforge.use_limit(text, jobforge.rate_limits, text, text[], text[], text[], integer, boolean, integer[]);
 create or replace function jobforge.use_limit(
-  p_tenant_id text, p_limit jobforge.rate_limits, p_scope text, p_job_types text[], p_project_ids text[],
+  p_tenant_id text, p_limit jobforge.rate_limits, p_scope text, p_permits integer, p_job_types text[], p_project_ids text[],
   p_idempotency_keys text[], p_count integer, p_is_plan boolean, p_costs integer[] default null)
 returns void
 language plpgsql volatile
@@ -178,6 +170,7 @@ declare
   v_counter text := p_limit.kind || ':' || p_limit.name;
   v_type text := case when p_limit.kind = 'type' then p_limit.name end;
   v_has_keys boolean := array_length(array_remove(p_idempotency_keys, null), 1) > 0;
+  v_burst float8;
   v_usage jobforge.limit_usage;
   v_units bigint := 0;
   v_new record;
@@ -188,18 +181,32 @@ declare
   v_wait_ms bigint;
   v_hint text;
 begin
-  if p_limit.budget_units is not null and cardinality(p_job_types) = 1 then
-    v_units := coalesce((select c.unit_cost from jobforge.rate_limits c
-      where c.tenant_id = p_tenant_id and c.kind = 'type' and c.name = p_job_types[1]), p_costs[1], 1);
+  if p_permits is not null then
+    v_burst := coalesce(p_limit.burst, greatest(1, ceil(p_limit.rps)));
+    if p_permits > v_burst then
+      perform jobforge.refuse_over_limit('RATE_LIMITED', 'burst', p_scope, v_burst::numeric, p_permits,
+        format('Send at most %s jobs in one call.', v_burst));
+    end if;
+  end if;
+  if p_count = 0 or p_limit.budget_units is null then
+    v_units := 0;
+  elsif cardinality(p_job_types) = 1 then
+    v_units := coalesce(p_costs[1], 1);
     v_added_units := case when p_is_plan then 0 else v_units end;
-  elsif p_limit.budget_units is not null then
+  else
     select n.units into v_units from jobforge.count_new_jobs(p_tenant_id, p_job_types, null, null, v_type, v_now, p_costs) n;
     v_added_units := case when p_is_plan then 0 else v_units end;
   end if;
-  insert into jobforge.limit_usage as u (tenant_id, counter, jobs, units, period_started_at, touched_at)
-  values (p_tenant_id, v_counter, v_added, v_added_units, v_now, v_now)
+  insert into jobforge.limit_usage as u
+    (tenant_id, counter, jobs, units, period_started_at, touched_at, permits, refilled_at)
+  values (p_tenant_id, v_counter, v_added, v_added_units, v_now, v_now, v_burst - p_permits,
+    case when p_permits is not null then v_now end)
   on conflict (tenant_id, counter) do update
-    set jobs = excluded.jobs + case when u.period_started_at > v_now - p_limit.period_seconds * interval '1 second'
+    set permits = case when p_permits is null then u.permits
+        else coalesce(least(v_burst, u.permits + p_limit.rps * greatest(0, extract(epoch from v_now - u.refilled_at)::float8)),
+          v_burst) - p_permits end,
+      refilled_at = greatest(u.refilled_at, excluded.refilled_at),
+      jobs = excluded.jobs + case when u.period_started_at > v_now - p_limit.period_seconds * interval '1 second'
         or p_limit.period_seconds is null then u.jobs else 0 end,
       units = excluded.units + case when u.period_started_at > v_now - p_limit.period_seconds * interval '1 second'
         or p_limit.period_seconds is null then u.units else 0 end,
@@ -210,6 +217,12 @@ begin
       open_ceiling = u.open_ceiling + v_added,
       touched_at = v_now
   returning u.* into v_usage;
+  if p_permits is not null and v_usage.permits < -0.000001 then
+    perform jobforge.refuse_over_rate(p_limit, p_scope, v_burst, v_usage.permits);
+  end if;
+  if p_count = 0 then
+    return;
+  end if;
 
   -- now nobody else counts here: only what the keys have not made before is new
   if v_has_keys then
@@ -273,8 +286,8 @@ begin
     where u.tenant_id = p_tenant_id and u.counter = v_counter;
   end if;
 end $$;
-comment on function jobforge.use_limit(text, jobforge.rate_limits, text, text[], text[], text[], integer, boolean, integer[]) is
-  'Count jobs against the queue and the budgets of one limit, or refuse.';
+comment on function jobforge.use_limit(text, jobforge.rate_limits, text, integer, text[], text[], text[], integer, boolean, integer[]) is
+  'Count jobs against the rate, the queue and the budgets of one limit, or refuse.';
 
 -- Returns the counters that the new jobs are to be tracked under, for track_jobs; null if none. p_action cancel takes
 -- from the rates alone. A child takes from none: its handler is bound by fan-out, depth, queue and budget.
@@ -292,47 +305,54 @@ declare
   v_limit jobforge.rate_limits;
   v_scope text;
   v_count integer;
-  v_most record;
-  v_used bigint;
+  v_permits integer;
+  v_bytes integer;
+  v_priority integer;
+  v_is_rated boolean := p_parent_id is null and jobforge.current_claims() -> 'rates' is distinct from 'false'::jsonb;
+  v_is_tracked boolean;
   v_tracked text[];
 begin
-  if v_limits is null then
-    return null;
-  end if;
   foreach v_limit in array v_limits loop
     v_scope := v_limit.kind || ' ' || case when v_limit.kind = 'tenant' then p_tenant_id else v_limit.name end;
-    v_count := case when v_limit.kind = 'type' and cardinality(p_job_types) > 1
-      then cardinality(array_positions(p_job_types, v_limit.name::text)) else cardinality(p_job_types) end;
     if p_action <> 'cancel' and coalesce(v_limit.max_payload_bytes, v_limit.max_priority) is not null then
-      select max(octet_length(u.payload)) as bytes, min(coalesce(u.priority, 2)) as priority into v_most
-      from unnest(p_job_types, p_payloads, p_priorities) u(job_type, payload, priority)
-      where v_limit.kind <> 'type' or u.job_type = v_limit.name;
-      if v_most.bytes > v_limit.max_payload_bytes then
-        perform jobforge.refuse_over_limit('PAYLOAD_TOO_LARGE', 'max_payload_bytes', v_scope, v_limit.max_payload_bytes,
-          v_most.bytes, 'Store large data elsewhere and pass a reference.');
+      if cardinality(p_job_types) = 1 then
+        v_bytes := octet_length(p_payloads[1]);
+        v_priority := coalesce(p_priorities[1], 2);
+      else
+        select max(octet_length(u.payload)), min(coalesce(u.priority, 2)) into v_bytes, v_priority
+        from unnest(p_job_types, p_payloads, p_priorities) u(job_type, payload, priority)
+        where v_limit.kind <> 'type' or u.job_type = v_limit.name;
       end if;
-      if v_most.priority < v_limit.max_priority then
+      if v_bytes > v_limit.max_payload_bytes then
+        perform jobforge.refuse_over_limit('PAYLOAD_TOO_LARGE', 'max_payload_bytes', v_scope, v_limit.max_payload_bytes,
+          v_bytes, 'Store large data elsewhere and pass a reference.');
+      end if;
+      if v_priority < v_limit.max_priority then
         perform jobforge.refuse_over_limit('PRIORITY_TOO_HIGH', 'max_priority', v_scope, v_limit.max_priority,
-          v_most.priority, format('Ask for priority %s or a higher number, which is less urgent.', v_limit.max_priority));
+          v_priority, format('Ask for priority %s or a higher number, which is less urgent.', v_limit.max_priority));
       end if;
     end if;
-    if v_limit.rps is not null and p_parent_id is null and jobforge.current_claims() -> 'rates' is distinct from 'false'::jsonb then
-      perform jobforge.take_permits(p_tenant_id, v_limit, v_count, v_scope);
+    if v_limit.unit_cost is not null and cardinality(p_job_types) = 1 then
+      p_costs := array[v_limit.unit_cost];  -- what the operator set goes before what the definition declares
     end if;
   end loop;
-  if p_action = 'cancel' then
-    return null;
-  end if;
 
   foreach v_limit in array v_limits loop
     v_scope := v_limit.kind || ' ' || case when v_limit.kind = 'tenant' then p_tenant_id else v_limit.name end;
     v_count := case when v_limit.kind = 'type' and cardinality(p_job_types) > 1
       then cardinality(array_positions(p_job_types, v_limit.name::text)) else cardinality(p_job_types) end;
-    if v_limit.budget_run_seconds is not null
+    v_permits := case when v_limit.rps is not null and v_is_rated then v_count end;
+    if p_action = 'cancel' then
+      if v_permits is not null then
+        perform jobforge.use_limit(p_tenant_id, v_limit, v_scope, v_permits, p_job_types, null, null, 0, false);
+      end if;
+      continue;
+    end if;
+    v_is_tracked := v_limit.budget_run_seconds is not null
       or (v_limit.kind = 'tool' and coalesce(v_limit.max_queued, v_limit.max_running) is not null)
       or (v_limit.kind = 'token' and num_nonnulls(v_limit.max_running, v_limit.max_queued, v_limit.max_payload_bytes,
-        v_limit.max_priority, v_limit.max_children, v_limit.max_depth, v_limit.budget_jobs, v_limit.budget_units) > 0)
-    then
+        v_limit.max_priority, v_limit.max_children, v_limit.max_depth, v_limit.budget_jobs, v_limit.budget_units) > 0);
+    if v_is_tracked then
       v_tracked := v_tracked || (v_limit.kind || ':' || v_limit.name);
       if v_limit.kind = 'token' and v_limit.max_running is not null and not exists (
         select from jobforge.running_limits r
@@ -343,10 +363,9 @@ begin
         on conflict (tenant_id, counter) do update set max_running = greatest(r.max_running, excluded.max_running);
       end if;
     end if;
-    if v_limit.kind || ':' || v_limit.name = any (v_tracked)
-      or num_nonnulls(v_limit.max_queued, v_limit.budget_jobs, v_limit.budget_units) > 0
-    then
-      perform jobforge.use_limit(p_tenant_id, v_limit, v_scope, p_job_types, p_project_ids, p_idempotency_keys, v_count, p_is_plan, p_costs);
+    if v_is_tracked or num_nonnulls(v_permits, v_limit.max_queued, v_limit.budget_jobs, v_limit.budget_units) > 0 then
+      perform jobforge.use_limit(p_tenant_id, v_limit, v_scope, v_permits, p_job_types, p_project_ids, p_idempotency_keys, v_count,
+        p_is_plan, p_costs);
     end if;
     if p_parent_id is not null then
       perform jobforge.check_family(p_tenant_id, v_limit, v_scope, p_parent_id, p_job_types, p_project_ids, p_idempotency_keys);

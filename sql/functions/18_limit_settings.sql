@@ -1,7 +1,7 @@
 -- Limits as operators set them, and what was counted for them.
 --
 -- Called by the command line as the schema's owner; forget_usage by whoever maintains the tables. Locks: an advisory lock
--- for each tenant, so that two settings of one limit do not mix; then rate_limits, rate_buckets, limit_usage.
+-- for each tenant, so that two settings of one limit do not mix; then rate_limits, limit_usage.
 
 set local role jobforge_sys;
 
@@ -26,10 +26,6 @@ begin
     delete from jobforge.limited_jobs t using gone g where t.tenant_id = g.tenant_id and t.counter = g.counter
   )
   delete from jobforge.running_limits r using gone g where r.tenant_id = g.tenant_id and r.counter = g.counter;
-  delete from jobforge.rate_buckets b
-  where (b.tenant_id, b.counter) in (
-    select x.tenant_id, x.counter from jobforge.rate_buckets x
-    where x.refilled_at < v_before and x.counter like 'token:%' limit 1000 for update skip locked);
 end $$;
 comment on function jobforge.forget_usage() is 'Forget counters of tokens and runs that were not used for a week.';
 
@@ -87,7 +83,6 @@ begin
   if not found then
     return false;
   end if;
-  delete from jobforge.rate_buckets b where b.tenant_id = p_tenant_id and b.counter = v_counter;
   delete from jobforge.limit_usage u where u.tenant_id = p_tenant_id and u.counter = v_counter;
   delete from jobforge.limited_jobs t where t.tenant_id = p_tenant_id and t.counter = v_counter;
   delete from jobforge.running_limits r where r.tenant_id = p_tenant_id and r.counter = v_counter;

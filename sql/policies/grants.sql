@@ -112,12 +112,12 @@ reset role;
 -- Limits: counted by what makes work, obeyed by claims, set by whoever may act as the schema's owner.
 set local role jobforge_owner;
 
-revoke all on jobforge.rate_limits, jobforge.rate_buckets, jobforge.limit_usage, jobforge.limited_jobs, jobforge.running_limits
+revoke all on jobforge.rate_limits, jobforge.limit_usage, jobforge.limited_jobs, jobforge.running_limits
   from public, jobforge_rpc, jobforge_sys, jobforge_api, jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor;
 grant select on jobforge.rate_limits to jobforge_rpc;
-grant select, insert, update on jobforge.rate_buckets, jobforge.limit_usage, jobforge.running_limits to jobforge_rpc;
+grant select, insert, update on jobforge.limit_usage, jobforge.running_limits to jobforge_rpc;
 grant select, insert, update, delete on jobforge.limited_jobs to jobforge_rpc;
-grant select, insert, update, delete on jobforge.rate_limits, jobforge.rate_buckets, jobforge.limit_usage, jobforge.limited_jobs,
+grant select, insert, update, delete on jobforge.rate_limits, jobforge.limit_usage, jobforge.limited_jobs,
   jobforge.running_limits to jobforge_sys;
 grant insert on jobforge.audit_log to jobforge_sys;
 

@@ -14,7 +14,7 @@ begin
   for v_table in select c.relname from pg_catalog.pg_class c where c.relnamespace = 'jobforge'::regnamespace and c.relkind = 'r' loop
     if v_table not in ('tenants', 'jobs', 'idempotency_keys', 'lanes', 'ready', 'leases', 'waiting', 'ordering_keys', 'run_progress',
       'run_logs', 'job_attempts', 'job_definitions', 'registered_jobs', 'audit_log', 'audit_seals', 'workers', 'listeners', 'schema_migrations',
-      'context_keys', 'tenant_logins', 'rate_limits', 'rate_buckets', 'limit_usage', 'limited_jobs', 'running_limits',
+      'context_keys', 'tenant_logins', 'rate_limits', 'limit_usage', 'limited_jobs', 'running_limits',
       'policy_tokens', 'denial_windows', 'job_dependencies', 'composition_steps',
       'artifact_objects', 'artifacts', 'artifact_manifests', 'worker_environments')
     then
@@ -158,14 +158,6 @@ create policy tenant_rows on jobforge.rate_limits to jobforge_rpc
   using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
 drop policy if exists every_row on jobforge.rate_limits;
 create policy every_row on jobforge.rate_limits to jobforge_sys using (true) with check (true);
-
-alter table jobforge.rate_buckets enable row level security;
-alter table jobforge.rate_buckets force row level security;
-drop policy if exists tenant_rows on jobforge.rate_buckets;
-create policy tenant_rows on jobforge.rate_buckets to jobforge_rpc
-  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
-drop policy if exists every_row on jobforge.rate_buckets;
-create policy every_row on jobforge.rate_buckets to jobforge_sys using (true) with check (true);
 
 alter table jobforge.limit_usage enable row level security;
 alter table jobforge.limit_usage force row level security;

@@ -560,7 +560,7 @@ def test_without_limits_nothing_is_counted(queue: Queue) -> None:
     queue.claim(3)
 
     rows = queue.look(
-        """select counter from jobforge.rate_buckets union all select counter from jobforge.limit_usage
+        """select counter from jobforge.limit_usage
         union all select counter from jobforge.limited_jobs
         union all select counter from jobforge.running_limits"""
     )
