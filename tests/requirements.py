@@ -496,6 +496,10 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 4",
         "Every finished attempt has a manifest: input hash, outputs, measures, environment, decisions.",
     ),
+    "evidence.results": Requirement(
+        "design 5",
+        "A result above 1 MiB becomes an artifact, and every long one can be read by ranges.",
+    ),
     "evidence.orphans": Requirement(
         "operations",
         "Content that no artifact needs is swept, whatever died while it was written or swept.",
@@ -543,6 +547,38 @@ REQUIREMENTS: dict[str, Requirement] = {
     "sql.tenant-login": Requirement(
         "security",
         "A login for plain SQL acts for its one tenant and projects, within its scopes, whatever it sets.",
+    ),
+    "events.jobs": Requirement(
+        "design 5",
+        "An event and the jobs it starts are one transaction, and the answer names each run and each trigger that did not fire.",
+    ),
+    "events.once": Requirement(
+        "design 8",
+        "An event with a key is stored and starts its jobs once, however often and from wherever it is submitted.",
+    ),
+    "events.rules": Requirement(
+        "design 5",
+        "A rule that fails loses neither the event nor other rules, and why a trigger did not fire is in its history.",
+    ),
+    "events.loop": Requirement(
+        "design 5",
+        "A circle of events and jobs within one trace comes to an end.",
+    ),
+    "events.pii": Requirement(
+        "security",
+        "What an event hides is shown by no list and reaches no run, key, log or audit row.",
+    ),
+    "events.patterns": Requirement(
+        "security",
+        "A token submits and sees only events of its patterns and projects.",
+    ),
+    "events.sql": Requirement(
+        "design 4",
+        "An event submitted by plain SQL starts its jobs within seconds, whichever process dies meanwhile.",
+    ),
+    "triggers.rights": Requirement(
+        "security",
+        "A trigger starts jobs with the rights of whoever registered it, and none once their token was revoked.",
     ),
     "db.pooler": Requirement(
         "operations",

@@ -180,6 +180,7 @@ begin
   if found then
     v_outcome := 'revoked';
   end if;
+  perform jobforge.disable_triggers_of(p_tenant_id, p_token_id);
   delete from jobforge.policy_tokens p
   where p.tenant_id = p_tenant_id and p.token_id in (
     select x.token_id from jobforge.policy_tokens x

@@ -133,7 +133,7 @@ comment on function jobforge.environment_of(text) is 'The system and the version
 -- Rows that ended, and objects nobody needs. Whoever calls deletes the content of the returned objects before it commits:
 -- if it dies in between they are returned again, and deleting twice is harmless. An attempt that announces the same
 -- content meanwhile waits for that commit. Objects are looked through as a whole: a narrow table, and a rare call.
-create or replace function jobforge.purge_artifacts(p_limit integer default 100)
+create or replace function jobforge.purge_artifacts(p_limit integer default 100, p_store text default null)
 returns table (tenant_id text, store text, sha256 text)
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
@@ -154,13 +154,13 @@ begin
   delete from jobforge.artifact_objects o
   where (o.tenant_id, o.store, o.sha256) in (
     select x.tenant_id, x.store, x.sha256 from jobforge.artifact_objects x
-    where x.announced_at < v_now - interval '1 hour' and not exists (
+    where x.announced_at < v_now - interval '1 hour' and (p_store is null or x.store = p_store) and not exists (
       select from jobforge.artifacts a where a.tenant_id = x.tenant_id and a.store = x.store and a.sha256 = x.sha256)
     order by 1, 2, 3 limit p_limit for update skip locked)
   returning o.tenant_id::text, o.store::text, encode(o.sha256, 'hex');
 end $$;
-comment on function jobforge.purge_artifacts(integer) is
-  'Delete artifacts that ended, forget objects that nothing needs, and return those, so that their content can be deleted before the commit.';
+comment on function jobforge.purge_artifacts(integer, text) is
+  'Delete artifacts that ended, forget objects of a store that nothing needs, and return those: their content is deleted before the commit.';
 
 grant execute on function jobforge.environment_of(text) to jobforge_rpc;
 

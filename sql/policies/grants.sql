@@ -215,7 +215,7 @@ grant execute on function
   jobforge.announce_artifact(text, uuid, uuid, integer, text, bigint, text),
   jobforge.record_artifact(text, uuid, uuid, integer, text, text, bigint, text, text, bytea, bigint),
   jobforge.keep_environment(text, text),
-  jobforge.purge_artifacts(integer)
+  jobforge.purge_artifacts(integer, text)
   to jobforge_worker;
 
 reset role;

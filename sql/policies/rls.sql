@@ -16,7 +16,8 @@ begin
       'run_logs', 'job_attempts', 'job_definitions', 'registered_jobs', 'audit_log', 'audit_seals', 'workers', 'listeners', 'schema_migrations',
       'context_keys', 'tenant_logins', 'rate_limits', 'limit_usage', 'limited_jobs', 'running_limits',
       'policy_tokens', 'denial_windows', 'job_dependencies', 'composition_steps',
-      'artifact_objects', 'artifacts', 'artifact_manifests', 'worker_environments')
+      'artifact_objects', 'artifacts', 'artifact_manifests', 'worker_environments',
+      'events', 'triggers', 'trigger_fires')
     then
       raise exception 'table % has no row policy', v_table using errcode = 'JF400', hint = 'Add it to sql/policies/rls.sql.';
     end if;

@@ -233,6 +233,28 @@ class Settings(BaseSettings):
     max_payload_bytes: int = Field(default=_MEBIBYTE, ge=1_024, le=_MEBIBYTE)
     """Bytes of JSON text that an input or a result may have; the database's own limit is 1 MiB."""
 
+    artifact_dir: Annotated[Path, AfterValidator(_absolute)] | None = None
+    """Folder for artifacts that are too large for the database, shared by all workers and servers. Unset: the folder
+    ``artifacts`` in the state directory."""
+
+    artifact_url: str | None = Field(
+        default=None, pattern=r"^s3://[a-z0-9][a-z0-9.-]+(/[A-Za-z0-9._/-]*)?$"
+    )
+    """S3-compatible store for them instead, as ``s3://BUCKET/PREFIX``; needs the extra ``s3``, and takes endpoint, region and
+    credentials from the usual ``AWS_*`` variables."""
+
+    artifact_inline_bytes: int = Field(default=65_536, ge=0, le=_MEBIBYTE)
+    """Bytes up to which an artifact lies in the database itself."""
+
+    artifact_max_bytes: int = Field(default=64 * _MEBIBYTE, ge=1_024, le=5_368_709_120)
+    """Bytes that one artifact may have."""
+
+    artifacts_per_attempt: int = Field(default=100, ge=1, le=1_000)
+    """Artifacts that one attempt of a run may make."""
+
+    artifact_days: float = Field(default=0, ge=0, le=36_500)
+    """Days after which artifacts are deleted, unless the handler said otherwise; 0 keeps them as long as their run."""
+
     jobs: _Words = ()
     """Further job definitions to load, comma separated: files, folders, or importable modules."""
 
@@ -338,6 +360,11 @@ class Settings(BaseSettings):
     def heartbeat_interval_ms(self) -> int:
         """Milliseconds between heartbeats, as set or derived from the lease."""
         return self.heartbeat_ms if self.heartbeat_ms is not None else self.lease_ms // 3
+
+    @property
+    def artifacts_path(self) -> Path:
+        """Folder of large artifacts, and of those on their way to a store elsewhere."""
+        return self.artifact_dir or self.state_dir / "artifacts"
 
     @property
     def keys_dir(self) -> Path:

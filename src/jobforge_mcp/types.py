@@ -714,3 +714,273 @@ class ChildRun:
     job_id: JobId
     job_type: str
     status: RunStatus
+
+
+class TriggerKind(StrEnum):
+    """What makes a trigger decide."""
+
+    CRON = "cron"
+    EVENT = "event"
+
+
+class FireDecision(StrEnum):
+    """What a trigger decided about one event or one time."""
+
+    FIRED = "fired"
+    """It made a job."""
+    PLANNED = "planned"
+    """It would have, and is on trial."""
+    SKIPPED = "skipped"
+    """Deduplicated, stopped by the loop guard, or a missed time that is not caught up."""
+    RATE_LIMITED = "rate_limited"
+    """Too many within an hour, or a limit of whoever registered it."""
+    COOLDOWN = "cooldown"
+    DISABLED = "disabled"
+    """Switched off, paused, or registered by a token that was revoked."""
+    OVERLAP = "overlap"
+    """The run of the time before is still open."""
+    NO_MATCH = "no_match"
+    ERROR = "error"
+    """Its mapping, its job or its rights do not fit any more."""
+    LATE = "late"
+    """A missed time for which nothing is caught up."""
+    CAUGHT_UP = "caught_up"
+    """It made a job for a time that was missed."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """Something that happened, to be submitted."""
+
+    event_type: str
+    payload: str = "{}"
+    """JSON text of one object."""
+    source: str | None = None
+    subject: str | None = None
+    occurred_at: datetime | None = None
+    idempotency_key: str | None = None
+    trace_id: str | None = None
+    project_id: str | None = None
+    contains_pii: bool = False
+    redaction_hints: JsonObject | None = None
+    """``redactFields``, ``encryptFields``, ``retentionDays``."""
+    attributes: JsonObject | None = None
+    """Further members of the envelope; nothing matches on them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerDecision:
+    """What one trigger decided about a submitted event."""
+
+    trigger_name: str
+    job_name: str | None
+    decision: FireDecision
+    reason: str | None
+    job_id: JobId | None
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedEvent:
+    """What a submit answered."""
+
+    event_id: UUID | None
+    """``None`` for a plan."""
+    outcome: EnqueueOutcome
+    received_at: datetime
+    depth: int
+    is_processed: bool
+    """Whether its triggers were asked; if not, they will be within seconds."""
+    decisions: tuple[TriggerDecision, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A stored event as it may be shown: what it hides is struck out."""
+
+    event_id: UUID
+    event_type: str
+    source: str | None
+    subject: str | None
+    project_id: str | None
+    trace_id: str
+    actor: str | None
+    occurred_at: datetime
+    received_at: datetime
+    payload: str
+    """JSON text."""
+    attributes: str | None
+    contains_pii: bool
+    is_redacted: bool
+    depth: int
+    processed_at: datetime | None
+    expires_at: datetime | None
+    fired: int
+    """Jobs that it started."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which events ``list_events`` returns, newest first."""
+
+    event_type: str | None = None
+    """A type, or a pattern with ``*`` and ``**``."""
+    source: str | None = None
+    since: datetime | None = None
+    trace_id: str | None = None
+    project_id: str | None = None
+    is_processed: bool | None = None
+    before_id: UUID | None = None
+    limit: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Registrar:
+    """Whose rights a trigger acts with."""
+
+    subject: str | None
+    token_id: str | None
+    claims: JsonObject
+    scopes: frozenset[str]
+    roles: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A trigger that could want an event, or is due: what it takes to work out its job."""
+
+    trigger_name: str
+    version: int
+    job_name: str
+    project_id: str | None
+    match: JsonValue
+    input_mapping: JsonValue
+    input: JsonObject | None
+    dedupe_key: JsonValue
+    registrar: Registrar
+
+
+@dataclass(frozen=True, slots=True)
+class PendingEvent:
+    """A stored event whose triggers nobody has asked yet, as they may see it."""
+
+    tenant_id: TenantId
+    event_id: UUID
+    event_type: str
+    source: str | None
+    subject: str | None
+    project_id: str | None
+    trace_id: str
+    occurred_at: datetime
+    payload: str
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerSpec:
+    """A trigger as somebody wants it."""
+
+    name: str
+    kind: TriggerKind
+    job_name: str
+    project_id: str | None = None
+    input: JsonObject | None = None
+    is_enabled: bool = True
+    is_dry_run: bool = False
+    """Decide and remember, and start nothing."""
+    cron: str | None = None
+    timezone: str | None = None
+    catch_up: str | None = None
+    catch_up_most: int | None = None
+    overlap: str | None = None
+    jitter_ms: int | None = None
+    event_type: str | None = None
+    event_source: str | None = None
+    match: JsonValue = None
+    input_mapping: JsonValue = None
+    dedupe_key: JsonValue = None
+    cooldown_ms: int | None = None
+    max_per_hour: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """A registered trigger and what it did last."""
+
+    spec: TriggerSpec
+    version: int
+    next_fire_at: datetime | None
+    paused_at: datetime | None
+    disabled_reason: str | None
+    created_at: datetime
+    updated_at: datetime
+    registrar: Registrar
+    last_fired_at: datetime | None
+    last_job_id: JobId | None
+    last_decision: FireDecision | None
+    last_reason: str | None
+    fires: int
+    """Jobs it made, counted up to 10,000 and as far back as decisions are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """What registering a trigger answered."""
+
+    trigger_name: str
+    outcome: str
+    """``created``, ``updated`` or ``unchanged``."""
+    version: int
+    next_fire_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerFilter:
+    """Which triggers ``list_triggers`` returns, by name."""
+
+    name: str | None = None
+    kind: TriggerKind | None = None
+    job_name: str | None = None
+    project_id: str | None = None
+    after: str | None = None
+    limit: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerFire:
+    """One decision of a trigger, from its history."""
+
+    trigger_name: str
+    fire_key: str
+    kind: str
+    """``cron``, ``event`` or ``manual``."""
+    trigger_version: int
+    scheduled_at: datetime | None
+    event_id: UUID | None
+    decision: FireDecision
+    reason: str | None
+    job_id: JobId | None
+    decided_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class FireFilter:
+    """Which decisions ``list_trigger_fires`` returns, newest first."""
+
+    trigger_name: str | None = None
+    decision: FireDecision | None = None
+    event_id: UUID | None = None
+    before: datetime | None = None
+    limit: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Fire:
+    """What was worked out for one trigger: the job to make, or why not. The database has the last word."""
+
+    trigger_name: str
+    version: int
+    job: NewJob | None
+    """``None`` where ``decision`` says why not."""
+    decision: FireDecision | None = None
+    reason: str | None = None
+    key: str | None = None
+    """Deduplication key."""

@@ -33,6 +33,9 @@ OF_THE_INSTALLATION = {
     "applied_files": "names of files",
     "register_worker": "a process of the installation",
     "forget_worker": "the same",
+    "claim_events": "maintenance works for all tenants",
+    "match_events": "the same, for events that it claimed",
+    "process_event": "the same; an event is processed once, in the scope of its own tenant",
     "claim_jobs": "a worker works for all tenants, or for those that it names",
     "has_work": "a worker's question whether to claim",
     "reap_expired": "frees what lost workers held, of all tenants",
@@ -125,6 +128,7 @@ def values_of(target: Target) -> dict[str, object]:
         "p_project_ids": [target.words],
         "p_trace_id": target.words,
         "p_trace_ids": [target.words],
+        "p_trigger_name": target.words,
         "p_token_id": target.words,
         "p_token_ids": [target.words],
         "p_before_id": target.job_id,
@@ -163,6 +167,10 @@ def values_of(target: Target) -> dict[str, object]:
 
 
 SPECIAL: dict[str, dict[str, object]] = {
+    "submit_event": {"p_event_type": "order.paid"},
+    "match_triggers": {"p_event_type": "order.paid"},
+    "register_trigger": {"p_kind": "event", "p_job_name": ECHO, "p_event_type": "order.paid"},
+    "run_trigger": {"p_fire": '{"version": 1, "payload": "{}"}'},
     # without these the call would be refused for another reason, and prove nothing
     "record_denial": {"p_action": "execute-job", "p_reason": "scope"},
     "list_audit": {"p_token_id": None},

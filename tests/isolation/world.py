@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from uuid import UUID
 
-from tests.sql.acting import ECHO, Queue, fences, leave_artifact
+from tests.sql.acting import ECHO, Queue, fences, leave_artifact, leave_event
 
 TENANTS = ("acme", "globex", "initech")
 
@@ -50,6 +50,7 @@ def _belongings(queue: Queue, tenant: str) -> Belongings:
             tenant, ECHO, payload, project_id=mark, labels=labels, trace_id=mark, **named
         ).job_id
 
+    leave_event(queue, tenant, mark)
     succeeded = enqueue()
     done = queue.claim_one(tenant_ids=[tenant])
     leave_artifact(queue, done, content=mark.encode())

@@ -7,6 +7,7 @@ each call committed by a login of its own (fixture ``make_queue``), for tests in
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -311,3 +312,22 @@ def wait_until_blocked(queue: Queue, connection: Connection) -> None:
             return
         sleep(0.002)
     raise AssertionError("the connection does not wait for a lock")
+
+
+def leave_event(queue: Queue, tenant: str, mark: str) -> UUID:
+    """Submit an event that a trigger was asked about, everything named by the mark; its id."""
+    queue.ask("register_trigger", tenant, mark, "event", ECHO, mark, event_type="order.paid")
+    decided = [{"trigger": mark, "version": 1, "decision": "no_match", "reason": mark}]
+    submitted = queue.ask(
+        "submit_event",
+        tenant,
+        "order.paid",
+        json.dumps({"mark": mark}),
+        source=mark,
+        subject=mark,
+        idempotency_key=mark,
+        trace_id=mark,
+        project_id=mark,
+        fires=json.dumps(decided),
+    )
+    return submitted[0].event_id

@@ -12,10 +12,12 @@ import pytest
 from jobforge_mcp import resources
 from jobforge_mcp.router import (
     audit,
+    events,
     evidence,
     heartbeat,
     jobs,
     leases,
+    maintenance,
     scope,
     seals,
     steps,
@@ -174,11 +176,12 @@ def test_functions_have_no_overloads(functions: list[Row]) -> None:
 @pytest.mark.parametrize(
     ("role", "modules"),
     [
-        (API, [jobs, scope, audit, tokens, evidence]),
-        (WORKER, [leases, heartbeat, evidence, steps]),
+        (API, [events, jobs, scope, audit, tokens, evidence]),
+        ("jobforge_scheduler", [maintenance]),
+        (WORKER, [maintenance, leases, heartbeat, evidence, steps]),
         ("jobforge_auditor", [seals]),
     ],
-    ids=["api", "worker", "auditor"],
+    ids=["api", "scheduler", "worker", "auditor"],
 )
 def test_the_router_calls_every_function_of_its_role_and_no_other(
     functions: list[Row], role: str, modules: list[ModuleType]

@@ -19,6 +19,7 @@ from tests.sql.acting import (
     call,
     enter,
     leave_artifact,
+    leave_event,
     refused,
 )
 
@@ -31,6 +32,7 @@ TENANT_TABLES = [
     "audit_seals",
     "composition_steps",
     "denial_windows",
+    "events",
     "idempotency_keys",
     "job_attempts",
     "job_definitions",
@@ -49,6 +51,8 @@ TENANT_TABLES = [
     "run_progress",
     "running_limits",
     "tenants",
+    "trigger_fires",
+    "triggers",
     "waiting",
 ]
 TABLES = [
@@ -107,6 +111,7 @@ def filled(queue: Queue) -> Queue:
             ECHO,
             ECHO,
         )
+        leave_event(queue, tenant, "x")
         queue.look(
             """insert into jobforge.audit_seals
             values (%s, 1, 1, 1, 0, 1, gen_random_uuid(), sha256(''), jobforge.now(), 'k', sha256('') || sha256(''))""",

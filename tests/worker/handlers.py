@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import anyio
 from pydantic import BaseModel
@@ -321,3 +323,110 @@ async def read(input: Nothing, job: JobContext) -> int:
 @job(name="write.process")
 def write_in_process(input: Nothing, job: JobContext) -> None:
     job.transaction()
+
+
+class Left(BaseModel):
+    name: str = "report.md"
+    size: int = 5
+    count: int = 1
+    mime: str | None = None
+    as_file: bool = False
+
+
+def _left(input: Left, number: int) -> tuple[str, bytes | Path]:
+    name = input.name if input.count == 1 else f"{number}-{input.name}"
+    content = (b"hello" * (input.size // 5 + 1))[: input.size]
+    if not input.as_file:
+        return name, content
+    with tempfile.NamedTemporaryFile(delete=False) as file:
+        file.write(content)
+    return name, Path(file.name)
+
+
+@job(name="leave")
+async def leave(input: Left, job: JobContext) -> list[str]:
+    return [
+        (await job.artifact(*_left(input, number), input.mime)).uri for number in range(input.count)
+    ]
+
+
+@job(name="leave.thread", isolation="thread")
+def leave_on_thread(input: Left, job: JobContext) -> list[str]:
+    return [job.artifact_sync(*_left(input, n), input.mime).uri for n in range(input.count)]
+
+
+@job(name="leave.process")
+def leave_in_process(input: Left, job: JobContext) -> list[str]:
+    return [job.artifact_sync(*_left(input, n), input.mime).uri for n in range(input.count)]
+
+
+@job(name="leave.async-process", isolation="process")
+async def leave_async_in_process(input: Left, job: JobContext) -> list[str]:
+    return [(await job.artifact(*_left(input, n), input.mime)).uri for n in range(input.count)]
+
+
+@job(name="leave.text")
+async def leave_text(input: Nothing, job: JobContext) -> None:
+    await job.artifact("a.txt", cast("bytes", "a path, or the content?"))
+
+
+@job(name="leave.secret")
+async def leave_secret(input: Nothing, job: JobContext) -> None:
+    secret = job.secret("api_key")
+    job.decide("key", secret, f"it is {secret}")
+    await job.artifact("log.txt", f"the key is {secret}".encode())
+
+
+def _decide(input: Numbered, job: JobContext) -> None:
+    for number in range(input.number):
+        job.decide("model", {"name": f"m{number}"}, "it is cheap\0")
+    job.random()
+
+
+@job(name="decide")
+async def decide(input: Numbered, job: JobContext) -> None:
+    _decide(input, job)
+
+
+@job(name="decide.thread", isolation="thread")
+def decide_on_thread(input: Numbered, job: JobContext) -> None:
+    _decide(input, job)
+
+
+@job(name="decide.process", retry=Retry(max_attempts=1))
+def decide_in_process(input: Numbered, job: JobContext) -> None:
+    _decide(input, job)
+
+
+@job(name="decide.fail", retry=Retry(max_attempts=1))
+def decide_and_fail(input: Nothing, job: JobContext) -> None:
+    job.decide("give up", True, "no use")
+    raise PermanentError("no use")
+
+
+@job(name="decide.die", retry=Retry(max_attempts=1))
+def decide_and_die(input: Nothing, job: JobContext) -> None:
+    job.decide("die", "now")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@job(name="decide.much")
+async def decide_much(input: Nothing, job: JobContext) -> None:
+    job.decide("everything", "x" * 3_000)
+
+
+@job(name="long")
+async def long(input: Numbered, job: JobContext) -> list[str]:
+    return ["é" * 1_000] * input.number
+
+
+@job(name="long.process")
+def long_in_process(input: Numbered, job: JobContext) -> list[str]:
+    return ["é" * 1_000] * input.number
+
+
+@job(name="long.transaction")
+async def long_in_transaction(input: Numbered, job: JobContext) -> list[str]:
+    async with job.transaction() as transaction:
+        transaction.complete(["é" * 1_000] * input.number)
+    return []

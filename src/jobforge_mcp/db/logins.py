@@ -27,6 +27,8 @@ ROLES: Final = {
     "jobs:execute": "jobforge_jobs_execute",
     "jobs:cancel": "jobforge_jobs_cancel",
     "jobs:retry": "jobforge_jobs_retry",
+    "events:submit": "jobforge_events_submit",
+    "events:read": "jobforge_events_read",
 }
 """Scopes that have functions in SQL, and the roles that may call them."""
 

@@ -16,7 +16,10 @@ from jobforge_mcp.errors import CallerError, InvalidInputError, LimitError
 from jobforge_mcp.types import JsonValue
 
 MAX_BYTES = 1024 * 1024
-"""Bytes of JSON text an input or a result may have."""
+"""Bytes of JSON text an input may have, and a result in the row of its run."""
+
+MAX_RESULT_BYTES = 16 * 1024 * 1024
+"""Bytes a result may have; above `MAX_BYTES` it becomes an artifact."""
 
 MAX_DEPTH = 64
 """Arrays and objects inside each other, the outermost counted as one."""

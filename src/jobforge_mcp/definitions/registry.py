@@ -15,7 +15,12 @@ import structlog
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from jobforge_mcp.definitions.json_limits import check_value, dump_limited, load_limited
+from jobforge_mcp.definitions.json_limits import (
+    MAX_RESULT_BYTES,
+    check_value,
+    dump_limited,
+    load_limited,
+)
 from jobforge_mcp.definitions.model import BoundJob, JobDefinition, complaint, is_job_name
 from jobforge_mcp.definitions.schema import input_defaults
 from jobforge_mcp.errors import (
@@ -205,7 +210,7 @@ def check_output(bound: BoundJob, value: object) -> str:
             "JsonValue",
             bound.output_type.dump_python(checked, mode="json", by_alias=True, warnings="error"),
         )
-        text = dump_limited(result, what="result")
+        text = dump_limited(result, what="result", max_bytes=MAX_RESULT_BYTES)
     except ValidationError as error:
         raise _bad_output(complaint(error)) from None
     except PydanticSerializationError:

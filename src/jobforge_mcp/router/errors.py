@@ -32,6 +32,7 @@ _RAISED: dict[str, type[CallerError | LeaseLostError]] = {
     "JF413": LimitError,
 }
 _CODES = {"JF404": "RUN_NOT_FOUND"}
+_DETAILS = ("TOKEN_REVOKED", "TOKEN_USED", "TRIGGER_NOT_FOUND", "TRIGGERS_CHANGED")
 
 # Invariants of tables that a caller can break by a value that has the right type.
 _CONSTRAINTS = {
@@ -77,7 +78,7 @@ def translate(error: psycopg.Error) -> JobForgeError | None:
     if (ours := _RAISED.get(state)) is not None:
         return ours(
             diagnostics.message_primary or state,
-            code=_CODES.get(state) or _token_code(diagnostics.message_detail),
+            code=_code_of(diagnostics.message_detail) or _CODES.get(state),
             hint=diagnostics.message_hint,
         )
     if state.startswith(_PASSING):
@@ -98,9 +99,9 @@ def translate(error: psycopg.Error) -> JobForgeError | None:
     return None
 
 
-def _token_code(detail: str | None) -> str | None:
-    """Find what stands in the way of a token that was good once."""
-    return detail if detail in ("TOKEN_REVOKED", "TOKEN_USED") else None
+def _code_of(detail: str | None) -> str | None:
+    """Find the code that a function of ours gave a refusal, where its SQLSTATE does not say enough."""
+    return detail if detail in _DETAILS else None
 
 
 def _of_client(error: psycopg.Error) -> JobForgeError | None:

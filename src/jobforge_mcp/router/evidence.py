@@ -99,15 +99,17 @@ class ArtifactRouter:
         await self._fetch("select from jobforge.keep_environment(%s, %s)", [worker_id, environment])
 
     @asynccontextmanager
-    async def purge_artifacts(self, limit: int = 100) -> AsyncGenerator[list[StoredObject]]:
-        """Forget what ended, and yield the objects to delete inside the block; they are forgotten when it is left.
+    async def purge_artifacts(
+        self, store: ArtifactStore, limit: int = 100
+    ) -> AsyncGenerator[list[StoredObject]]:
+        """Forget what ended, and yield the objects of a store to delete inside the block, after which they are forgotten.
 
         When the block raises they are yielded again next time.
         """
         async with self._database.transaction() as transaction:
             with translated():
                 rows = await transaction.fetch(
-                    "select r.* from jobforge.purge_artifacts(%s) as r", [limit]
+                    "select r.* from jobforge.purge_artifacts(%s, %s) as r", [limit, store]
                 )
             yield [
                 StoredObject(TenantId(row["tenant_id"]), row["store"], row["sha256"])

@@ -268,7 +268,7 @@ class JobTransaction:
         """Run a statement of the handler's and return its rows by the names of their columns."""
         return await self._transaction.fetch(query, parameters)
 
-    async def complete(self, result: str) -> Settled:
+    async def complete(self, result: str, *, manifest: str | None = None) -> Settled:
         """Complete the job, to be committed with all the rest.
 
         Raises:
@@ -276,7 +276,7 @@ class JobTransaction:
         """
         with translated():
             rows = await self._transaction.fetch(
-                _COMPLETE_JOBS, _completion_arguments([Completion(self._fence, result)])
+                _COMPLETE_JOBS, _completion_arguments([Completion(self._fence, result, manifest)])
             )
         settled = to_settled(rows[0])
         if settled.outcome is not SettleOutcome.ACCEPTED:

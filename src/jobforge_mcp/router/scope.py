@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import LiteralString, Protocol
+from datetime import UTC, datetime
+from typing import LiteralString, Protocol, cast
 
-from jobforge_mcp.types import Caller, CallOrigin, JsonObject
+from jobforge_mcp.types import (
+    Caller,
+    CallOrigin,
+    JsonObject,
+    JsonValue,
+    Limits,
+    Registrar,
+    TenantId,
+)
 
 SCOPE: LiteralString = "jobforge.enter_scope(%s, %s, %s, %s, %s, %s, %s) as s(tenant_id)"
 """Enters the scope and hands the tenant to the function that the same statement calls."""
@@ -56,6 +65,8 @@ def claims_text(caller: Caller) -> str | None:
         claims["jobTypes"] = [*caller.job_types]
     if caller.deny_types:
         claims["denyTypes"] = [*caller.deny_types]
+    if caller.events is not None:
+        claims["events"] = [*caller.events]
     if caller.limits is not None:
         limits = {name: value for name, value in asdict(caller.limits).items() if value is not None}
         if limits:
@@ -77,3 +88,29 @@ def claims_text(caller: Caller) -> str | None:
     if not caller.is_rated:
         claims["rates"] = False
     return json.dumps(claims, separators=(",", ":")) if claims else None
+
+
+def registrar_caller(tenant_id: TenantId, registrar: Registrar) -> Caller:
+    """Return as whom a trigger acts: what `claims_text` wrote when it was registered, read back."""
+    claims = registrar.claims
+    limits = claims.get("limits")
+    expires_at = claims.get("expiresAt")
+    epoch = claims.get("epoch")
+    return Caller(
+        tenant_id=tenant_id,
+        subject=registrar.subject or "",
+        scopes=registrar.scopes,
+        roles=registrar.roles,
+        projects=None if "projects" not in claims else frozenset(_texts(claims["projects"])),
+        token_id=registrar.token_id,
+        expires_at=datetime.fromtimestamp(expires_at, UTC) if isinstance(expires_at, int) else None,
+        job_types=None if "jobTypes" not in claims else _texts(claims["jobTypes"]),
+        deny_types=_texts(claims.get("denyTypes")),
+        events=None if "events" not in claims else _texts(claims["events"]),
+        limits=Limits(**cast("dict[str, int]", limits)) if isinstance(limits, dict) else None,
+        epoch=epoch if isinstance(epoch, int) else None,
+    )
+
+
+def _texts(value: JsonValue) -> tuple[str, ...]:
+    return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()

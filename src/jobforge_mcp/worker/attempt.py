@@ -30,8 +30,7 @@ from jobforge_mcp.types import (
     TenantId,
 )
 from jobforge_mcp.worker.context import RunFacts
-from jobforge_mcp.worker.evidence import Evidence
-from jobforge_mcp.worker.failures import capped
+from jobforge_mcp.worker.evidence import Evidence, capped
 
 MAX_LOG_LINES = 1_000
 """Log lines kept of one attempt; then one more says that the rest is dropped."""
@@ -142,6 +141,8 @@ class Attempt:
     """Its verdict was handed over; a second one, or progress, is dropped."""
     children: int = 0
     """Child runs enqueued so far, for their default keys."""
+    artifacts: set[str] = field(default_factory=set[str])
+    """Names of the artifacts that were stored or are on their way, for the limit of their count."""
     evidence: Evidence = field(init=False)
     _secrets: Redactor | None = field(default=None, repr=False)
     _progress: tuple[float, float | None, str | None] | None = None
@@ -242,6 +243,26 @@ class Attempt:
         self._logs[:0] = report.logs
         if self._progress is None and report.done is not None:
             self._progress = (report.done, report.total, report.message)
+
+    def manifest(self) -> str | None:
+        """Write what the attempt says of itself, without the secrets it was given."""
+        facts = self.evidence.facts()
+        return None if facts is None else self.redact_json(facts)
+
+    def redact_bytes(self, data: bytes) -> bytes:
+        """Strike the secrets out of a text; bytes that are no UTF-8 stay as they are."""
+        if self._secrets is None:
+            return data
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            return data
+        return self._secrets.text(text).encode()
+
+    @property
+    def has_secrets(self) -> bool:
+        """Whether the attempt was given any."""
+        return self._secrets is not None
 
     def keep_secret(self, name: str, value: str) -> None:
         """Strike this value out of everything the attempt says from now on."""

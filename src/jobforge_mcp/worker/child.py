@@ -6,18 +6,21 @@ When the worker is gone, that thread ends the whole process group. This module n
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import os
 import queue
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
+from pathlib import Path
 from typing import cast
 from uuid import UUID
 
@@ -31,17 +34,22 @@ from jobforge_mcp.definitions.model import BoundJob, HandlerRef
 from jobforge_mcp.definitions.registry import check_output
 from jobforge_mcp.types import JobId, JsonObject, JsonValue, ProjectId, TenantId
 from jobforge_mcp.worker.context import (
+    ArtifactRef,
+    ArtifactRequest,
     ChildRequest,
     JobContext,
     RunFacts,
     Transaction,
     UsageError,
 )
-from jobforge_mcp.worker.evidence import Evidence
+from jobforge_mcp.worker.evidence import Decision, Evidence
 from jobforge_mcp.worker.failures import Told, tell
 from jobforge_mcp.worker.framing import END_OF_OUTPUT, FrameReader, encode_frame
 
 PR_SET_PDEATHSIG = 1
+
+FRAMED_BYTES = 256 * 1024
+"""Content up to this size travels in a message."""
 
 
 class Stopped(BaseException):
@@ -105,9 +113,10 @@ class Line:
 class ChildLink:
     """The link of a handler that runs in this process."""
 
-    def __init__(self, line: Line, *, is_async: bool) -> None:
+    def __init__(self, line: Line, *, is_async: bool, spool: str) -> None:
         self.is_async = is_async
         self._line = line
+        self._spool = spool
         self._is_watching = False
         self._has_seen_stop = False
 
@@ -133,6 +142,50 @@ class ChildLink:
     def secret(self, name: str) -> str:
         """See :meth:`JobContext.secret`."""
         return str(self._line.ask("secret", name=name))
+
+    def decide(self, decision: Decision) -> None:
+        """See :meth:`JobContext.decide`; told at once, so that it is known even if this process is killed."""
+        self._line.send(
+            {
+                "op": "decide",
+                "name": decision.name,
+                "choice": decision.choice,
+                "reason": decision.reason,
+            }
+        )
+
+    async def artifact(self, request: ArtifactRequest) -> ArtifactRef:
+        """See :meth:`JobContext.artifact`."""
+        return await anyio.to_thread.run_sync(self.artifact_sync, request)
+
+    def artifact_sync(self, request: ArtifactRequest) -> ArtifactRef:
+        """See :meth:`JobContext.artifact_sync`; what is large goes by way of a file that the worker takes over."""
+        content = request.content
+        data: str | None = None
+        path: str | None = None
+        if isinstance(content, bytes) and len(content) <= FRAMED_BYTES:
+            data = base64.b64encode(content).decode()
+        else:
+            path = str(content) if isinstance(content, Path) else self._spooled(content)
+        answer = self._line.ask(
+            "artifact",
+            name=request.name,
+            data=data,
+            path=path,
+            is_spooled=not isinstance(content, Path),
+            mime=request.mime,
+            keep_seconds=None if request.keep is None else request.keep.total_seconds(),
+        )
+        ref = cast("dict[str, str]", answer)
+        return ArtifactRef(ref["name"], ref["uri"], int(ref["size"]), ref["sha256"], ref["mime"])
+
+    def _spooled(self, content: bytes) -> str:
+        folder = Path(self._spool)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        number, name = tempfile.mkstemp(dir=folder)
+        with os.fdopen(number, "wb") as file:
+            file.write(content)
+        return name
 
     async def enqueue(self, request: ChildRequest) -> JobId:
         """See :meth:`JobContext.enqueue`."""
@@ -188,22 +241,40 @@ def main(descriptor: int) -> None:
 
 def run(line: Line, request: JsonObject) -> JsonObject:
     """Run one job and return the last message about it."""
+    facts = _facts(cast("JsonObject", request["facts"]))
+    evidence = Evidence(facts.run_id, facts.epoch, datetime.fromisoformat(str(request["origin"])))
+    used = _used()
     try:
         bound = resolve(HandlerRef(str(request["source"]), str(request["name"])))
-        facts = _facts(cast("JsonObject", request["facts"]))
-        origin = datetime.fromisoformat(str(request["origin"]))
-        evidence = Evidence(facts.run_id, facts.epoch, origin)
         validated = bound.input_type.validate_python(load_limited(str(request["payload"])))
-        link = ChildLink(line, is_async=bound.is_async)
+        link = ChildLink(line, is_async=bound.is_async, spool=str(request["spool"]))
         context = JobContext(facts, validated, link=link, evidence=evidence)
         value = _call(bound, validated, context)
-        result = check_output(bound, value)
+        answer: JsonObject = {"op": "done", "result": check_output(bound, value)}
     except Stopped:
         sys.exit(0)
     except BaseException as error:  # noqa: BLE001 - a handler may raise anything, SystemExit too
-        return _failed(tell(error))
+        answer = _failed(tell(error))
     entries = [list[JsonValue](entry) for entry in evidence.entries]
-    return {"op": "done", "result": result, "evidence": list[JsonValue](entries)}
+    return {**answer, "evidence": list[JsonValue](entries), "metrics": _measured(used)}
+
+
+def _used() -> float:
+    """Return seconds of CPU that this process and what it started have used."""
+    import resource  # not on Windows
+
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    started = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + started.ru_utime + started.ru_stime
+
+
+def _measured(before: float) -> JsonObject:
+    """Return what one job took. Memory is the most this process ever had, the jobs before included."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1024 * 1024 if sys.platform == "darwin" else 1024
+    return {"cpuMs": round((_used() - before) * 1_000), "memoryMb": round(peak / unit)}
 
 
 def _call(bound: BoundJob, validated: object, context: JobContext) -> object:

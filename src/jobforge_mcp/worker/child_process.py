@@ -5,6 +5,7 @@ Who may have a child, and for how long, is decided in ``children.py``; the other
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import socket
@@ -13,7 +14,8 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Protocol, TypeAlias, cast
 
 import anyio
@@ -23,8 +25,9 @@ from jobforge_mcp.definitions.model import BoundJob
 from jobforge_mcp.errors import JobForgeError
 from jobforge_mcp.types import FailureKind, JobId, JsonObject, JsonValue, RunError
 from jobforge_mcp.worker.attempt import MAX_LOG_LINE_BYTES, Attempt
-from jobforge_mcp.worker.context import ChildRequest
-from jobforge_mcp.worker.failures import MAX_MESSAGE_BYTES, MAX_TRACEBACK_BYTES, Told, capped
+from jobforge_mcp.worker.context import ArtifactRef, ArtifactRequest, ChildRequest
+from jobforge_mcp.worker.evidence import Decision, capped, decision_of
+from jobforge_mcp.worker.failures import MAX_MESSAGE_BYTES, MAX_TRACEBACK_BYTES, Told
 from jobforge_mcp.worker.framing import END_OF_OUTPUT, FrameError, FrameReader, encode_frame
 
 _OUTPUT_WAIT_SECONDS = 1.0
@@ -44,6 +47,19 @@ class Asked(Protocol):
 
     def note_log(self, attempt: Attempt, message: str, level: str) -> None:
         """Remember a log line."""
+        ...
+
+    def note_decision(self, attempt: Attempt, decision: Decision) -> None:
+        """Remember a decision."""
+        ...
+
+    @property
+    def spool(self) -> str:
+        """Folder where a child lays content that is too large for a message."""
+        ...
+
+    async def artifact(self, attempt: Attempt, request: ArtifactRequest) -> ArtifactRef:
+        """Store an artifact."""
         ...
 
     def secret(self, attempt: Attempt, name: str) -> str:
@@ -146,7 +162,9 @@ class ChildProcess:
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._pass_stop_on, attempt)
-                answer = await self._converse(_request(self.uses, attempt, job, payload))
+                answer = await self._converse(
+                    {**_request(self.uses, attempt, job, payload), "spool": asked.spool}
+                )
                 group.cancel_scope.cancel()
             with anyio.move_on_after(_OUTPUT_WAIT_SECONDS):
                 await self._output_ended.wait()
@@ -234,12 +252,15 @@ class ChildProcess:
                 attempt.is_watching = True
             case "saw_stop":
                 attempt.has_seen_stop = attempt.stop_reason is not None
+            case "decide":
+                asked.note_decision(attempt, _decision(message))
             case "ask":
                 await self.send(await _answer(asked, attempt, message))
             case "done":
                 _keep_evidence(attempt, message)
                 return str(message["result"])
             case "failed":
+                _keep_evidence(attempt, message)
                 return _told(message)
             case _:
                 raise ValueError(message["op"])
@@ -282,6 +303,15 @@ async def _answer(asked: Asked, attempt: Attempt, message: JsonObject) -> JsonOb
                 value: JsonValue = asked.secret(attempt, str(message["name"]))
             case "enqueue":
                 value = str(await asked.enqueue(attempt, _child_request(message)))
+            case "artifact":
+                made = await asked.artifact(attempt, _artifact_request(message, asked.spool))
+                value = {
+                    "name": made.name,
+                    "uri": made.uri,
+                    "size": made.size,
+                    "sha256": made.sha256,
+                    "mime": made.mime,
+                }
             case _:
                 raise ValueError(message["what"])
     except JobForgeError as error:
@@ -312,6 +342,32 @@ def _child_request(message: JsonObject) -> ChildRequest:
     )
 
 
+def _decision(message: JsonObject) -> Decision:
+    try:
+        return decision_of(str(message["name"]), message["choice"], _text(message["reason"]))
+    except JobForgeError as error:
+        raise ValueError(error.code) from None
+
+
+def _artifact_request(message: JsonObject, spool: str) -> ArtifactRequest:
+    data, path, keep = (
+        _text(message["data"]),
+        _text(message["path"]),
+        _number(message["keep_seconds"]),
+    )
+    content = base64.b64decode(data, validate=True) if data is not None else Path(str(path))
+    return ArtifactRequest(
+        name=str(message["name"]),
+        content=content,
+        mime=_text(message["mime"]),
+        keep=None if keep is None else timedelta(seconds=keep),
+        # Only what lies where our own files do is deleted, whatever a child says.
+        is_spooled=isinstance(content, Path)
+        and bool(message["is_spooled"])
+        and content.parent == Path(spool),
+    )
+
+
 def _told(message: JsonObject) -> Told:
     error = cast("JsonObject", message["error"])
     trace, delay = _text(message["traceback"]), message["delay_ms"]
@@ -333,6 +389,11 @@ def _told(message: JsonObject) -> Told:
 def _keep_evidence(attempt: Attempt, message: JsonObject) -> None:
     for entry in cast("list[list[JsonValue]]", message["evidence"]):
         attempt.evidence.entries.append((str(entry[0]), entry[1]))
+    metrics = message["metrics"]
+    if isinstance(metrics, dict):
+        for name in ("cpuMs", "memoryMb"):
+            if (value := _number(metrics.get(name))) is not None:
+                attempt.evidence.metrics[name] = int(value)
 
 
 def _number(value: JsonValue) -> float | None:

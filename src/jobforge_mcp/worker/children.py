@@ -18,7 +18,8 @@ from jobforge_mcp.definitions.model import BoundJob
 from jobforge_mcp.types import FailureKind, RunError
 from jobforge_mcp.worker.attempt import Attempt, StopReason
 from jobforge_mcp.worker.child_process import Asked, ChildEndedError, ChildProcess, Starter
-from jobforge_mcp.worker.failures import MAX_MESSAGE_BYTES, Told, capped
+from jobforge_mcp.worker.evidence import capped
+from jobforge_mcp.worker.failures import MAX_MESSAGE_BYTES, Told
 
 MAX_USES = 1_000
 """Jobs after which a child is replaced: handlers leak."""

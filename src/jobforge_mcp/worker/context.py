@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, Literal, LiteralString, Protocol, TypeAlias
 from uuid import UUID
 
 from jobforge_mcp.errors import JobForgeError
 from jobforge_mcp.types import JobId, JsonValue, ProjectId, TenantId
-from jobforge_mcp.worker.evidence import Evidence
+from jobforge_mcp.worker.evidence import Decision, Evidence, decision_of
 
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 """How much a log line matters."""
@@ -47,6 +48,31 @@ class ChildRequest:
     priority: int = 2
     run_at: datetime | None = None
     labels: Mapping[str, str] | None = field(default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactRequest:
+    """What a handler wants to leave behind, before it is checked."""
+
+    name: str
+    content: bytes | Path
+    mime: str | None = None
+    keep: timedelta | None = None
+    is_spooled: bool = False
+    """The path is a file of ours, to be deleted once it was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactRef:
+    """What was left behind, and how it is found."""
+
+    name: str
+    uri: str
+    """Address of the resource that holds it, once the attempt did not lose its lease."""
+    size: int
+    sha256: str
+    """In hexadecimal."""
+    mime: str
 
 
 class Transaction(Protocol):
@@ -90,6 +116,18 @@ class ContextLink(Protocol):
 
     def secret(self, name: str) -> str:
         """Fetch a secret."""
+        ...
+
+    def decide(self, decision: Decision) -> None:
+        """Note a decision."""
+        ...
+
+    async def artifact(self, request: ArtifactRequest) -> ArtifactRef:
+        """Leave an artifact behind."""
+        ...
+
+    def artifact_sync(self, request: ArtifactRequest) -> ArtifactRef:
+        """Leave an artifact behind, blocking the handler's thread."""
         ...
 
     async def enqueue(self, request: ChildRequest) -> JobId:
@@ -198,6 +236,61 @@ class JobContext:
         """
         return self._link.secret(name)
 
+    def decide(self, name: str, choice: JsonValue, reason: str | None = None) -> None:
+        """Say what was decided, and why: the manifest of this attempt tells it. A plain call everywhere, like ``log``.
+
+        Raises:
+            PermanentError: ``DECISION_INVALID``: the choice is no JSON value, or above 2 KiB.
+        """
+        self._link.decide(decision_of(name, choice, reason))
+
+    def artifact(
+        self,
+        name: str,
+        content: bytes | Path,
+        mime: str | None = None,
+        *,
+        keep: timedelta | None = None,
+    ) -> Awaitable[ArtifactRef]:
+        """Leave bytes, or a file by its path, behind with the run; for ``async def`` handlers.
+
+        It is stored when the call returns, and shown as long as this attempt does not lose its lease. Whoever may read
+        the run may read it. A second one of the same name replaces the first. Text is free of the secrets this attempt
+        was given; what is no text is stored as it is.
+
+        Args:
+            name: letters, digits, dots, hyphens and underscores, at most 100.
+            content: the bytes, or the path of a file, which is read now.
+            mime: what it is; guessed from the name if absent.
+            keep: how long; as long as the run, or as the operator set, if absent.
+
+        Raises:
+            PermanentError: ``ARTIFACT_NAME``, ``ARTIFACT_TYPE``, ``ARTIFACT_TOO_LARGE``, ``TOO_MANY_ARTIFACTS`` or
+                ``ARTIFACT_UNREADABLE``.
+            LeaseLostError: This attempt is no longer the living one.
+        """
+        if not self._link.is_async:
+            raise UsageError(
+                "job.artifact() is awaited; this handler is a def", hint="call job.artifact_sync()"
+            )
+        return self._link.artifact(artifact_request(name, content, mime, keep))
+
+    def artifact_sync(
+        self,
+        name: str,
+        content: bytes | Path,
+        mime: str | None = None,
+        *,
+        keep: timedelta | None = None,
+    ) -> ArtifactRef:
+        """Do what :meth:`artifact` does, for ``def`` handlers."""
+        if self._link.is_async:
+            raise UsageError(
+                "job.artifact_sync() would block the event loop of this async handler",
+                hint="await job.artifact()",
+            )
+        return self._link.artifact_sync(artifact_request(name, content, mime, keep))
+
     def enqueue(
         self,
         name: str,
@@ -272,6 +365,24 @@ class JobContext:
     def uuid(self) -> UUID:
         """Return a UUID, recorded and seeded by run and epoch; no material for secrets."""
         return self._evidence.uuid()
+
+
+def artifact_request(
+    name: str, content: object, mime: str | None, keep: timedelta | None
+) -> ArtifactRequest:
+    """Take what a handler gave. A text could be meant as a path or as the content, so it is refused."""
+    match content:
+        case bytes():
+            return ArtifactRequest(name, content, mime, keep)
+        case bytearray():
+            return ArtifactRequest(name, bytes(content), mime, keep)
+        case Path():
+            return ArtifactRequest(name, content.absolute(), mime, keep)
+        case _:
+            raise UsageError(
+                f"an artifact is made of bytes or of a Path, not of {type(content).__name__}",
+                hint="text.encode() is the content, pathlib.Path(text) the file of that name",
+            )
 
 
 class UsageError(JobForgeError):

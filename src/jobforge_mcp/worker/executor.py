@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import assert_never, cast
@@ -16,7 +17,7 @@ from typing import assert_never, cast
 import anyio
 import structlog
 
-from jobforge_mcp.definitions.json_limits import load_limited
+from jobforge_mcp.definitions.json_limits import MAX_RESULT_BYTES, load_limited
 from jobforge_mcp.definitions.model import BoundJob
 from jobforge_mcp.errors import LimitError, NotFoundError, PermanentError, RetryableError
 from jobforge_mcp.types import (
@@ -48,7 +49,7 @@ class Execution:
     payload: str = ""
     """The same as JSON text, for a handler in a child."""
     result: str | None = None
-    """JSON text of a valid result; set last."""
+    """JSON text of a valid result as its row can hold it, without secrets; set last."""
     told: Told | None = None
     """What went wrong; ends the chain."""
 
@@ -109,7 +110,8 @@ async def run(execution: Execution) -> None:
         attempt.has_seen_stop = True
         return
     try:
-        execution.result = await _run_isolated(execution)
+        result = attempt.redact_json(await _run_isolated(execution))
+        execution.result = await execution.services.keeper.keep_result(attempt, result)
     except anyio.get_cancelled_exc_class() as error:
         if attempt.scope is not None and attempt.scope.cancel_called:
             return
@@ -133,7 +135,7 @@ def conclude(execution: Execution) -> Verdict | None:
     if execution.told is not None:
         return _failure(attempt, execution.told)
     if execution.result is not None:
-        return Completion(attempt.fence, attempt.redact_json(execution.result))
+        return Completion(attempt.fence, execution.result, attempt.manifest())
     return stopped(attempt)
 
 
@@ -145,10 +147,10 @@ def stopped(attempt: Attempt) -> Verdict | None:
             seconds = attempt.claimed.timeout_ms / 1_000
             message = f"the work was stopped at its timeout of {seconds:g} s"
             error = RunError("TIMED_OUT", message, retryable=True)
-            return Failure(attempt.fence, FailureKind.TIMED_OUT, error)
+            return Failure(attempt.fence, FailureKind.TIMED_OUT, error, manifest=attempt.manifest())
         case StopReason.CANCELED:
             error = RunError("CANCELED", "the work was stopped on request", retryable=False)
-            return Failure(attempt.fence, FailureKind.CANCELED, error)
+            return Failure(attempt.fence, FailureKind.CANCELED, error, manifest=attempt.manifest())
         case StopReason.RELEASED:
             return Release(attempt.fence)
         case StopReason.LEASE_LOST | None:
@@ -167,7 +169,9 @@ def _failure(attempt: Attempt, told: Told) -> Failure:
         attempt.redact(error.hint) if error.hint else None,
     )
     trace = attempt.redact(told.traceback) if told.traceback else None
-    return Failure(attempt.fence, told.kind, redacted, trace, told.delay_ms)
+    return Failure(
+        attempt.fence, told.kind, redacted, trace, told.delay_ms, manifest=attempt.manifest()
+    )
 
 
 class _ToldInChild(Exception):
@@ -213,6 +217,7 @@ async def _call_on_thread(execution: Execution) -> object:
             outcome.append((execution.job.handler(execution.validated, context), None))
         except BaseException as error:  # noqa: BLE001 - raised again in the task that waits
             outcome.append((None, error))
+        attempt.evidence.metrics["cpuMs"] = round(time.thread_time() * 1_000)
         mailbox.post(ended.set)
 
     name = f"jobforge-{attempt.claimed.job_type}"
@@ -233,7 +238,7 @@ async def _run_in_child(execution: Execution) -> str:
         raise _ToldInChild(answer)
     # The child checked it against the handler's own type; a declarative definition may promise more.
     try:
-        value = load_limited(answer, what="result")
+        value = load_limited(answer, what="result", max_bytes=MAX_RESULT_BYTES)
     except LimitError as error:
         raise PermanentError(error.message, code=error.code, hint=error.hint) from None
     if job.definition.handler is not None and job.output_schema is not None:

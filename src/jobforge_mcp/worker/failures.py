@@ -21,6 +21,7 @@ from jobforge_mcp.errors import (
 )
 from jobforge_mcp.types import FailureKind, RunError
 from jobforge_mcp.worker.context import UsageError
+from jobforge_mcp.worker.evidence import capped
 
 MAX_MESSAGE_BYTES = 2_048
 """Of an error's message: a sentence, not a dump."""
@@ -65,14 +66,6 @@ def refusal(code: str, message: str, *, hint: str | None = None) -> Told:
     """Describe a failure that no further attempt can mend and that no exception of the handler caused."""
     message = capped(message, MAX_MESSAGE_BYTES)
     return Told(FailureKind.PERMANENT, RunError(code, message, retryable=False, hint=hint))
-
-
-def capped(text: str, limit: int) -> str:
-    """Return text that the database can store: no NUL, no lone surrogate, at most so many bytes of UTF-8."""
-    data = text.replace("\0", "�").encode("utf-8", errors="replace")
-    if len(data) <= limit:
-        return data.decode()
-    return data[: limit - 3].decode(errors="ignore") + "…"
 
 
 def _kind(error: BaseException) -> FailureKind:

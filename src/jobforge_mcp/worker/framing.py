@@ -11,8 +11,8 @@ from typing import cast
 
 from jobforge_mcp.types import JsonObject
 
-MAX_FRAME_BYTES = 16 * 1024 * 1024
-"""A result is at most 1 MiB, and a log line 4 KiB: whatever is larger than this is no message of ours."""
+MAX_FRAME_BYTES = 48 * 1024 * 1024
+"""A result is at most 16 MiB, and more as text in a message: whatever is larger than this is no message of ours."""
 
 END_OF_OUTPUT = "\0jobforge:end:"
 """What a child prints after a job's own output, with the number of the call: it goes another way than the answer."""

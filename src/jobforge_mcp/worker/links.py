@@ -6,11 +6,11 @@ A child process has its own link (``child.py``); what it asks for over the pipe 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, LiteralString, cast
+from typing import Any, LiteralString, TypeVar, cast
 
 import anyio.to_thread
 
@@ -19,12 +19,22 @@ from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import CallerError, ConflictError, PermanentError
 from jobforge_mcp.router.leases import JobTransaction, WorkerRouter
 from jobforge_mcp.types import EnqueueOutcome, JobId, JsonObject, JsonValue, NewJob
+from jobforge_mcp.worker.artifacts import Keeper
 from jobforge_mcp.worker.attempt import Attempt
 from jobforge_mcp.worker.child_process import Starter
-from jobforge_mcp.worker.context import ChildRequest, Transaction, UsageError
+from jobforge_mcp.worker.context import (
+    ArtifactRef,
+    ArtifactRequest,
+    ChildRequest,
+    Transaction,
+    UsageError,
+)
+from jobforge_mcp.worker.evidence import Decision
 from jobforge_mcp.worker.mailbox import Mailbox
 from jobforge_mcp.worker.reporting import Reporter
 from jobforge_mcp.worker.secrets import SecretStore, references_in, resolved
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +46,7 @@ class Services:
     reporter: Reporter
     mailbox: Mailbox
     start: Starter
+    keeper: Keeper
     secrets: SecretStore = field(default_factory=SecretStore)
 
     def note_progress(
@@ -49,6 +60,19 @@ class Services:
         """Remember a log line, to be reported soon."""
         if attempt.note_log(message, level):
             self.reporter.mark(attempt)
+
+    def note_decision(self, attempt: Attempt, decision: Decision) -> None:
+        """Remember a decision, for the manifest."""
+        attempt.evidence.decide(decision)
+
+    @property
+    def spool(self) -> str:
+        """Folder for files of ours on their way into the store."""
+        return str(self.keeper.store.incoming)
+
+    async def artifact(self, attempt: Attempt, request: ArtifactRequest) -> ArtifactRef:
+        """Store an artifact of an attempt."""
+        return await self.keeper.keep(attempt, request)
 
     def secret(self, attempt: Attempt, name: str) -> str:
         """Return a secret, and strike it out of what the attempt says from now on."""
@@ -154,17 +178,33 @@ class LocalLink:
         """See :meth:`JobContext.secret`."""
         return self._services.secret(self._attempt, name)
 
+    def decide(self, decision: Decision) -> None:
+        """See :meth:`JobContext.decide`; from any thread."""
+        self._attempt.evidence.decide(decision)
+
+    async def artifact(self, request: ArtifactRequest) -> ArtifactRef:
+        """See :meth:`JobContext.artifact`."""
+        return await self._services.artifact(self._attempt, request)
+
+    def artifact_sync(self, request: ArtifactRequest) -> ArtifactRef:
+        """See :meth:`JobContext.artifact_sync`; called on the handler's thread, never on the loop's."""
+        return self._call(lambda: self._services.artifact(self._attempt, request))
+
     async def enqueue(self, request: ChildRequest) -> JobId:
         """See :meth:`JobContext.enqueue`."""
         return await self._services.enqueue(self._attempt, request)
 
     def enqueue_sync(self, request: ChildRequest) -> JobId:
         """See :meth:`JobContext.enqueue_sync`; called on the handler's thread, never on the loop's."""
-        future: Future[JobId] = Future()
+        return self._call(lambda: self._services.enqueue(self._attempt, request))
+
+    def _call(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+        """Have the loop do something, and wait for its answer on the handler's thread."""
+        future: Future[_T] = Future()
 
         async def answer() -> None:
             try:
-                future.set_result(await self._services.enqueue(self._attempt, request))
+                future.set_result(await ask())
             except Exception as error:  # noqa: BLE001 - it belongs to the handler that waits on its thread
                 future.set_exception(error)
 
@@ -217,8 +257,9 @@ async def _transaction(
         transaction = _HandlerTransaction(inner, is_last_act=True)
         yield transaction
         job = services.registry.get(attempt.claimed.job_type)
-        result = services.registry.check_output(job, transaction.output)
-        settled = await inner.complete(attempt.redact_json(result))
+        result = attempt.redact_json(services.registry.check_output(job, transaction.output))
+        kept = await services.keeper.keep_result(attempt, result)
+        settled = await inner.complete(kept, manifest=attempt.manifest())
     # Only now, after the commit.
     attempt.committed = settled
 

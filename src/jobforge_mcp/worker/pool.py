@@ -28,6 +28,8 @@ import structlog
 from jobforge_mcp.db.notify import READY, Listener
 from jobforge_mcp.definitions.composition import COMPOSITION_TYPE
 from jobforge_mcp.definitions.registry import Registry
+from jobforge_mcp.evidence.environment import describe_environment
+from jobforge_mcp.evidence.stores import open_store
 from jobforge_mcp.logs import whose
 from jobforge_mcp.router.heartbeat import HeartbeatConnection
 from jobforge_mcp.router.leases import WorkerRouter
@@ -42,6 +44,7 @@ from jobforge_mcp.types import (
     TenantId,
     WorkerId,
 )
+from jobforge_mcp.worker.artifacts import ArtifactLimits, Keeper
 from jobforge_mcp.worker.attempt import Attempt, LeaseHold, Release, StopReason, Verdict
 from jobforge_mcp.worker.backlog import Backlog
 from jobforge_mcp.worker.children import ChildLimits, ChildPool
@@ -200,6 +203,7 @@ class WorkerPool:
         try:
             self._build()
             await self._register()
+            await self._router.artifacts.keep_environment(self.worker_id, describe_environment())
             self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
         except BaseException:
             self._mailbox.close()
@@ -237,6 +241,11 @@ class WorkerPool:
             self._reporter,
             self._mailbox,
             self._start_task,
+            Keeper(
+                self._router.artifacts,
+                open_store(settings),
+                ArtifactLimits.from_settings(settings),
+            ),
             SecretStore.from_settings(settings, self._environ),
         )
         self._children = ChildPool(

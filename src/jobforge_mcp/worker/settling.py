@@ -17,7 +17,8 @@ import structlog
 from jobforge_mcp.router.leases import WorkerRouter
 from jobforge_mcp.types import Completion, Failure, FailureKind, RunError, Settled
 from jobforge_mcp.worker.attempt import Attempt, Release, Verdict, Wait
-from jobforge_mcp.worker.failures import MAX_MESSAGE_BYTES, capped
+from jobforge_mcp.worker.evidence import capped
+from jobforge_mcp.worker.failures import MAX_MESSAGE_BYTES
 from jobforge_mcp.worker.reporting import Reporter
 from jobforge_mcp.worker.trouble import is_connection_trouble
 

@@ -1,0 +1,77 @@
+"""What has to be done although nobody calls: events whose triggers were not asked, and schedules that are due.
+
+Any number of processes may run it: servers with workers, the local node, ``jobforge worker``. They need not know of each
+other, because each act is one statement that the database lets one of them do: a stored event is claimed for half a minute
+and processed once, and the time of a schedule has one row. A process that dies between two statements leaves nothing half
+done; another finds the same work within seconds.
+"""
+
+from __future__ import annotations
+
+import anyio
+import structlog
+
+from jobforge_mcp.definitions.registry import Registry
+from jobforge_mcp.errors import ConflictError, JobForgeError
+from jobforge_mcp.router.maintenance import MaintenanceRouter
+from jobforge_mcp.triggers.evaluating import evaluate_trigger, event_scope
+from jobforge_mcp.types import Candidate, PendingEvent
+
+POLL_SECONDS = 1.0
+"""Most time between two looks, whatever is due when."""
+BATCH = 100
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+class Maintenance:
+    """Maintains one database, with the jobs that this process knows."""
+
+    def __init__(
+        self, router: MaintenanceRouter, registry: Registry, *, most_depth: int = 20
+    ) -> None:
+        """Act through this router; ``most_depth`` is where the loop guard stops a chain of events."""
+        self._router = router
+        self._registry = registry
+        self._most_depth = most_depth
+
+    async def run(self) -> None:
+        """Do what there is to do, until cancelled; trouble is logged and waited out."""
+        while True:
+            done = 0
+            try:
+                done = await self.run_once()
+            except JobForgeError as error:
+                _log.warning("maintenance_failed", code=error.code, reason=error.message)
+            except Exception:  # noqa: BLE001  # whatever it is, the next round may do better, and serving goes on
+                _log.exception("maintenance_failed")
+            await anyio.sleep(0 if done else POLL_SECONDS)
+
+    async def run_once(self) -> int:
+        """Do what there is to do now, and return how much that was."""
+        return await self.process_events()
+
+    async def process_events(self) -> int:
+        """Ask the triggers of stored events that nobody asked yet; return how many events that were."""
+        events = await self._router.claim_events(BATCH)
+        candidates = await self._router.match_events(events)
+        for event in events:
+            await self._process(event, candidates[event.event_id])
+        return len(events)
+
+    async def _process(self, event: PendingEvent, candidates: list[Candidate]) -> None:
+        scope = event_scope(event, event.payload)
+        fires = [
+            evaluate_trigger(self._registry, event.tenant_id, candidate, scope)
+            for candidate in candidates
+        ]
+        try:
+            await self._router.process_event(event, fires, most_depth=self._most_depth)
+        except ConflictError:
+            # one of its triggers changed meanwhile: once, with what they are now; else when the claim has ended
+            found = await self._router.match_events([event])
+            fires = [
+                evaluate_trigger(self._registry, event.tenant_id, candidate, scope)
+                for candidate in found[event.event_id]
+            ]
+            await self._router.process_event(event, fires, most_depth=self._most_depth)
