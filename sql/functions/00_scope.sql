@@ -186,11 +186,14 @@ set local role jobforge_rpc;
 
 -- Within our functions the scope was verified when they began (`require_tenant`), and nothing that runs in them can change
 -- it; policies there read the setting as it is. Whoever reads from outside, through a view, has it verified once for each
--- statement, because a policy asks in a sub-select.
+-- statement, because a policy asks in a sub-select. These two keep the caller's search_path, so that policies stay inlined:
+-- every name and operator in them is qualified, or a reader could bring an operator of their own.
 create or replace function jobforge.current_tenant() returns text
 language sql stable parallel safe
 as $$
-  select case when current_user in ('jobforge_rpc', 'jobforge_sys') then nullif(pg_catalog.current_setting('jobforge.tenant_id', true), '')
+  select case when current_user operator(pg_catalog.=) any (array['jobforge_rpc', 'jobforge_sys']::pg_catalog.name[])
+    then case when pg_catalog.current_setting('jobforge.tenant_id', true) operator(pg_catalog.<>) ''
+      then pg_catalog.current_setting('jobforge.tenant_id', true) end
     else (jobforge.verified_scope()).tenant_id end
 $$;
 comment on function jobforge.current_tenant() is 'Tenant of the current transaction''s scope, or null: what the row policies compare with.';
@@ -198,9 +201,9 @@ comment on function jobforge.current_tenant() is 'Tenant of the current transact
 create or replace function jobforge.current_claims() returns jsonb
 language sql stable parallel safe
 as $$
-  select coalesce(nullif(
-    case when current_user in ('jobforge_rpc', 'jobforge_sys') then pg_catalog.current_setting('jobforge.claims', true)
-      else (jobforge.verified_scope()).claims end, ''), '{}')::jsonb
+  select case when s.claims operator(pg_catalog.<>) '' then s.claims else '{}' end::pg_catalog.jsonb
+  from (select case when current_user operator(pg_catalog.=) any (array['jobforge_rpc', 'jobforge_sys']::pg_catalog.name[])
+    then pg_catalog.current_setting('jobforge.claims', true) else (jobforge.verified_scope()).claims end as claims) s
 $$;
 comment on function jobforge.current_claims() is 'What the token of the current transaction''s scope carries; {} without one.';
 

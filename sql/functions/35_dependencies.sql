@@ -100,7 +100,7 @@ set enable_seqscan = off
 as $$
 declare
   v_now timestamptz := jobforge.now();
-  v_held_tenants text[]; v_held_ids uuid[];
+  v_held_ids uuid[];
   v_ended_tenants text[] := p_tenant_ids; v_ended_ids uuid[] := p_job_ids;
   v_has_failed boolean := p_has_failed;
   v_touched_tenants text[] := '{}'; v_touched_ids uuid[] := '{}';
@@ -127,7 +127,7 @@ begin
     where (w.tenant_id, w.job_id) in (select a.tenant_id, a.job_id from affected a)
     order by w.tenant_id, w.job_id for update
   )
-  select array_agg(h.tenant_id::text), array_agg(h.job_id) into v_held_tenants, v_held_ids from held h;
+  select array_agg(h.job_id) into v_held_ids from held h;
   if v_held_ids is null then
     return;
   end if;

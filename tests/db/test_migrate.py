@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from jobforge_mcp.db.migrate import MigrationReport, migrate, plan_sql
 from jobforge_mcp.embedded.binaries import find_binaries
@@ -295,6 +296,28 @@ def test_databases_of_one_cluster_can_be_migrated_at_once(databases: DatabaseMak
 
     assert len(reports) == 3
     assert all(report.applied for report in reports)
+
+
+@pytest.mark.parametrize("head", ["", "-- no transaction\n"])
+def test_a_search_path_of_the_role_is_not_followed(
+    url: str, folder: Path, empty_database: ScratchDatabase, head: str
+) -> None:
+    """Whoever may make objects where it leads could put a function of theirs before PostgreSQL's."""
+    migrate(url, folder=folder)
+    with empty_database.connect() as connection:
+        connection.execute("create schema theirs; grant usage on schema theirs to public")
+        connection.execute(
+            "create function theirs.upper(text) returns text language sql as $$ select 'stolen' $$"
+        )
+        name = sql.Identifier(empty_database.name)
+        path = sql.SQL("alter database {} set search_path to theirs, pg_catalog")
+        connection.execute(path.format(name))
+    write(folder, SECOND, f"{head}create table jobforge.shout as select upper('x') as word;")
+
+    migrate(url, folder=folder)
+
+    with empty_database.connect() as connection:
+        assert connection.execute("select word from jobforge.shout").fetchone() == ("X",)
 
 
 @pytest.mark.requirement("migrate.plan")

@@ -182,6 +182,27 @@ def test_a_view_shows_nothing_of_a_scope_that_was_only_set(strict: Queue, view: 
         assert connection.execute(query).fetchall() == []
 
 
+@pytest.mark.requirement("sql.signed-scope")
+def test_an_operator_of_the_readers_own_makes_no_scope_signed(strict: Queue) -> None:
+    """A policy asks a function that keeps the reader's search_path, where there may be an equality that always holds."""
+    with strict.acting(API) as connection:
+        enter(connection, *SAID, signature=sign(*SAID))
+        call(connection, "enqueue_job", "acme", ECHO)
+    with strict.acting("super") as connection:
+        connection.execute("create schema theirs; grant usage on schema theirs to public")
+        for kind in ("name", "text"):
+            made = sql.SQL(
+                "create function theirs.always({0}, {0}) returns boolean language sql"
+                " as 'select true';"
+                " create operator theirs.= (function = theirs.always, leftarg = {0}, rightarg = {0})"
+            )
+            connection.execute(made.format(sql.SQL(kind)))
+    with refused("JF403"), strict.acting(READONLY) as connection:
+        enter(connection, *SAID)
+        connection.execute("set local search_path to theirs, pg_catalog")
+        connection.execute("select job_id from jobforge.runs")
+
+
 def test_nobody_who_logs_in_reads_a_key_or_enters_a_scope_on_trust(strict: Queue) -> None:
     for login in (API, WORKER, READONLY, "jobforge_scheduler", "jobforge_auditor"):
         for query in (

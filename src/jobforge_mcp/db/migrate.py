@@ -42,6 +42,8 @@ _LOCK: Final = 5_746_001
 _LOCK_SECONDS = 120.0
 _LOCK_POLL_SECONDS = 0.05
 # A migration that queues behind a long transaction makes every other statement queue behind it.
+# Whoever may make objects in a schema of the role's own path could put a function of theirs before one of PostgreSQL's.
+_SEARCH_PATH: LiteralString = "search_path to pg_catalog, pg_temp"
 _LOCK_TIMEOUT: LiteralString = "set local lock_timeout = '5s'"
 _TRIES = 6
 _NO_TRANSACTION = "-- no transaction"
@@ -268,8 +270,9 @@ def _apply(connection: Connection, files: Sequence[SqlFile], step: tuple[SqlFile
 def _apply_without_transaction(
     connection: Connection, files: Sequence[SqlFile], step: tuple[SqlFile, ...]
 ) -> bool:
-    _wait_for(lambda: _took_lock(connection, "select pg_try_advisory_lock(%s)"))
+    _wait_for(lambda: _took_lock(connection, "select pg_catalog.pg_try_advisory_lock(%s)"))
     try:
+        connection.execute(f"set {_SEARCH_PATH}")
         if _next_step(connection, files) != step:
             return False
         _run(connection, step[0])
@@ -278,7 +281,8 @@ def _apply_without_transaction(
             _record(connection, step)
     finally:
         if not connection.closed:
-            connection.execute("select pg_advisory_unlock(%s)", [_LOCK])
+            connection.execute("reset search_path")
+            connection.execute("select pg_catalog.pg_advisory_unlock(%s)", [_LOCK])
     return True
 
 
@@ -292,6 +296,7 @@ def _locked_transaction(connection: Connection) -> Generator[None]:
 
     def begin() -> bool:
         connection.execute("begin")
+        connection.execute(f"set local {_SEARCH_PATH}")
         if _took_lock(connection, "select pg_try_advisory_xact_lock(%s)"):
             return True
         connection.execute("rollback")
@@ -394,13 +399,12 @@ def _record(connection: Connection, step: Sequence[SqlFile]) -> None:
 
 def _step_sql(step: Sequence[SqlFile]) -> Iterator[str]:
     """Write what `_apply_next` does with one step, for ``psql``."""
-    begin = f"begin;\nselect pg_advisory_xact_lock({_LOCK});\n{_LOCK_TIMEOUT};\n{_PREPARE}"
-    if step[0].is_transactional:
-        yield begin
+    begin = f"begin;\nset local {_SEARCH_PATH};\nselect pg_advisory_xact_lock({_LOCK});\n{_LOCK_TIMEOUT};\n{_PREPARE}"
+    yield begin if step[0].is_transactional else f"set {_SEARCH_PATH};"
     for file in step:
         yield f"-- {file.name}\n{file.text}"
     if not step[0].is_transactional:
-        yield begin
+        yield f"reset search_path;\n{begin}"
     yield "reset role;"
     yield "delete from jobforge.schema_migrations m where m.kind in ('function', 'policy');"
     for file in step:
@@ -438,7 +442,9 @@ def _connected(url: str) -> Generator[Connection]:
 
 def _published(connection: Connection) -> dict[str, str]:
     """Read the same as `_recorded` by way of the function that serving roles may call, where there is one."""
-    found = connection.execute("select to_regprocedure('jobforge.applied_files()')").fetchone()
+    found = connection.execute(
+        "select pg_catalog.to_regprocedure('jobforge.applied_files()')"
+    ).fetchone()
     if found is None or found[0] is None:
         return _recorded(connection)
     rows = connection.execute("select a.name, a.sha256 from jobforge.applied_files() a")
@@ -447,7 +453,9 @@ def _published(connection: Connection) -> dict[str, str]:
 
 def _recorded(connection: Connection) -> dict[str, str]:
     """Read which files were applied, with their hashes."""
-    found = connection.execute("select to_regclass('jobforge.schema_migrations')").fetchone()
+    found = connection.execute(
+        "select pg_catalog.to_regclass('jobforge.schema_migrations')"
+    ).fetchone()
     if found is None or found[0] is None:
         return {}
     rows = connection.execute("select m.name, m.sha256 from jobforge.schema_migrations m")
