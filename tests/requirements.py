@@ -500,6 +500,10 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 5",
         "A result above 1 MiB becomes an artifact, and every long one can be read by ranges.",
     ),
+    "evidence.report": Requirement(
+        "design 5",
+        "A run's report keeps its budget, is the same every time, holds no secret, and nobody's words forge its form.",
+    ),
     "evidence.orphans": Requirement(
         "operations",
         "Content that no artifact needs is swept, whatever died while it was written or swept.",

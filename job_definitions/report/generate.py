@@ -1,4 +1,4 @@
-"""``report.generate``: writes the runs of a tenant as Markdown, JSON or CSV."""
+"""``report.generate``: writes the runs of a tenant as Markdown, JSON or CSV, into its result and as an artifact."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from jobforge_mcp import JobContext, Retry, job
 Format = Literal["markdown", "json", "csv"]
 
 _MEDIA_TYPES = {"markdown": "text/markdown", "json": "application/json", "csv": "text/csv"}
+_ENDINGS = {"markdown": "md", "json": "json", "csv": "csv"}
 _LARGEST_CONTENT = 512 * 1024
 
 
@@ -46,6 +47,7 @@ class ReportOutput(_Model):
     truncated: bool = Field(description="Whether more runs fit the filter than are listed.")
     counts: dict[str, int] = Field(description="Listed runs by status.")
     content: str
+    artifact: str = Field(description="Address of the same report as an artifact of this run.")
 
 
 class RunRow(_Model):
@@ -69,7 +71,7 @@ class RunRow(_Model):
     name="report.generate",
     title="Report of runs",
     description="Writes this tenant's runs, newest first, as Markdown, JSON or CSV, filtered by status, job and time. "
-    "Returns the report as text with counts by status.",
+    "Returns the report as text with counts by status, and leaves it as an artifact.",
     timeout="2m",
     retry=Retry(max_attempts=3),
     tags=["report"],
@@ -94,6 +96,9 @@ async def generate(input: ReportInput, job: JobContext) -> ReportOutput:
     rows = [_row(row) for row in found[: input.limit]]
     job.progress(1, 2, f"{len(rows)} runs")
     content, listed = write(rows, input.format)
+    made = await job.artifact(
+        f"report.{_ENDINGS[input.format]}", content.encode(), _MEDIA_TYPES[input.format]
+    )
     job.progress(2, 2)
     return ReportOutput(
         format=input.format,
@@ -103,6 +108,7 @@ async def generate(input: ReportInput, job: JobContext) -> ReportOutput:
         truncated=listed < len(found),
         counts=dict(Counter(row.status for row in rows[:listed])),
         content=content,
+        artifact=made.uri,
     )
 
 

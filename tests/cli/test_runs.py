@@ -249,3 +249,31 @@ def test_words_of_strangers_do_not_reach_the_terminal_as_commands(installed: Run
 
     assert "\x1b" not in people.out
     assert "gone [red]now[/red]" in people.out
+
+
+@pytest.mark.requirement("evidence.artifacts")
+def test_what_a_run_left_is_listed_fetched_and_reported(
+    installed: Runner, worker_process: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    ran = installed("run", "report.generate", "--input", '{"format": "csv"}', "--json")
+    run_id = ran.document["runId"]
+    target = tmp_path / "fetched.csv"
+
+    listed = installed("artifacts", run_id, "--json")
+    people = installed("artifacts", run_id)
+    fetched = installed("artifacts", run_id, "report.csv", "--output", str(target), "--json")
+    again = installed("artifacts", run_id, "report.csv", "--output", str(target), "--json")
+    unknown = installed("artifacts", run_id, "other.csv", "--output", "-", "--json")
+    report = installed("status", run_id, "--report")
+    document = installed("status", run_id, "--report", "--json")
+
+    (made,) = listed.document["artifacts"]
+    assert (made["name"], made["mimeType"]) == ("report.csv", "text/csv")
+    assert "report.csv" in people.out
+    assert fetched.document == {"name": "report.csv", "output": str(target)}
+    assert target.read_text().startswith("runId,jobName,status")
+    assert target.stat().st_size == made["size"]
+    assert (again.code, again.document["error"]["code"]) == (1, "INVALID_INPUT")
+    assert (unknown.code, unknown.document["error"]["code"]) == (1, "ARTIFACT_NOT_FOUND")
+    assert report.out.startswith("# Run of `report.generate`: succeeded")
+    assert document.document["report"] == report.out

@@ -50,6 +50,15 @@ async def steps(input: Steps, job: JobContext) -> int:
     return input.steps
 
 
+@job(name="test.leaves", description="Leaves things behind.", effects="none")
+async def leaves(input: Words, job: JobContext) -> dict[str, str]:
+    job.decide("tone", "friendly", "## forged heading\n[link](https://evil.example)")
+    job.log("ink is low", level="warning")
+    await job.artifact("letter.md", input.text.encode())
+    await job.artifact("picture.png", bytes(range(256)))
+    return {"said": input.text * input.times}
+
+
 @job(name="test.forever", description="Ends only when it is canceled.")
 async def forever(input: Nothing, job: JobContext) -> None:
     job.progress(0, 1, "for ever")
@@ -99,5 +108,5 @@ async def environment(input: Nothing, job: JobContext) -> bool:
 
 
 JOBS: list[BoundJob] = [
-    noop, echo, steps, forever, fails, dies, big, email, guarded, prints, environment,
+    noop, echo, steps, leaves, forever, fails, dies, big, email, guarded, prints, environment,
 ]  # fmt: skip

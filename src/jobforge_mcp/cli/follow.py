@@ -80,11 +80,19 @@ def status(
         bool, typer.Option("--attempts", help="Show the attempts that did not succeed.")
     ] = False,
     input: Annotated[bool, typer.Option("--input", help="Show the input.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Show what it did and why, as Markdown.")
+    ] = False,
     json: Json = False,
 ) -> int:
     """Show a run: status, progress, result or error."""
     follower = _Follower(
-        is_json=json, seconds=wait, has_logs=logs, has_attempts=attempts, has_input=input
+        is_json=json,
+        seconds=wait,
+        has_logs=logs,
+        has_attempts=attempts,
+        has_input=input,
+        has_report=report,
     )
 
     async def work() -> Run:
@@ -151,6 +159,7 @@ class _Follower:
         has_logs: bool = False,
         has_attempts: bool = False,
         has_input: bool = False,
+        has_report: bool = False,
     ) -> None:
         self.seconds = seconds
         self.outcome: Literal["created", "replayed"] | None = None
@@ -158,6 +167,7 @@ class _Follower:
         self._has_logs = has_logs
         self._has_attempts = has_attempts
         self._has_input = has_input
+        self._has_report = has_report
         self._run_id: str | None = None
 
     def end(self, work: Callable[[], Awaitable[Run]]) -> int:
@@ -208,9 +218,18 @@ class _Follower:
         lines = await _last_lines(client, found) if self._has_logs else None
         given = await client.payload(found.job_id) if self._has_input else None
         attempts = list(await client.attempts(found.job_id)) if self._has_attempts else None
+        report = await client.report(found.job_id) if self._has_report else None
         extras = Extras(
-            input=given, logs=lines, attempts=attempts, outcome=self.outcome, cause=cause
+            input=given,
+            logs=lines,
+            attempts=attempts,
+            outcome=self.outcome,
+            cause=cause,
+            report=report,
         )
+        if report is not None and not self._is_json:
+            print(printable(report), end="")
+            return
         show(
             run_document(found, client.caller, extras),
             is_json=self._is_json,

@@ -13,6 +13,7 @@ from jobforge_mcp.cli import (
     audit,
     context_keys,
     diagnosis,
+    evidence,
     follow,
     limits,
     logins,
@@ -97,6 +98,7 @@ COMMANDS: Mapping[str, Callable[..., object]] = {
     "run": follow.run,
     "runs": runs.runs,
     "status": follow.status,
+    "artifacts": evidence.artifacts,
     "cancel": runs.cancel,
     "retry": runs.retry,
 }

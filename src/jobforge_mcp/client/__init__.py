@@ -11,10 +11,13 @@ from __future__ import annotations
 from jobforge_mcp.client.answers import RunRef, result_of, to_job_id
 from jobforge_mcp.client.blocking import SyncClient
 from jobforge_mcp.client.verbs import Client, Options
+from jobforge_mcp.evidence.reading import Part, Range
 
 __all__ = [
     "Client",
     "Options",
+    "Part",
+    "Range",
     "RunRef",
     "SyncClient",
     "result_of",

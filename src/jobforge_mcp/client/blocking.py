@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from jobforge_mcp.client.answers import RunRef, refuse_conflict, result_of
+from jobforge_mcp.client.answers import RunRef, refuse_conflict
+from jobforge_mcp.client.evidence import BlockingEvidenceVerbs
 from jobforge_mcp.client.verbs import DEFAULTS, Client, Options
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.router.transactional import (
@@ -25,7 +26,7 @@ from jobforge_mcp.types import (
 )
 
 
-class SyncClient:
+class SyncClient(BlockingEvidenceVerbs):
     """`Client` for code without an event loop: the same verbs, each of which blocks its thread.
 
     It runs an event loop on a thread of its own; one client may be shared by many threads.
@@ -91,7 +92,8 @@ class SyncClient:
 
     def result(self, run_id: RunRef, *, timeout_seconds: float | None = None) -> JsonValue:
         """Wait for a run and return what its handler returned; see `Client.result`."""
-        return result_of(self.wait(run_id, timeout_seconds=timeout_seconds))
+        result = functools.partial(self._client.result, run_id, timeout_seconds=timeout_seconds)
+        return self._portal.call(result)
 
     def cancel(self, run_id: RunRef, *, reason: str | None = None) -> Run:
         """Ask for a run's end."""

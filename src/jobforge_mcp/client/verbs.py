@@ -13,6 +13,7 @@ from typing import cast
 import anyio.to_thread
 
 from jobforge_mcp.client.answers import RunRef, refuse_conflict, result_of, to_job_id
+from jobforge_mcp.client.evidence import EvidenceVerbs, is_elsewhere
 from jobforge_mcp.db.installation import open_installation
 from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.db.pool import Database
@@ -21,6 +22,7 @@ from jobforge_mcp.definitions.json_limits import check_key
 from jobforge_mcp.definitions.model import is_job_name
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import InvalidInputError
+from jobforge_mcp.evidence.stores import ContentStore, open_store
 from jobforge_mcp.policy.denials import Denials
 from jobforge_mcp.policy.gate import Gate
 from jobforge_mcp.policy.permissions import (
@@ -81,7 +83,11 @@ class Options:
 DEFAULTS = Options()
 
 
-class Client:
+def _no_store() -> ContentStore:
+    raise RuntimeError("a client without a store cannot read large artifacts")
+
+
+class Client(EvidenceVerbs):
     """Enqueues jobs and follows runs as one caller."""
 
     def __init__(
@@ -93,6 +99,7 @@ class Client:
         watcher: RunWatcher | None = None,
         tool: str = "client",
         denials: Denials | None = None,
+        open_store: Callable[[], ContentStore] = _no_store,
     ) -> None:
         """Act through these parts; ``watcher`` is needed by ``wait`` and ``result``.
 
@@ -104,6 +111,7 @@ class Client:
         self._watcher = watcher
         self._tool = tool
         self._denials = denials
+        self._open_store = open_store
 
     @classmethod
     @asynccontextmanager
@@ -157,7 +165,15 @@ class Client:
             registry = registry or load_registry(settings)
             denials = Denials(AuditRouter(database, signer=installation.signer))
             stack.push_async_callback(denials.flush)
-            yield cls(router, registry, caller, watcher=watcher, tool=tool, denials=denials)
+            yield cls(
+                router,
+                registry,
+                caller,
+                watcher=watcher,
+                tool=tool,
+                denials=denials,
+                open_store=lambda: open_store(settings),
+            )
 
     @property
     def signer(self) -> ScopeSigner | None:
@@ -241,7 +257,8 @@ class Client:
             ConflictError: the run is not over in time (``RUN_NOT_FINISHED``), or ended without a result: then the code
                 is the one its error has.
         """
-        return result_of(await self.wait(run_id, timeout_seconds=timeout_seconds))
+        run = await self.wait(run_id, timeout_seconds=timeout_seconds)
+        return await self.whole_result(run) if is_elsewhere(run) else result_of(run)
 
     async def cancel(self, run_id: RunRef, *, reason: str | None = None) -> Run:
         """Ask for a run's end; a running one ends soon after."""

@@ -12,7 +12,6 @@ import anyio.to_thread
 
 from jobforge_mcp.errors import ConflictError, InvalidInputError
 from jobforge_mcp.evidence.stores import ContentStore
-from jobforge_mcp.router.evidence import artifact_not_found
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.types import Artifact, Caller, JobId, JsonObject
 
@@ -193,18 +192,3 @@ def _cut(chunks: Iterator[bytes], artifact: Artifact, range: Range) -> bytes:
             hint="tell the operator: the store lost or changed it",
         )
     return bytes(kept)
-
-
-__all__ = [
-    "RESULT_NAME",
-    "WHOLE_BYTES",
-    "Part",
-    "Range",
-    "ResultReference",
-    "artifact_not_found",
-    "checked",
-    "read_artifact",
-    "read_result",
-    "reference_of",
-    "reference_text",
-]

@@ -154,7 +154,8 @@ class GetJobStatus(Arguments):
         int | None, Field(ge=0, description="end the wait on any change past this version")
     ] = None
     include: Annotated[
-        list[Literal["input", "logs", "attempts"]] | None, Field(description="tell these too")
+        list[Literal["input", "logs", "attempts", "manifest", "report"]] | None,
+        Field(description="tell these too"),
     ] = None
 
 

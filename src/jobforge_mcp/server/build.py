@@ -7,6 +7,7 @@ client may do is decided anew for each request, from the credential that came wi
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
@@ -240,12 +241,7 @@ class _Doors:
             caller = await self._authorize(ctx, resources.scope_of(address))
             content = await resources.read(self._parts, caller, address)
         return types.ReadResourceResult(
-            contents=[
-                types.TextResourceContents(
-                    uri=params.uri, text=content.text, mime_type=content.mime_type
-                )
-            ],
-            cache_scope="private",
+            contents=[_contents(str(params.uri), content)], cache_scope="private"
         )
 
     async def subscribe(
@@ -460,6 +456,18 @@ def _trace_id(ctx: Context) -> str:
         ):
             return parts[1]
     return uuid4().hex
+
+
+def _contents(
+    uri: str, content: resources.Content
+) -> types.TextResourceContents | types.BlobResourceContents:
+    meta = dict(content.meta) if content.meta is not None else None
+    if content.blob is None:
+        return types.TextResourceContents(
+            uri=uri, text=content.text, mime_type=content.mime_type, _meta=meta
+        )
+    blob = base64.b64encode(content.blob).decode()
+    return types.BlobResourceContents(uri=uri, blob=blob, mime_type=content.mime_type, _meta=meta)
 
 
 def _session_id(ctx: Context) -> str:

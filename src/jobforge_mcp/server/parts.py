@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from jobforge_mcp.definitions.registry import Registry
+from jobforge_mcp.evidence.stores import ContentStore, open_store
 from jobforge_mcp.policy.denials import Denials
 from jobforge_mcp.policy.gate import Gate
 from jobforge_mcp.policy.living import LivingTokens
@@ -69,8 +70,14 @@ class ServerParts:
     living: LivingTokens | None = None
     """Asked about a token before anything is answered from memory."""
     metrics: Metrics = field(default_factory=Metrics)
+    artifacts: ContentStore | None = None
+    """Where large artifacts lie; ``None`` has it opened from the settings when it is first asked for."""
     checks: Mapping[str, Check] = field(default_factory=dict[str, Check])
     """What ``/ready`` asks, by name: database, listener, migrations, pool."""
+
+    def artifact_store(self) -> ContentStore:
+        """Return where large artifacts lie."""
+        return self.artifacts or open_store(self.settings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from pydantic.json_schema import models_json_schema
 
 from jobforge_mcp.definitions.model import JobDefinition
 from jobforge_mcp.errors import CallerError, LimitError
+from jobforge_mcp.evidence.reading import reference_of
 from jobforge_mcp.server.arguments import squeeze
 from jobforge_mcp.server.next import next_step, poll_after_ms
 from jobforge_mcp.types import (
@@ -129,6 +130,10 @@ class RunView(WireModel):
     input: PydanticJson = None
     logs: list[LogView] | None = None
     attempts: list[AttemptView] | None = None
+    manifest: dict[str, PydanticJson] | None = Field(
+        default=None, description="input hash, outputs, metrics, environment, decisions"
+    )
+    report: str | None = Field(default=None, description="Markdown: what the run did and why")
 
 
 class RunRow(WireModel):
@@ -211,7 +216,7 @@ class Answer:
 
 
 def run_uri(job_id: JobId, part: str = "") -> str:
-    """Return the address of a run, or of a part of it: ``/result``, ``/logs``."""
+    """Return the address of a run, or of a part of it: ``/result``, ``/logs``, ``/manifest``, ``/report``."""
     return f"jobforge://runs/{job_id}{part}"
 
 
@@ -222,6 +227,8 @@ class Extras:
     input: JsonValue = None
     logs: list[LogLine] | None = None
     attempts: list[Attempt] | None = None
+    manifest: JsonObject | None = None
+    report: str | None = None
     outcome: Literal["created", "replayed"] | None = None
     cause: Cause | None = None
     is_full: bool = False
@@ -264,7 +271,14 @@ def view_run(run: Run, caller: Caller, extras: Extras | None = None) -> RunView:
         attempts=[_view_attempt(attempt) for attempt in extras.attempts]
         if extras.attempts is not None
         else None,
+        manifest=cast("dict[str, PydanticJson] | None", extras.manifest),
+        report=extras.report,
     )
+
+
+def is_by_reference(run: Run) -> bool:
+    """Whether a result is too long to be part of an answer."""
+    return _result(run)[1] is not None
 
 
 def row_of(run: Run) -> RunRow:
@@ -299,6 +313,10 @@ def describe_run(view: RunView) -> str:
         for attempt in view.attempts or ()
     ]
     lines += [f"{line.at} {line.level} {line.message}" for line in view.logs or ()]
+    if view.manifest is not None:
+        lines.append(f"manifest: {_cut(compact(view.manifest), TEXT_RESULT_CHARS)}")
+    if view.report is not None:
+        lines.append(view.report)
     if view.next is not None:
         lines.append(view.next)
     return "\n".join(lines)
@@ -393,6 +411,8 @@ def _result(run: Run) -> tuple[JsonValue, str | None]:
     text = run.result
     if text is None:
         return None, None
+    if (reference := reference_of(text)) is not None:
+        return None, _cut(reference.preview, PREVIEW_CHARS)
     size = len(text) if text.isascii() else len(text.encode())
     if size > RESULT_INLINE_BYTES or (
         size > RESULT_INLINE_TOKENS and estimate_tokens(text) > RESULT_INLINE_TOKENS

@@ -31,8 +31,9 @@ from jobforge_mcp.types import (
     StepRun,
 )
 from jobforge_mcp.worker.attempt import Attempt, Verdict, Wait
+from jobforge_mcp.worker.evidence import capped
 from jobforge_mcp.worker.executor import stopped
-from jobforge_mcp.worker.failures import MAX_MESSAGE_BYTES, capped, tell
+from jobforge_mcp.worker.failures import MAX_MESSAGE_BYTES, tell
 from jobforge_mcp.worker.links import Services
 from jobforge_mcp.worker.replay import Done, Failed, NextStep, Replay
 

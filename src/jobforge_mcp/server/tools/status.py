@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import anyio
 
 from jobforge_mcp.definitions.json_limits import load_limited
 from jobforge_mcp.errors import CallerError, InvalidInputError
+from jobforge_mcp.evidence.manifest import Manifest, artifact_uri, load_manifest
+from jobforge_mcp.evidence.report import REPORT_BYTES, load_report
 from jobforge_mcp.server import arguments as args
 from jobforge_mcp.server import wire
-from jobforge_mcp.server.next import next_of_several
+from jobforge_mcp.server.next import next_of_several, next_step
 from jobforge_mcp.server.parts import Call, ServerParts
 from jobforge_mcp.server.tools.answers import (
     answer_run,
@@ -22,6 +25,7 @@ from jobforge_mcp.server.tools.answers import (
 )
 from jobforge_mcp.server.waiting import capped, wait_for_run
 from jobforge_mcp.types import (
+    Caller,
     JobId,
     JsonValue,
     LogLine,
@@ -32,6 +36,7 @@ from jobforge_mcp.types import (
 
 LOG_LINES = 50
 LOG_CHARS = 8_000
+ARTIFACT_LINKS = 10
 
 
 async def get_job_status(parts: ServerParts, call: Call, given: args.GetJobStatus) -> wire.Answer:
@@ -50,7 +55,10 @@ async def get_job_status(parts: ServerParts, call: Call, given: args.GetJobStatu
     assert given.run_id is not None
     job_id = JobId(given.run_id)
     run = await _read_run(parts, call, job_id, seconds=seconds, since_version=given.since_version)
-    return answer_run(run, call, await _extras(parts, call, run, given))
+    wants_manifest = "manifest" in (given.include or ())
+    manifest = await load_manifest(parts.router, call.caller, run) if wants_manifest else None
+    answer = answer_run(run, call, await _extras(parts, call, run, given, manifest))
+    return answer if manifest is None else _with_links(answer, run, manifest)
 
 
 async def list_runs(parts: ServerParts, call: Call, given: args.ListRuns) -> wire.Answer:
@@ -142,7 +150,11 @@ def _missing(page: wire.RunsView) -> list[str]:
 
 
 async def _extras(
-    parts: ServerParts, call: Call, run: Run, given: args.GetJobStatus
+    parts: ServerParts,
+    call: Call,
+    run: Run,
+    given: args.GetJobStatus,
+    manifest: Manifest | None = None,
 ) -> wire.Extras:
     include = frozenset(given.include or ())
     payload = (
@@ -154,9 +166,35 @@ async def _extras(
         attempts=list(await parts.router.list_attempts(call.caller, run.job_id))
         if "attempts" in include
         else None,
+        manifest=manifest.document(is_short=True) if manifest is not None else None,
+        report=await report_of(parts, call.caller, run) if "report" in include else None,
         cause=await cause_of(parts, call, run),
         is_full=bool(include),
     )
+
+
+async def report_of(
+    parts: ServerParts, caller: Caller, run: Run, *, most_bytes: int = REPORT_BYTES
+) -> str:
+    """Write the report of a run for a caller."""
+    bound = parts.registry.by_name.get(run.job_type)
+    return await load_report(
+        parts.router,
+        caller,
+        run,
+        next=next_step(run, caller, is_by_reference=wire.is_by_reference(run)),
+        effects=bound.effects.value if bound is not None else None,
+        most_bytes=most_bytes,
+    )
+
+
+def _with_links(answer: wire.Answer, run: Run, manifest: Manifest) -> wire.Answer:
+    """Link what the attempt made, so that a host can read it."""
+    links = [
+        wire.Link(artifact_uri(run, made), made.name, made.mime_type)
+        for made in manifest.artifacts[:ARTIFACT_LINKS]
+    ]
+    return replace(answer, links=(*answer.links, *links))
 
 
 def _shown_input(payload: str) -> JsonValue:
