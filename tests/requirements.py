@@ -215,6 +215,40 @@ REQUIREMENTS: dict[str, Requirement] = {
     "demo.leaves-nothing": Requirement(
         "own", "Whatever ends the demo, what it started is canceled and ended."
     ),
+    # --- registering: jobs as data
+    "registering.runs": Requirement(
+        "design 13",
+        "A registered job can be run at once through every replica, by every worker that has its handler.",
+    ),
+    "registering.idempotent": Requirement(
+        "design 13",
+        "The same definition again changes nothing; another one is a new version, and versions never change.",
+    ),
+    "registering.removed": Requirement(
+        "design 13",
+        "New runs of a removed job are refused, and queued ones wait until it is registered again.",
+    ),
+    "registering.found": Requirement(
+        "design 5",
+        "Registered jobs are found among the installed ones by text, tag and label, page by page.",
+    ),
+    "registering.approval": Requirement(
+        "security",
+        "Where a tenant asks for it, a definition runs only after somebody other than its author approved it.",
+    ),
+    "registering.rights": Requirement(
+        "security", "Whoever registers or runs a job must be allowed to run the handler behind it."
+    ),
+    "registering.names": Requirement(
+        "security", "No registered job can be taken for another one by its name."
+    ),
+    "registering.texts": Requirement(
+        "security", "What a definition says to models holds no character that does not show."
+    ),
+    "registering.schemas": Requirement(
+        "security",
+        "A schema that somebody registers is bounded before it is compiled, and reaches nothing outside itself.",
+    ),
     "examples.run": Requirement(
         "style 10", "Every example runs with one command and prints what it promises."
     ),

@@ -227,6 +227,25 @@ revoke all on jobforge.registered_jobs
   from public, jobforge_rpc, jobforge_sys, jobforge_api, jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor;
 grant select, insert, update on jobforge.registered_jobs to jobforge_rpc;
 grant insert, update on jobforge.job_definitions to jobforge_rpc;
+grant insert (tenant_id, created_at, requires_approval), update (requires_approval) on jobforge.tenants to jobforge_sys;
+
+reset role;
+set local role jobforge_rpc;
+
+grant execute on function
+  jobforge.register_definition(text, text, text, text, boolean),
+  jobforge.approve_definition(text, text, text, boolean),
+  jobforge.remove_definition(text, text, boolean),
+  jobforge.list_definitions(text, text[], text[], text, text, integer, boolean),
+  jobforge.get_definition(text, text, text),
+  jobforge.get_definitions(text, text[], text[]),
+  jobforge.list_definition_versions(text, text)
+  to jobforge_api;
+
+reset role;
+set local role jobforge_sys;
+
+grant execute on function jobforge.require_approval(text, boolean) to jobforge_owner;
 
 reset role;
 

@@ -23,6 +23,7 @@ from jobforge_mcp.db.installation import Installation, open_installation
 from jobforge_mcp.db.migrate import migrate
 from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.db.pool import Database
+from jobforge_mcp.definitions.catalog import Catalog
 from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import DatabaseUnavailableError, OperatorError, SchemaError
@@ -103,6 +104,7 @@ async def open_app(settings: Settings, *, with_workers: bool | None = None) -> A
         await _enter_keys(stack, settings, gate)
         parts = ServerParts(
             registry=registry,
+            catalog=Catalog(registry, router.definitions),
             router=router,
             gate=gate,
             watcher=watcher,

@@ -268,6 +268,10 @@ class Settings(BaseSettings):
     http_connector_enabled: bool = False
     """Whether ``connector.http.request``, and what is composed over it, is listed and run."""
 
+    register_job_enabled: bool = False
+    """Whether ``register-job`` and ``remove-job`` are listed and allowed; for the local tenant on embedded Postgres they
+    always are."""
+
     http_allow_hosts: _Words = ()
     """Hosts ``connector.http.request`` may call, comma separated, ``*.example.com`` for all below. Empty: every public one."""
 

@@ -5,7 +5,7 @@ Nothing here knows of SQL, of the wire or of pydantic: a row is what the router 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -984,3 +984,58 @@ class Fire:
     reason: str | None = None
     key: str | None = None
     """Deduplication key."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredDefinition:
+    """One version of a definition that a tenant registered as data. Its content never changes; the rest may."""
+
+    job_type: str
+    job_version: str
+    current_version: str | None
+    """Version that new runs get; ``None`` while none is approved."""
+    latest_version: str
+    """Version registered last; another than the current one while it is quarantined."""
+    lane_type: str
+    """Type that workers claim its runs by: its handler's, or that of compositions."""
+    definition: str
+    """JSON text."""
+    definition_hash: str
+    """SHA-256 of the content, in hexadecimal digits."""
+    created_at: datetime
+    created_by: str | None
+    approved_at: datetime | None
+    """``None`` while the version is quarantined."""
+    approved_by: str | None
+    removed_at: datetime | None
+    """Set while the job is removed: new runs are refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedDefinition:
+    """A registered job as a list shows it."""
+
+    job_type: str
+    job_version: str | None
+    """Version that new runs get; ``None`` while none is approved."""
+    latest_version: str
+    title: str | None
+    description: str | None
+    tags: Sequence[str]
+    is_hidden: bool
+    registered_by: str | None
+    updated_at: datetime
+    removed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What became of a definition that was registered, approved or removed."""
+
+    job_type: str
+    outcome: str
+    """``created``, ``unchanged``, ``quarantined``, ``approved``, ``removed`` or ``planned``."""
+    job_version: str | None = None
+    definition_hash: str | None = None
+    runs: int = 0
+    """Queued runs that this let be claimed again, or keeps from being claimed."""

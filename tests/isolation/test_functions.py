@@ -85,6 +85,11 @@ CONFINED = {
 }  # fmt: skip
 """What a caller confined to projects is told of its own tenant's other runs is what it is told of unknown ones."""
 
+OF_DEFINITIONS = {
+    "get_definition", "get_definitions", "list_definition_versions", "approve_definition", "remove_definition",
+}  # fmt: skip
+"""Functions that are given the name of a job that a tenant registered."""
+
 MALFORMED = ("not-a-uuid", "", "%", "00000000-0000-0000-0000-000000000000", "'; select 1 --")
 
 
@@ -176,6 +181,12 @@ SPECIAL: dict[str, dict[str, object]] = {
     "list_audit": {"p_token_id": None},
     "enqueue_jobs": {"p_worker_id": None, "p_received": None},
     "enqueue_child": {"p_received": "{}"},
+    # planned, because the hash of a definition is an answer that follows from the question
+    "register_definition": {
+        "p_definition": '{"name": "made.up", "handler": "demo.echo"}',
+        "p_lane_type": ECHO,
+        "p_is_plan": True,
+    },
     "enqueue_steps": {
         "p_steps": ["steps/a"],
         "p_received": ["{}"],
@@ -217,6 +228,8 @@ class Function:
 
     def arguments(self, tenant: str, target: Target) -> dict[str, tuple[object, str]]:
         given = {**values_of(target), **SPECIAL.get(self.name, {})}
+        if self.name in OF_DEFINITIONS:
+            given |= {"p_job_type": target.words, "p_job_types": [target.words]}
         given |= {"p_tenant_id": tenant, "p_tenant_ids": [tenant]}
         return {
             name: (as_type(given[name], type_), type_)

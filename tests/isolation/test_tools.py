@@ -52,6 +52,11 @@ PROBES: dict[str, list[Asked]] = {
         lambda id_, mark: {"name": mark},
         lambda id_, mark: {"traceId": mark, "cursor": id_},
     ],
+    "register-job": [
+        lambda id_, mark: {"name": "made.up", "handler": "test.noop", "dryRun": True},
+        lambda id_, mark: {"name": "made.up", "handler": mark, "dryRun": True},
+    ],
+    "remove-job": [lambda id_, mark: {"name": mark}],
     "cancel-job": [lambda id_, mark: {"runId": id_, "reason": "of a stranger"}],
     "retry-job": [
         lambda id_, mark: {"runId": id_},
@@ -81,7 +86,7 @@ SCOPES: list[frozenset[Scope]] = [ALL_SCOPES, *(frozenset({scope}) for scope in 
 @pytest.fixture
 async def stage(database: ScratchDatabase, tmp_path: Path) -> AsyncGenerator[Stage]:
     """A server that answers and runs nothing, so that what was enqueued stays as it is."""
-    async with open_stage(database, tmp_path, has_pool=False) as opened:
+    async with open_stage(database, tmp_path, has_pool=False, register_job_enabled=True) as opened:
         yield opened
 
 

@@ -75,6 +75,8 @@ def _belongings(queue: Queue, tenant: str) -> Belongings:
     )
     queued = enqueue(ordering_key=mark, idempotency_key=mark)
     waiting = enqueue(ordering_key=mark)
+    definition = json.dumps({"name": mark, "handler": ECHO, "description": mark})
+    queue.ask("register_definition", tenant, definition, ECHO)
     return Belongings(
         tenant, succeeded, failed, running, queued, waiting, held.lease_id, held.epoch
     )

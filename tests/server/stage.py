@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.db.pool import Database
+from jobforge_mcp.definitions.catalog import Catalog
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.policy.denials import Denials
 from jobforge_mcp.policy.gate import Credential, Door, Gate
@@ -103,6 +104,7 @@ async def open_stage(
             await stack.enter_async_context(pool)
         parts = ServerParts(
             registry=registry,
+            catalog=Catalog(registry, router.definitions),
             router=router,
             gate=Gate.from_settings(settings),
             watcher=watcher,

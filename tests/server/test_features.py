@@ -10,6 +10,7 @@ from mcp.client import Client
 from mcp.shared.exceptions import MCPError
 from mcp.types import TextResourceContents
 
+from jobforge_mcp.definitions.catalog import Catalog
 from jobforge_mcp.definitions.features import FEATURES
 from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.errors import PolicyDeniedError
@@ -95,7 +96,9 @@ async def test_an_agent_is_told_what_would_switch_a_job_on(
 ) -> None:
     async with open_stage(database, tmp_path, has_pool=False) as stage:
         settings = load_settings(jobs=str(folder), state_dir=tmp_path)
-        parts = replace(stage.parts, registry=load_registry(settings))
+        registry = load_registry(settings)
+        catalog = Catalog(registry, stage.parts.router.definitions)
+        parts = replace(stage.parts, registry=registry, catalog=catalog)
         async with Client(build_server(parts, stage.credential())) as client:
             listed = await client.call_tool("list-jobs", {"query": "http"})
             refused = await client.call_tool(
@@ -151,9 +154,9 @@ async def test_the_server_says_what_it_allows_and_no_secret(
         "features": {
             "httpConnector": "on",
             "actionJobs": "off: set JOBFORGE_ACTION_JOBS_ENABLED=true to switch it on",
+            "registerJob": "off: set JOBFORGE_REGISTER_JOB_ENABLED=true to switch it on",
             "events": "not available in this version",
             "triggers": "not available in this version",
-            "registerJob": "not available in this version",
             "rateLimits": "on",
         },
         "limits": {

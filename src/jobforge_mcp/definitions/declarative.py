@@ -10,12 +10,14 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from pydantic import ValidationError
 
+from jobforge_mcp.definitions.mapping import check
 from jobforge_mcp.definitions.model import BoundJob, JobDefinition, complaint
-from jobforge_mcp.errors import DefinitionError
-from jobforge_mcp.types import Effects
+from jobforge_mcp.errors import CallerError, DefinitionError
+from jobforge_mcp.types import Effects, JsonValue
 
 _MAX_BYTES = 128 * 1024
 _STRENGTH = {Effects.NONE: 0, Effects.INTERNAL: 1, Effects.EXTERNAL: 2}
@@ -62,6 +64,31 @@ def bind(definition: JobDefinition, find: Callable[[str], BoundJob | None]) -> B
         raise DefinitionError(
             f"job {definition.name!r}: there is no handler {definition.handler!r}"
         )
+    bound = join(definition, base)
+    compile_all(bound)  # now, so that a bad one is found here
+    return bound
+
+
+def compile_all(bound: BoundJob) -> None:
+    """Compile the schemas of a definition and check its template.
+
+    Raises:
+        DefinitionError: one of them is wrong.
+    """
+    _ = bound.input_schema, bound.output_schema
+    if bound.is_templated:
+        try:
+            check(cast("JsonValue", bound.definition.input))
+        except CallerError as error:
+            raise DefinitionError(f"job {bound.name!r}: {error.message}", hint=error.hint) from None
+
+
+def join(definition: JobDefinition, base: BoundJob) -> BoundJob:
+    """Join a definition with the job whose handler does its work; nothing is compiled yet.
+
+    Raises:
+        DefinitionError: The definition promises less than its handler does.
+    """
     if definition.isolation not in (None, base.isolation):
         raise DefinitionError(
             f"job {definition.name!r}: the isolation is its handler's, {base.isolation}"
@@ -79,9 +106,7 @@ def bind(definition: JobDefinition, find: Callable[[str], BoundJob | None]) -> B
             "permissions": (*base.definition.permissions, *definition.permissions),
         }
     )
-    bound = replace(base, definition=whole)
-    _ = bound.input_schema, bound.output_schema  # compiled now, so that a bad one is found here
-    return bound
+    return replace(base, definition=whole)
 
 
 def _line_of(text: str, name: str) -> int:

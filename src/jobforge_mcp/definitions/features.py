@@ -25,7 +25,7 @@ class Feature:
     setting: str
     """Field of the settings that switches it on."""
     covers: Callable[[BoundJob], bool]
-    """Whether a job needs it."""
+    """Whether a job needs it; that to register needs no job."""
 
     @property
     def variable(self) -> str:
@@ -49,9 +49,10 @@ def _acts_outside(bound: BoundJob) -> bool:
 FEATURES = (
     Feature("httpConnector", "http_connector_enabled", _sends_http),
     Feature("actionJobs", "action_jobs_enabled", _acts_outside),
+    Feature("registerJob", "register_job_enabled", lambda _: False),
 )
 
-NOT_AVAILABLE = ("events", "triggers", "registerJob")
+NOT_AVAILABLE = ("events", "triggers")
 """What this version does not have, and therefore no switch for."""
 
 

@@ -39,6 +39,9 @@ Handler: TypeAlias = Callable[..., object]
 FILE_MODULE_PREFIX = "jobforge_file_"
 """How the made-up module names begin under which the loader executes files."""
 
+EXPRESSIONS = frozenset({"$ref", "$jmespath", "$literal"})
+"""Names that make an object of a definition's ``input`` an expression of the mapping language."""
+
 _MAX_MS = 7 * 86_400_000
 _NAME = r"^[a-z0-9][a-z0-9._-]{0,99}$"
 
@@ -115,7 +118,9 @@ class JobDefinition(_Model):
     handler: JobName | None = None
     """For a declarative definition: the job whose handler does the work. A decorated handler has none."""
     input: dict[str, PydanticJson] = Field(default_factory=dict)
-    """For a declarative definition: input its handler gets, unless the run's own input names the same property."""
+    """For a declarative definition: input its handler gets, unless the run's own input names the same property. With an
+    expression in it (``{"$ref": "/input/city"}``) it is a template, and the handler gets what that makes of the run's
+    input."""
     input_schema: dict[str, PydanticJson] = Field(
         default_factory=lambda: {"type": "object", "properties": {}, "additionalProperties": False}
     )
@@ -201,6 +206,10 @@ class BoundJob:
     """How a child process finds the handler."""
     guards: tuple[Guard, ...] = field(default=(), repr=False)
     """Asked before any action on the job or its runs; a declarative definition has its handler's."""
+    lane_type: str | None = None
+    """Set for a definition that a tenant registered: the type that workers claim its runs by."""
+    source: str | None = field(default=None, repr=False)
+    """JSON text of a definition that a tenant registered, as it is stored."""
 
     @property
     def name(self) -> str:
@@ -221,6 +230,11 @@ class BoundJob:
     def permissions(self) -> tuple[Permission, ...]:
         """What actions on the job ask of their callers."""
         return self.definition.permissions
+
+    @cached_property
+    def is_templated(self) -> bool:
+        """Whether the definition's ``input`` is a template, which makes the whole of what the handler gets."""
+        return _has_expression(self.definition.input)
 
     @property
     def is_async(self) -> bool:
@@ -316,6 +330,12 @@ def job(
 
     scopes_given = tuple(scopes)
     return bind
+
+
+def _has_expression(value: PydanticJson) -> bool:
+    if isinstance(value, dict):
+        return not EXPRESSIONS.isdisjoint(value) or any(map(_has_expression, value.values()))
+    return isinstance(value, list) and any(map(_has_expression, value))
 
 
 def is_job_name(name: str) -> bool:

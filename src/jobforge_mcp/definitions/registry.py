@@ -21,6 +21,7 @@ from jobforge_mcp.definitions.json_limits import (
     dump_limited,
     load_limited,
 )
+from jobforge_mcp.definitions.mapping import evaluate
 from jobforge_mcp.definitions.model import BoundJob, JobDefinition, complaint, is_job_name
 from jobforge_mcp.definitions.schema import input_defaults
 from jobforge_mcp.errors import (
@@ -90,6 +91,10 @@ class Registry:
         """Every job, hidden and switched-off ones too: their permissions hold for the runs they had."""
         return self._jobs
 
+    def is_installed(self, name: str) -> bool:
+        """Tell whether a name is one of ours, be it switched off or not."""
+        return name in self._jobs or name in self._off
+
     def get(self, name: str, *, is_visible: Callable[[BoundJob], bool] | None = None) -> BoundJob:
         """Return one job; ``is_visible`` says which others may be named to the caller.
 
@@ -150,7 +155,10 @@ class Registry:
             NotFoundError: There is no such job.
             CallerError: The input breaks a limit, the schema or a rule of its type.
         """
-        bound = self.get(name)
+        return self.prepare_bound(self.get(name), input)
+
+    def prepare_bound(self, bound: BoundJob, input: JsonValue = None) -> Prepared:
+        """Do the same for a job that was found already, be it ours or one that a tenant registered."""
         given = {} if input is None else input
         received = dump_limited(given)
         if self._payload_scan != "off" and shape_of(received) is not None:
@@ -173,7 +181,7 @@ class Registry:
         """Check a claimed payload, and return the JSON text that the handler of ``bound.ref`` is to be given."""
         checked = _check_schema(bound, load_limited(payload))
         _to_model(bound, checked, fill)
-        merged: JsonObject = {**bound.definition.input, **checked}
+        merged = handler_values(bound, checked)
         return dump_limited(merged if fill is None else fill(merged))
 
     def check_output(self, bound: BoundJob, value: object) -> str:
@@ -241,7 +249,7 @@ def _check_schema(bound: BoundJob, value: JsonValue) -> JsonObject:
 
 def _to_model(bound: BoundJob, checked: JsonObject, fill: Fill | None = None) -> BaseModel:
     """Make the handler's input, with the fixed part of a declarative definition underneath."""
-    merged: JsonObject = {**bound.definition.input, **checked}
+    merged = handler_values(bound, checked)
     try:
         return cast(
             "BaseModel",
@@ -252,6 +260,13 @@ def _to_model(bound: BoundJob, checked: JsonObject, fill: Fill | None = None) ->
             f"the input of {bound.name} does not fit: {complaint(error)}",
             hint=_expected(bound.definition),
         ) from None
+
+
+def handler_values(bound: BoundJob, checked: JsonObject) -> JsonObject:
+    """Return what a handler gets: the run's input over the fixed part, or what the definition's template makes of it."""
+    if not bound.is_templated:
+        return {**bound.definition.input, **checked}
+    return cast("JsonObject", evaluate(bound.definition.input, {"input": checked}))
 
 
 def _defaults(bound: BoundJob, model: BaseModel, checked: JsonObject) -> JsonObject:

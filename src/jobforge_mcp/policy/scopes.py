@@ -9,6 +9,7 @@ Scope                   Allows                                      Carries
 ``jobs:cancel``         cancel runs
 ``jobs:retry``          retry final runs
 ``definitions:register``  register and remove job definitions
+``definitions:approve``  approve definitions that somebody else registered
 ``events:read``         see events and triggers
 ``events:submit``       submit events
 ``triggers:write``      register and remove triggers
@@ -45,6 +46,8 @@ class Scope(StrEnum):
     """Retry runs that are final."""
     DEFINITIONS_REGISTER = "definitions:register"
     """Register and remove declarative job definitions."""
+    DEFINITIONS_APPROVE = "definitions:approve"
+    """Let definitions run that somebody else registered, where the tenant asks for that."""
     EVENTS_READ = "events:read"
     """See events and triggers."""
     EVENTS_SUBMIT = "events:submit"

@@ -32,7 +32,18 @@ _RAISED: dict[str, type[CallerError | LeaseLostError]] = {
     "JF413": LimitError,
 }
 _CODES = {"JF404": "RUN_NOT_FOUND"}
-_DETAILS = ("TOKEN_REVOKED", "TOKEN_USED", "TRIGGER_NOT_FOUND", "TRIGGERS_CHANGED")
+_DETAILS = (
+    "TOKEN_REVOKED",
+    "TOKEN_USED",
+    "TRIGGER_NOT_FOUND",
+    "TRIGGERS_CHANGED",
+    "JOB_NOT_FOUND",
+    "JOB_REMOVED",
+    "JOB_QUARANTINED",
+    "NAME_CONFUSABLE",
+    "VERSION_TAKEN",
+    "APPROVER_IS_AUTHOR",
+)
 
 # Invariants of tables that a caller can break by a value that has the right type.
 _CONSTRAINTS = {

@@ -13,6 +13,7 @@ from typing import Final, LiteralString
 
 from jobforge_mcp.db.pool import Database, Row
 from jobforge_mcp.errors import NotFoundError, PolicyDeniedError
+from jobforge_mcp.router.definitions import DefinitionRouter
 from jobforge_mcp.router.errors import run_not_found, translated
 from jobforge_mcp.router.evidence import EvidenceRouter
 from jobforge_mcp.router.patterns import is_confined, may_see_type
@@ -97,6 +98,8 @@ class Router:
         """Speak through this pool, with scopes signed where the database asks for that."""
         self._database = database
         self.signer = signer
+        self.definitions = DefinitionRouter(database, signer=signer)
+        """The functions about definitions, through the same pool."""
         self.evidence = EvidenceRouter(database, signer=signer)
         """What runs left behind."""
 

@@ -72,6 +72,9 @@ _Time = Annotated[
 _RunAt = Annotated[_Time, AfterValidator(_storable)]
 _RunId = Annotated[UUID, BeforeValidator(_run_id), WithJsonSchema({"type": "string"})]
 _Labels = dict[Annotated[str, Field(max_length=63)], Annotated[str, Field(max_length=255)]]
+_Object = Annotated[dict[str, object], WithJsonSchema({"type": "object"})]
+_Objects = Annotated[list[object], WithJsonSchema({"type": "array"})]
+_Strings = Annotated[list[str], WithJsonSchema({"type": "array", "items": {"type": "string"}})]
 _Limit = Annotated[int, Field(ge=1, le=PAGE_MOST)]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -190,6 +193,50 @@ class RetryJob(Arguments):
     run_at: Annotated[_RunAt | None, Field(description="do not start before")] = None
     reset_attempts: Annotated[bool | None, Field(description="grant all attempts anew")] = None
     force: Annotated[bool | None, Field(description="needed for a succeeded run")] = None
+
+
+class RegisterJob(Arguments):
+    """One job definition. Only the outermost names are checked here; what they hold is for the definition's own model."""
+
+    name: Annotated[_Name, Field(description="a-z 0-9 . -")]
+    handler: Annotated[_Name | None, Field(description="job that does the work")] = None
+    input: Annotated[
+        _Object | None,
+        Field(
+            description='fixed input of the handler, under the run\'s own; or a template: {"$ref":"/input/x"}, {"$jmespath":"input.x"}'
+        ),
+    ] = None
+    version: Annotated[str | None, Field(description="default: the next number")] = None
+    title: str | None = None
+    description: Annotated[str | None, Field(description="when to use it, what comes back")] = None
+    input_schema: Annotated[_Object | None, Field(description="JSON Schema 2020-12")] = None
+    output_schema: _Object | None = None
+    timeout_ms: int | None = None
+    retry: Annotated[
+        _Object | None,
+        Field(description="maxAttempts backoffMs backoffMultiplier maxBackoffMs"),
+    ] = None
+    tags: _Strings | None = None
+    labels: _Object | None = None
+    hidden: bool | None = None
+    permissions: Annotated[_Objects | None, Field(description="of {action,roles,scopes}")] = None
+    effects: Literal["none", "internal", "external"] | None = None
+    idempotent: bool | None = None
+    cost: int | None = None
+    dry_run: Annotated[bool | None, Field(description="only say what would happen")] = None
+
+    def definition(self) -> JsonObject:
+        """Return the definition as it came."""
+        return cast(
+            "JsonObject", self.model_dump(by_alias=True, exclude_unset=True, exclude={"dry_run"})
+        )
+
+
+class RemoveJob(Arguments):
+    """Which registered job to remove."""
+
+    name: _Name
+    dry_run: Annotated[bool | None, Field(description="only say what would happen")] = None
 
 
 ModelT = TypeVar("ModelT", bound=Arguments)

@@ -26,6 +26,7 @@ from mcp.shared.subscriptions import (
     event_to_notification,
 )
 
+from jobforge_mcp.definitions.catalog import Wanted
 from jobforge_mcp.errors import (
     CallerError,
     DatabaseUnavailableError,
@@ -64,6 +65,8 @@ INSTRUCTIONS = (
 )
 
 TOOLS_TTL_MS = 300_000
+RESOURCES_MOST = 200
+"""Definitions that are listed as resources; list-jobs pages through all, and each can be read by its name."""
 PING_SECONDS = 10.0
 
 log = structlog.stdlib.get_logger(__name__)
@@ -130,7 +133,11 @@ class _Doors:
     ) -> types.ListToolsResult:
         caller = await self._identify(ctx)
         return types.ListToolsResult(
-            tools=[_LISTED[tool.name] for tool in TOOLS if tool.scope in caller.scopes],
+            tools=[
+                _LISTED[tool.name]
+                for tool in TOOLS
+                if tool.scope in caller.scopes and tool.is_on(self._parts.settings, caller)
+            ],
             ttl_ms=TOOLS_TTL_MS,
             cache_scope="private",
         )
@@ -196,7 +203,9 @@ class _Doors:
         caller = await self._identify(ctx)
         if Scope.JOBS_LIST not in caller.scopes:
             return types.ListResourcesResult(resources=[], cache_scope="private")
-        jobs = self._parts.registry.list(is_visible=may_list(caller))
+        jobs, _ = await self._parts.catalog.list(
+            caller, Wanted(limit=RESOURCES_MOST), is_visible=may_list(caller)
+        )
         return types.ListResourcesResult(
             resources=[
                 types.Resource(

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from jobforge_mcp.definitions.catalog import Catalog
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.evidence.stores import ContentStore, open_store
 from jobforge_mcp.policy.denials import Denials
@@ -59,6 +60,9 @@ class ServerParts:
     """Everything behind the tools."""
 
     registry: Registry
+    """Jobs installed with this process."""
+    catalog: Catalog
+    """The same, and those that tenants registered."""
     router: Router
     gate: Gate
     watcher: RunWatcher

@@ -190,7 +190,7 @@ async def read(parts: ServerParts, caller: Caller, address: Address) -> Content:
         return Content(wire.compact(about), "application/json")
     try:
         if isinstance(address, JobAddress):
-            return _definition(parts, caller, address.name)
+            return await _definition(parts, caller, address.name)
         run = await parts.router.get_run(caller, address.job_id)
         return await _of_run(parts, caller, run, address)
     except NotFoundError:
@@ -269,8 +269,8 @@ def not_found() -> NotFoundError:
     )
 
 
-def _definition(parts: ServerParts, caller: Caller, name: str) -> Content:
-    bound = parts.registry.get(name)
+async def _definition(parts: ServerParts, caller: Caller, name: str) -> Content:
+    bound = await parts.catalog.find(caller, name)
     if not may_list(caller)(bound):
         raise not_found()
     definition = bound.definition

@@ -196,6 +196,17 @@ class PlanView(WireModel):
     next: str
 
 
+class RegistrationView(WireModel):
+    """What became of a registered definition."""
+
+    name: str
+    outcome: Literal["created", "unchanged", "quarantined", "removed", "planned"]
+    version: str | None = None
+    hash: str | None = None
+    queued_runs: int | None = None
+    next: str
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """A resource that belongs to an answer."""

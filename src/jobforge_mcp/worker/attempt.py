@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 import anyio
 
+from jobforge_mcp.definitions.model import BoundJob
 from jobforge_mcp.redaction import Redactor
 from jobforge_mcp.types import (
     ClaimedJob,
@@ -120,8 +121,10 @@ class Attempt:
     received_at: float = field(default_factory=time.monotonic)
     """Monotonic time at which it came; once it has a slot, that at which it got it."""
     has_slot: bool = False
-    isolation: Isolation | None = None
+    job: BoundJob | None = None
     """Set when the definition was found."""
+    isolation: Isolation | None = None
+    """The same."""
     stop_reason: StopReason | None = None
     stop_requested: Signal = field(default_factory=Signal)
     scope: anyio.CancelScope | None = None

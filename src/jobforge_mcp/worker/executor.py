@@ -19,7 +19,13 @@ import structlog
 
 from jobforge_mcp.definitions.json_limits import MAX_RESULT_BYTES, load_limited
 from jobforge_mcp.definitions.model import BoundJob
-from jobforge_mcp.errors import LimitError, NotFoundError, PermanentError, RetryableError
+from jobforge_mcp.errors import (
+    CallerError,
+    DefinitionError,
+    LimitError,
+    PermanentError,
+    RetryableError,
+)
 from jobforge_mcp.types import (
     Completion,
     Failure,
@@ -78,8 +84,8 @@ def load(execution: Execution) -> None:
     """Find the definition of the claimed type."""
     attempt = execution.attempt
     try:
-        execution.bound = execution.services.registry.get(attempt.claimed.job_type)
-    except NotFoundError as error:
+        execution.bound = attempt.job = execution.services.definitions.of(attempt.claimed)
+    except (CallerError, DefinitionError) as error:
         execution.told = refusal(error.code, error.message, hint=error.hint)
         return
     attempt.isolation = execution.bound.isolation
@@ -90,7 +96,7 @@ async def check(execution: Execution) -> None:
     registry, job = execution.services.registry, execution.job
     payload = execution.attempt.claimed.payload
     try:
-        fill = await execution.services.resolve_references(execution.attempt, job.definition)
+        fill = await execution.services.resolve_references(execution.attempt, job)
         if job.isolation is Isolation.PROCESS:
             execution.payload = registry.handler_input(job, payload, fill)
         else:

@@ -14,8 +14,10 @@ from typing import Any, LiteralString, TypeVar, cast
 
 import anyio.to_thread
 
-from jobforge_mcp.definitions.model import JobDefinition
-from jobforge_mcp.definitions.registry import Registry
+from jobforge_mcp.definitions.catalog import BoundDefinitions
+from jobforge_mcp.definitions.json_limits import load_limited
+from jobforge_mcp.definitions.model import BoundJob, JobDefinition
+from jobforge_mcp.definitions.registry import Registry, handler_values
 from jobforge_mcp.errors import CallerError, ConflictError, PermanentError
 from jobforge_mcp.router.leases import JobTransaction, WorkerRouter
 from jobforge_mcp.types import EnqueueOutcome, JobId, JsonObject, JsonValue, NewJob
@@ -43,6 +45,7 @@ class Services:
 
     router: WorkerRouter
     registry: Registry
+    definitions: BoundDefinitions
     reporter: Reporter
     mailbox: Mailbox
     start: Starter
@@ -81,7 +84,7 @@ class Services:
         return value
 
     async def resolve_references(
-        self, attempt: Attempt, definition: JobDefinition
+        self, attempt: Attempt, job: BoundJob
     ) -> Callable[[JsonObject], JsonObject] | None:
         """Fetch the secrets that an input names as ``secret://NAME``; what comes back puts them into it.
 
@@ -90,10 +93,17 @@ class Services:
         """
         payload = attempt.claimed.payload
         asked = references_in([payload])
-        fixed = references_in([json.dumps(definition.input)]) if definition.input else set[str]()
+        given = job.definition.input
+        fixed = references_in([json.dumps(given)]) if given else set[str]()
+        whole: JsonObject | None = None
+        if job.lane_type is not None and given:
+            # Whoever registered the definition is a tenant like the caller: what it names is asked for, not granted.
+            whole = handler_values(job, cast("JsonObject", load_limited(payload)))
+            asked, fixed = asked | fixed | references_in([json.dumps(whole)]), set[str]()
         if not asked and not fixed:
             return None
-        whole = {**definition.input, **cast("JsonObject", json.loads(payload))}
+        if whole is None:
+            whole = {**given, **cast("JsonObject", json.loads(payload))}
         for name in sorted(asked):
             self.secrets.require_allowed(name, attempt.fence.tenant_id, whole)
         names = sorted(asked | fixed)
@@ -256,7 +266,7 @@ async def _transaction(
         await services.reporter.flush([attempt])
         transaction = _HandlerTransaction(inner, is_last_act=True)
         yield transaction
-        job = services.registry.get(attempt.claimed.job_type)
+        job = attempt.job or services.definitions.of(attempt.claimed)
         result = attempt.redact_json(services.registry.check_output(job, transaction.output))
         kept = await services.keeper.keep_result(attempt, result)
         settled = await inner.complete(kept, manifest=attempt.manifest())

@@ -26,6 +26,7 @@ import anyio.to_thread
 import structlog
 
 from jobforge_mcp.db.notify import READY, Listener
+from jobforge_mcp.definitions.catalog import BoundDefinitions
 from jobforge_mcp.definitions.composition import COMPOSITION_TYPE
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.evidence.environment import describe_environment
@@ -238,6 +239,7 @@ class WorkerPool:
         self._services = Services(
             self._router,
             self._registry,
+            BoundDefinitions(self._registry),
             self._reporter,
             self._mailbox,
             self._start_task,

@@ -15,6 +15,7 @@ from typing import Literal, cast
 import anyio
 
 from jobforge_mcp.definitions.json_limits import check_key
+from jobforge_mcp.definitions.model import BoundJob
 from jobforge_mcp.errors import ConflictError, InvalidInputError
 from jobforge_mcp.policy.permissions import (
     ask_guards,
@@ -54,7 +55,8 @@ DETACH_SECONDS = 5.0
 
 async def execute_job(parts: ServerParts, call: Call, given: args.ExecuteJob) -> wire.Answer:
     """Commit a run, then wait for it as long as asked."""
-    job = _new_job(parts, call, given)
+    bound = await _find(parts, call, given)
+    job = _new_job(parts, call, given, bound)
     if given.dry_run:
         return await _plan(parts, call, job)
     seconds = (
@@ -64,7 +66,7 @@ async def execute_job(parts: ServerParts, call: Call, given: args.ExecuteJob) ->
     )
     if job.run_at is not None and (job.run_at - datetime.now(UTC)).total_seconds() > seconds:
         seconds = 0.0  # it does not even begin before the wait would be over
-    enqueued, is_inline = await _enqueue(parts, call, job)
+    enqueued, is_inline = await _enqueue(parts, call, job, bound)
     with ExitStack() as stack:
         # Nothing is awaited since the pool adopted the job, so nothing it does can be missed.
         place = parts.watcher.watch(call.caller, enqueued.job_id, version=enqueued.version)
@@ -77,12 +79,15 @@ async def execute_job(parts: ServerParts, call: Call, given: args.ExecuteJob) ->
     return replace(answer, is_error=is_lost and seconds > 0)
 
 
-def _new_job(parts: ServerParts, call: Call, given: args.ExecuteJob) -> NewJob:
+async def _find(parts: ServerParts, call: Call, given: args.ExecuteJob) -> BoundJob:
     require_type(call.caller, given.name)
-    bound = parts.registry.get(given.name, is_visible=may_list(call.caller))
+    return await parts.catalog.find(call.caller, given.name, is_visible=may_list(call.caller))
+
+
+def _new_job(parts: ServerParts, call: Call, given: args.ExecuteJob, bound: BoundJob) -> NewJob:
     definition = bound.definition
     require_job(call.caller, bound, JobAction.EXECUTE)
-    prepared = parts.registry.prepare(given.name, cast("JsonValue", given.input))
+    prepared = parts.registry.prepare_bound(bound, cast("JsonValue", given.input))
     if bound.guards:
         ask_guards(call.caller, bound, JobAction.EXECUTE, json.loads(prepared.payload))
     if bound.effects is Effects.EXTERNAL and given.idempotency_key is None:
@@ -112,6 +117,7 @@ def _new_job(parts: ServerParts, call: Call, given: args.ExecuteJob) -> NewJob:
         backoff_multiplier=definition.retry.backoff_multiplier,
         max_backoff_ms=definition.retry.max_backoff_ms,
         timeout_ms=definition.timeout_ms,
+        lane_type=bound.lane_type,
         cost=definition.cost,
     )
 
@@ -137,7 +143,9 @@ async def _plan(parts: ServerParts, call: Call, job: NewJob) -> wire.Answer:
     return wire.Answer(view.wire(), "\n".join((text, view.next)))
 
 
-async def _enqueue(parts: ServerParts, call: Call, job: NewJob) -> tuple[Enqueued, bool]:
+async def _enqueue(
+    parts: ServerParts, call: Call, job: NewJob, bound: BoundJob
+) -> tuple[Enqueued, bool]:
     """Commit the job; say whether it was handed to our own pool in the same statement.
 
     Shielded: whoever leaves in the middle must neither leave a job leased to a pool that does not know of it, nor make it
@@ -157,7 +165,8 @@ async def _enqueue(parts: ServerParts, call: Call, job: NewJob) -> tuple[Enqueue
                 call.caller, job, origin=call.origin, inline=lease
             )
             if enqueued.lease_id is not None:
-                reservation.adopt(_claimed(call, job, enqueued), leased_at=leased_at)
+                claimed = _claimed(call, job, enqueued, definition=bound.source)
+                reservation.adopt(claimed, leased_at=leased_at)
                 parts.metrics.inline.inc()
                 is_inline = True
     assert enqueued is not None
@@ -175,10 +184,10 @@ def _reserve(parts: ServerParts, job: NewJob) -> Reservation | None:
     pool = parts.pool
     if pool is None or job.run_at is not None or job.ordering_key is not None:
         return None
-    return pool.try_reserve() if job.job_type in pool.job_types else None
+    return pool.try_reserve() if (job.lane_type or job.job_type) in pool.job_types else None
 
 
-def _claimed(call: Call, job: NewJob, enqueued: Enqueued) -> ClaimedJob:
+def _claimed(call: Call, job: NewJob, enqueued: Enqueued, *, definition: str | None) -> ClaimedJob:
     """Return a job that was inserted already leased as its worker would have claimed it."""
     assert enqueued.lease_id is not None
     assert enqueued.lease_until is not None
@@ -197,6 +206,8 @@ def _claimed(call: Call, job: NewJob, enqueued: Enqueued) -> ClaimedJob:
         created_at=enqueued.created_at,
         claimed_at=enqueued.created_at,
         lease_until=enqueued.lease_until,
+        lane_type=job.lane_type,
+        definition=definition,
     )
 
 

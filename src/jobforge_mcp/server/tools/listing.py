@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jobforge_mcp.definitions.catalog import Wanted
 from jobforge_mcp.policy.permissions import (
     may_list,
 )
@@ -18,19 +19,22 @@ from jobforge_mcp.server.tools.answers import (
 
 async def list_jobs(parts: ServerParts, call: Call, given: args.ListJobs) -> wire.Answer:
     """Return the definitions this caller may run."""
-    found = parts.registry.list(
-        given.query, given.tags, given.labels, is_visible=may_list(call.caller)
+    wanted = Wanted(
+        query=given.query,
+        tags=tuple(given.tags or ()),
+        labels=given.labels,
+        after=given.cursor,
+        limit=given.limit or args.PAGE,
     )
-    rest = [bound for bound in found if given.cursor is None or bound.name > given.cursor]
+    found, is_more = await parts.catalog.list(call.caller, wanted, is_visible=may_list(call.caller))
     elements = [
-        wire.view_definition(bound.definition, is_detailed=bool(given.detail))
-        for bound in rest[: given.limit or args.PAGE]
+        wire.view_definition(bound.definition, is_detailed=bool(given.detail)) for bound in found
     ]
     shown = as_many_as_fit(elements)
-    is_more = len(shown) < len(rest)
+    is_more = is_more or len(shown) < len(found)
     page = wire.JobPage(
         jobs=shown,
-        next_cursor=rest[len(shown) - 1].name if is_more else None,
+        next_cursor=found[len(shown) - 1].name if is_more else None,
         next=_next_after_jobs(shown, is_more=is_more, is_detailed=bool(given.detail)),
     )
     return wire.Answer(page.wire(), _describe_jobs(page, is_detailed=bool(given.detail)))

@@ -7,8 +7,10 @@ answer or of the error. Descriptions are written for language models: when to us
 from __future__ import annotations
 
 from jobforge_mcp.policy.scopes import Scope
+from jobforge_mcp.registering import may_register
 from jobforge_mcp.server import arguments as args
 from jobforge_mcp.server import wire
+from jobforge_mcp.server.tools.definitions import register_job, remove_job
 from jobforge_mcp.server.tools.executing import execute_job
 from jobforge_mcp.server.tools.listing import list_jobs
 from jobforge_mcp.server.tools.status import get_job_status, list_runs
@@ -22,6 +24,8 @@ AnyTool = (
     | Tool[args.ListRuns]
     | Tool[args.CancelJob]
     | Tool[args.RetryJob]
+    | Tool[args.RegisterJob]
+    | Tool[args.RemoveJob]
 )
 
 TOOLS: tuple[AnyTool, ...] = (
@@ -90,6 +94,32 @@ TOOLS: tuple[AnyTool, ...] = (
         arguments=args.RetryJob,
         answers=(wire.RunView,),
         run=retry_job,
+    ),
+    Tool(
+        name="register-job",
+        scope=Scope.DEFINITIONS_REGISTER,
+        title="Register a job",
+        description="Make a job of data, never code: a name, schemas and the handler (a job from list-jobs) that does the work, "
+        "with a part of its input fixed or mapped. Runs at once through execute-job, unless it is quarantined until approved. "
+        "The same definition again changes nothing; another one is a new version.",
+        arguments=args.RegisterJob,
+        answers=(wire.RegistrationView,),
+        run=register_job,
+        is_on=may_register,
+        is_idempotent=True,
+    ),
+    Tool(
+        name="remove-job",
+        scope=Scope.DEFINITIONS_REGISTER,
+        title="Remove a registered job",
+        description="Refuse new runs of a job that was registered. Runs that began go on; queued ones wait until it is registered "
+        "again.",
+        arguments=args.RemoveJob,
+        answers=(wire.RegistrationView,),
+        run=remove_job,
+        is_on=may_register,
+        is_destructive=True,
+        is_idempotent=True,
     ),
 )
 """In the order they are listed: stable, because models' caches depend on it."""

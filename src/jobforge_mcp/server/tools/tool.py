@@ -10,8 +10,15 @@ from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.server import arguments as args
 from jobforge_mcp.server import wire
 from jobforge_mcp.server.parts import Call, ServerParts
+from jobforge_mcp.settings import Settings
+from jobforge_mcp.types import Caller
 
 ArgumentsT = TypeVar("ArgumentsT", bound=args.Arguments)
+
+
+def always(settings: Settings, caller: Caller) -> bool:
+    """Say that a tool needs no feature."""
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +33,8 @@ class Tool(Generic[ArgumentsT]):
     answers: tuple[type[wire.WireModel], ...]
     """What comes back when the call succeeds."""
     run: Callable[[ServerParts, Call, ArgumentsT], Awaitable[wire.Answer]]
+    is_on: Callable[[Settings, Caller], bool] = always
+    """Whether this installation lists it for this caller; calling it anyway is refused by what it does."""
     is_read_only: bool = False
     is_destructive: bool = False
     is_idempotent: bool = False

@@ -1,0 +1,216 @@
+"""All jobs a caller may know: those installed with this process, and those its tenant registered as data.
+
+What is installed is in memory. What is registered is asked of the database each time it is named, so that a job which
+was registered, changed or removed through one replica is so for all of them at once; only the content of a version,
+which never changes, is kept.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import structlog
+from pydantic import ValidationError
+
+from jobforge_mcp.definitions.declarative import join
+from jobforge_mcp.definitions.model import BoundJob, JobDefinition, complaint
+from jobforge_mcp.definitions.registry import Registry
+from jobforge_mcp.errors import (
+    CallerError,
+    DefinitionError,
+    JobForgeError,
+    NotFoundError,
+)
+from jobforge_mcp.router.definitions import DefinitionRouter
+from jobforge_mcp.types import Caller, ClaimedJob, JsonObject, RegisteredDefinition
+
+_KEPT = 4_096
+"""Versions kept in memory; the one that was longest not asked for goes first."""
+
+_log = structlog.stdlib.get_logger(__name__)
+
+IsVisible = Callable[[BoundJob], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which jobs a list shows."""
+
+    query: str | None = None
+    """Words that must all occur in name, title, description or tags."""
+    tags: tuple[str, ...] = ()
+    """Tags that a job must all have."""
+    labels: Mapping[str, str] | None = None
+    """Labels that a job must all have."""
+    after: str | None = None
+    """Cursor: only names after this one."""
+    limit: int = 20
+
+
+class BoundDefinitions:
+    """Joins the text of registered definitions with the handlers installed here, and keeps what it made."""
+
+    def __init__(self, registry: Registry) -> None:
+        """Take what is installed."""
+        self._registry = registry
+        self._known: OrderedDict[tuple[str, str, str], BoundJob] = OrderedDict()
+
+    def of(self, claimed: ClaimedJob) -> BoundJob:
+        """Return the job of a claim, be it installed here or registered by its tenant.
+
+        Raises:
+            NotFoundError: there is none.
+            PolicyDeniedError: it is switched off here.
+            DefinitionError: it does not fit the handler that is installed here.
+        """
+        if claimed.lane_type is None or claimed.definition is None:
+            return self._registry.get(claimed.job_type)
+        tenant_id, name, version = claimed.fence.tenant_id, claimed.job_type, claimed.job_version
+        return self.bind(tenant_id, name, version, claimed.lane_type, claimed.definition)
+
+    def bind(self, tenant_id: str, name: str, version: str, lane_type: str, text: str) -> BoundJob:
+        """Return the job of one version.
+
+        Raises:
+            NotFoundError: its handler is not installed here.
+            PolicyDeniedError: its handler is switched off here.
+            DefinitionError: it does not fit the handler that is installed here.
+        """
+        # The lane is part of what a version is: it never changes either.
+        key = (tenant_id, name, version)
+        bound = self._known.get(key)
+        if bound is not None:
+            self._known.move_to_end(key)
+            return bound
+        try:
+            definition = JobDefinition.model_validate_json(text)
+        except ValidationError as error:  # of a newer version than this process
+            raise DefinitionError(
+                f"version {version} of the job {name} cannot be read here: {complaint(error)}"
+            ) from None
+        base = self._registry.get(definition.handler or "")
+        bound = replace(join(definition, base), lane_type=lane_type, source=text)
+        self._known[key] = bound
+        if len(self._known) > _KEPT:
+            self._known.popitem(last=False)
+        return bound
+
+
+class Catalog:
+    """Finds jobs for callers."""
+
+    def __init__(self, registry: Registry, router: DefinitionRouter) -> None:
+        """Take what is installed, and where the rest is asked for."""
+        self.registry = registry
+        self.router = router
+        self._bound = BoundDefinitions(registry)
+
+    async def find(
+        self, caller: Caller, name: str, *, is_visible: IsVisible | None = None
+    ) -> BoundJob:
+        """Return the job that new runs of this name get; ``is_visible`` says which others may be named to the caller.
+
+        Raises:
+            NotFoundError: ``JOB_NOT_FOUND``, ``JOB_REMOVED``, or ``JOB_QUARANTINED`` while nobody has approved it.
+            PolicyDeniedError: it is switched off here.
+        """
+        if self.registry.is_installed(name):
+            return self.registry.get(name)
+        found = await self.router.get_definitions(caller, [name]) if is_registrable(name) else []
+        if not found:
+            return self.registry.get(name, is_visible=is_visible)
+        _refuse_unfit(found[0])
+        return self.bind(caller, found[0])
+
+    async def find_version(self, caller: Caller, name: str, version: str) -> BoundJob | None:
+        """Return the job that a run of this name and version has; ``None`` if nobody knows it any more."""
+        if name in self.registry.by_name:
+            return self.registry.by_name[name]
+        found = await self.router.get_definitions(caller, [name], [version])
+        try:
+            return self.bind(caller, found[0]) if found else None
+        except JobForgeError:
+            return None
+
+    async def list(
+        self, caller: Caller, wanted: Wanted, *, is_visible: IsVisible
+    ) -> tuple[list[BoundJob], bool]:
+        """Return a page of jobs by name, and whether there are more."""
+        installed = [
+            bound
+            for bound in self.registry.list(
+                wanted.query, wanted.tags, wanted.labels, is_visible=is_visible
+            )
+            if wanted.after is None or bound.name > wanted.after
+        ]
+        registered = await self._registered(caller, wanted, is_visible, wanted.limit + 1)
+        merged = sorted([*installed, *registered], key=lambda bound: bound.name)
+        return merged[: wanted.limit], len(merged) > wanted.limit
+
+    def bind(self, caller: Caller, row: RegisteredDefinition) -> BoundJob:
+        """Join a registered definition with its handler."""
+        return self._bound.bind(
+            caller.tenant_id, row.job_type, row.job_version, row.lane_type, row.definition
+        )
+
+    async def _registered(
+        self, caller: Caller, wanted: Wanted, is_visible: IsVisible, limit: int
+    ) -> list[BoundJob]:
+        """Read pages until there are enough that this caller is shown."""
+        shown: list[BoundJob] = []
+        after = wanted.after
+        while True:
+            page = await self.router.list_definitions(
+                caller,
+                words=(wanted.query or "").casefold().split(),
+                tags=wanted.tags,
+                labels=wanted.labels,
+                after=after,
+                limit=limit,
+            )
+            names = [listed.job_type for listed in page]
+            rows = await self.router.get_definitions(caller, names) if names else []
+            shown += [bound for bound in self._bind_all(caller, rows) if is_visible(bound)]
+            if len(page) < limit or len(shown) >= limit:
+                return shown[:limit]
+            after = page[-1].job_type
+
+    def _bind_all(self, caller: Caller, rows: Iterable[RegisteredDefinition]) -> list[BoundJob]:
+        """Leave out what cannot run here: its handler is switched off, or not installed."""
+        found: list[BoundJob] = []
+        for row in rows:
+            if row.job_type in self.registry.by_name:
+                continue
+            try:
+                found.append(self.bind(caller, row))
+            except (CallerError, DefinitionError) as error:
+                _log.info("definition_not_bound", job_type=row.job_type, code=error.code)
+        return found
+
+
+def is_registrable(name: str) -> bool:
+    """Whether a name has the form that registered jobs have."""
+    return 0 < len(name) <= 64 and name.isascii() and name == name.lower() and "_" not in name
+
+
+def to_json(definition: JobDefinition) -> JsonObject:
+    """Return a definition as it is stored: what was left out stays out, so that the same content has the same hash."""
+    return definition.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+def _refuse_unfit(row: RegisteredDefinition) -> None:
+    if row.removed_at is not None:
+        raise NotFoundError(
+            f"the job {row.job_type} was removed, so no new run of it is made",
+            code="JOB_REMOVED",
+            hint="list-jobs shows every job that you may run; register-job brings this one back",
+        )
+    if row.approved_at is None:
+        raise NotFoundError(
+            f"version {row.job_version} of the job {row.job_type} is quarantined until somebody approves it",
+            code="JOB_QUARANTINED",
+            hint="somebody other than its author, with the scope definitions:approve, runs: jobforge jobs approve "
+            + row.job_type,
+        )

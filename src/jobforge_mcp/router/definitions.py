@@ -1,0 +1,173 @@
+"""Definitions registered as data: one method for each SQL function that registers, approves, lists, reads or removes them.
+
+What a definition may say was checked before it comes here; which version runs is for the database to say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import LiteralString
+
+from jobforge_mcp.db.pool import Database, Row
+from jobforge_mcp.router.errors import translated
+from jobforge_mcp.router.scope import SCOPE, ScopeSigner, scope_arguments
+from jobforge_mcp.types import (
+    Caller,
+    CallOrigin,
+    ListedDefinition,
+    RegisteredDefinition,
+    Registration,
+)
+
+_NO_ORIGIN = CallOrigin()
+
+_REGISTER: LiteralString = f"""
+    select r.* from {SCOPE}, lateral jobforge.register_definition(s.tenant_id, %s::text, %s::text, %s::text, %s::boolean) as r"""
+_APPROVE: LiteralString = f"""
+    select r.* from {SCOPE}, lateral jobforge.approve_definition(s.tenant_id, %s::text, %s::text, %s::boolean) as r"""
+_REMOVE: LiteralString = f"""
+    select r.* from {SCOPE}, lateral jobforge.remove_definition(s.tenant_id, %s::text, %s::boolean) as r"""
+_LIST: LiteralString = f"""
+    select r.* from {SCOPE}, lateral jobforge.list_definitions(s.tenant_id, %s::text[], %s::text[], %s::text, %s::text, %s::int,
+      %s::boolean) as r"""
+_GET_MANY: LiteralString = f"""
+    select r.* from {SCOPE}, lateral jobforge.get_definitions(s.tenant_id, %s::text[], %s::text[]) as r"""
+_GET: LiteralString = f"""
+    select r.* from {SCOPE}, lateral jobforge.get_definition(s.tenant_id, %s::text, %s::text) as r"""
+_LIST_VERSIONS: LiteralString = f"""
+    select r.* from {SCOPE}, lateral jobforge.list_definition_versions(s.tenant_id, %s::text) as r"""
+
+
+class DefinitionRouter:
+    """The functions about registered definitions, over an open `Database` of role ``jobforge_api``."""
+
+    def __init__(self, database: Database, *, signer: ScopeSigner | None = None) -> None:
+        """Speak through this pool, with scopes signed where the database asks for that."""
+        self._database = database
+        self._signer = signer
+
+    async def register_definition(
+        self,
+        caller: Caller,
+        definition: str,
+        *,
+        lane_type: str,
+        version: str | None = None,
+        is_plan: bool = False,
+        origin: CallOrigin = _NO_ORIGIN,
+    ) -> Registration:
+        """Register a version; the same content again changes nothing, however often.
+
+        Raises:
+            ConflictError: the name looks like another (``NAME_CONFUSABLE``), or the version has another content
+                (``VERSION_TAKEN``).
+            PolicyDeniedError: the caller may not change definitions, or not this one.
+        """
+        arguments = [definition, lane_type, version, is_plan]
+        # The same content twice is one version, so an answer that was lost can be asked for again.
+        rows = await self._fetch(caller, _REGISTER, arguments, origin, is_repeatable=True)
+        return _to_registration(rows[0], "woken_runs")
+
+    async def approve_definition(
+        self,
+        caller: Caller,
+        name: str,
+        version: str | None = None,
+        *,
+        is_plan: bool = False,
+        origin: CallOrigin = _NO_ORIGIN,
+    ) -> Registration:
+        """Approve a quarantined version, the latest unless one is named.
+
+        Raises:
+            NotFoundError: there is none.
+            PolicyDeniedError: the caller registered it (``APPROVER_IS_AUTHOR``).
+        """
+        rows = await self._fetch(
+            caller, _APPROVE, [name, version, is_plan], origin, is_repeatable=True
+        )
+        return _to_registration(rows[0], "woken_runs")
+
+    async def remove_definition(
+        self, caller: Caller, name: str, *, is_plan: bool = False, origin: CallOrigin = _NO_ORIGIN
+    ) -> Registration:
+        """Refuse new runs of a job; those that wait stay, and nobody claims them.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        rows = await self._fetch(caller, _REMOVE, [name, is_plan], origin, is_repeatable=True)
+        return _to_registration(rows[0], "queued_runs")
+
+    async def list_definitions(
+        self,
+        caller: Caller,
+        *,
+        words: Sequence[str] = (),
+        tags: Sequence[str] = (),
+        labels: Mapping[str, str] | None = None,
+        after: str | None = None,
+        limit: int = 20,
+        is_listed: bool = True,
+    ) -> list[ListedDefinition]:
+        """Read a page by name: of those that can be run and are not hidden, unless ``is_listed`` is false."""
+        arguments = [
+            list(words) or None,
+            list(tags) or None,
+            json.dumps(dict(labels)) if labels else None,
+            after,
+            limit,
+            is_listed,
+        ]
+        rows = await self._fetch(caller, _LIST, arguments, _NO_ORIGIN, is_repeatable=True)
+        return [ListedDefinition(**row) for row in rows]
+
+    async def get_definitions(
+        self, caller: Caller, names: Sequence[str], versions: Sequence[str | None] | None = None
+    ) -> list[RegisteredDefinition]:
+        """Read those of these that there are, in the version named or else in the one that new runs get."""
+        arguments = [list(names), None if versions is None else list(versions)]
+        rows = await self._fetch(caller, _GET_MANY, arguments, _NO_ORIGIN, is_repeatable=True)
+        return [RegisteredDefinition(**row) for row in rows]
+
+    async def get_definition(
+        self, caller: Caller, name: str, version: str | None = None
+    ) -> RegisteredDefinition:
+        """Read one.
+
+        Raises:
+            NotFoundError: there is none of this name and version.
+        """
+        rows = await self._fetch(caller, _GET, [name, version], _NO_ORIGIN, is_repeatable=True)
+        return RegisteredDefinition(**rows[0])
+
+    async def list_definition_versions(self, caller: Caller, name: str) -> list[Row]:
+        """Read what is known of each version of a job, newest first."""
+        return await self._fetch(caller, _LIST_VERSIONS, [name], _NO_ORIGIN, is_repeatable=True)
+
+    async def _fetch(
+        self,
+        caller: Caller,
+        query: LiteralString,
+        arguments: Sequence[object],
+        origin: CallOrigin,
+        *,
+        is_repeatable: bool,
+    ) -> list[Row]:
+        with translated():
+            return await self._database.fetch(
+                query,
+                [*scope_arguments(caller, origin, self._signer), *arguments],
+                is_repeatable=is_repeatable,
+            )
+
+
+def _to_registration(row: Row, runs: str) -> Registration:
+    return Registration(
+        job_type=row["job_type"],
+        outcome=row["outcome"],
+        job_version=row.get("job_version"),
+        definition_hash=row.get("definition_hash"),
+        runs=row[runs],
+    )
