@@ -320,9 +320,10 @@ set local role jobforge_sys;
 
 -- Tenants in turn, so that one with a flood does not starve the others; whoever dies with what it claimed is succeeded
 -- after half a minute.
+drop function if exists jobforge.claim_events(integer);
 create or replace function jobforge.claim_events(p_limit integer default 100)
 returns table (tenant_id text, event_id uuid, event_type text, source text, subject text, project_id text, trace_id text,
-  actor text, occurred_at timestamptz, received_at timestamptz, payload text, depth integer)
+  actor text, occurred_at timestamptz, received_at timestamptz, payload text, depth integer, waited_seconds float8)
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
 as $$
@@ -350,7 +351,8 @@ begin
   returning x.tenant_id::text, x.id, x.event_type::text, x.source::text,
     case when 'subject' = any (jobforge.hidden_fields(x.redaction_hints)) then '[redacted]' else x.subject end,
     x.project_id::text, x.trace_id, x.actor, x.occurred_at, x.received_at,
-    jobforge.shown_payload(x.payload, x.contains_pii, x.redaction_hints)::text, x.depth::integer;
+    jobforge.shown_payload(x.payload, x.contains_pii, x.redaction_hints)::text, x.depth::integer,
+    extract(epoch from v_now - x.received_at)::float8;
 end $$;
 comment on function jobforge.claim_events(integer) is 'Events whose triggers nobody has asked, for half a minute of this caller alone.';
 

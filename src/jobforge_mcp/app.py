@@ -27,18 +27,22 @@ from jobforge_mcp.definitions.catalog import Catalog
 from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import DatabaseUnavailableError, OperatorError, SchemaError
+from jobforge_mcp.maintenance import Maintenance
 from jobforge_mcp.policy.denials import Denials
 from jobforge_mcp.policy.gate import Credential, Gate
 from jobforge_mcp.policy.living import LivingTokens
 from jobforge_mcp.progress import RunWatcher
 from jobforge_mcp.router.audit import AuditRouter
+from jobforge_mcp.router.events import EventRouter
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.router.leases import WorkerRouter
+from jobforge_mcp.router.maintenance import MaintenanceRouter
 from jobforge_mcp.router.seals import SealRouter
 from jobforge_mcp.router.tokens import TokenRouter
 from jobforge_mcp.server.build import build_server
 from jobforge_mcp.server.parts import Check, ServerParts
 from jobforge_mcp.settings import Settings
+from jobforge_mcp.triggers.desk import EventDesk
 from jobforge_mcp.worker.pool import WorkerPool
 
 Incoming = MemoryObjectReceiveStream[SessionMessage | Exception]
@@ -106,6 +110,11 @@ async def open_app(settings: Settings, *, with_workers: bool | None = None) -> A
             registry=registry,
             catalog=Catalog(registry, router.definitions),
             router=router,
+            desk=EventDesk(
+                EventRouter(database, signer=installation.signer),
+                registry,
+                most_depth=settings.event_depth_most,
+            ),
             gate=gate,
             watcher=watcher,
             settings=settings,
@@ -172,9 +181,12 @@ async def _enter_pool(
     listener: Listener,
     watcher: RunWatcher,
 ) -> tuple[WorkerRouter, WorkerPool]:
-    worker_router = WorkerRouter(
-        await stack.enter_async_context(_worker_database(settings, installation))
-    )
+    database = await stack.enter_async_context(_worker_database(settings, installation))
+    worker_router = WorkerRouter(database)
+    if settings.triggers_enabled:
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        stack.callback(tasks.cancel_scope.cancel)
+        tasks.start_soon(_maintenance(settings, registry, database).run)
     pool = WorkerPool(
         worker_router,
         registry,
@@ -184,6 +196,10 @@ async def _enter_pool(
         heartbeat_url=installation.worker_url,
     )
     return worker_router, await stack.enter_async_context(pool)
+
+
+def _maintenance(settings: Settings, registry: Registry, database: Database) -> Maintenance:
+    return Maintenance(MaintenanceRouter(database), registry, most_depth=settings.event_depth_most)
 
 
 def _worker_database(settings: Settings, installation: Installation) -> Database:

@@ -20,6 +20,8 @@ from jobforge_mcp.types import Candidate, PendingEvent
 POLL_SECONDS = 1.0
 """Most time between two looks, whatever is due when."""
 BATCH = 100
+STRANGE_SECONDS = 120.0
+"""How long a trigger waits for a process that knows its job; then whoever comes says that there is none."""
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -60,6 +62,8 @@ class Maintenance:
         return len(events)
 
     async def _process(self, event: PendingEvent, candidates: list[Candidate]) -> None:
+        if not self._knows(candidates) and event.waited_seconds < STRANGE_SECONDS:
+            return  # left to a process with more jobs, when this claim has ended
         scope = event_scope(event, event.payload)
         fires = [
             evaluate_trigger(self._registry, event.tenant_id, candidate, scope)
@@ -75,3 +79,6 @@ class Maintenance:
                 for candidate in found[event.event_id]
             ]
             await self._router.process_event(event, fires, most_depth=self._most_depth)
+
+    def _knows(self, candidates: list[Candidate]) -> bool:
+        return all(candidate.job_name in self._registry.by_name for candidate in candidates)

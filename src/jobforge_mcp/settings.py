@@ -265,6 +265,15 @@ class Settings(BaseSettings):
     action_jobs_enabled: bool = False
     """Whether jobs with ``effects: external`` are listed and run."""
 
+    events_enabled: bool = True
+    """Whether events may be submitted and listed through tools, clients and commands."""
+
+    triggers_enabled: bool = True
+    """Whether triggers may be registered and listed, and whether this process lets those that exist fire."""
+
+    event_depth_most: int = Field(default=20, ge=1, le=1_000)
+    """Events of one trace that start jobs one after the other, before the loop guard stops the next."""
+
     http_connector_enabled: bool = False
     """Whether ``connector.http.request``, and what is composed over it, is listed and run."""
 

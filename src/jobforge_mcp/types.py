@@ -872,6 +872,8 @@ class PendingEvent:
     trace_id: str
     occurred_at: datetime
     payload: str
+    waited_seconds: float
+    """Since it was received."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,28 @@ PROBES: dict[str, list[Asked]] = {
         lambda id_, mark: {"name": "made.up", "handler": mark, "dryRun": True},
     ],
     "remove-job": [lambda id_, mark: {"name": mark}],
+    "submit-event": [
+        lambda id_, mark: {"type": "order.paid", "source": mark, "subject": mark, "traceId": mark, "dryRun": True},
+        lambda id_, mark: {"type": "order.paid", "idempotencyKey": mark, "projectId": mark, "payload": {"x": mark},
+            "redactFields": [mark], "dryRun": True},
+    ],
+    "list-events": [
+        lambda id_, mark: {"projectId": mark},
+        lambda id_, mark: {"traceId": mark},
+        lambda id_, mark: {"source": mark, "cursor": id_},
+        lambda id_, mark: {"type": mark},
+    ],
+    "register-trigger": [
+        lambda id_, mark: {"name": mark, "kind": "cron", "jobName": mark, "dryRun": True},
+        lambda id_, mark: {"name": "mine", "kind": "event", "jobName": "test.echo", "eventType": mark, "eventSource": mark,
+            "projectId": mark, "input": {"text": mark}, "match": {"$ref": "/event/payload/x", "equals": mark},
+            "inputMapping": {"text": mark}, "dedupeKey": mark, "dryRun": True},
+    ],
+    "list-triggers": [
+        lambda id_, mark: {"name": mark, "history": True},
+        lambda id_, mark: {"name": mark, "cursor": "a"},
+    ],
+    "remove-trigger": [lambda id_, mark: {"name": mark, "dryRun": True}],
     "cancel-job": [lambda id_, mark: {"runId": id_, "reason": "of a stranger"}],
     "retry-job": [
         lambda id_, mark: {"runId": id_},
@@ -74,6 +96,8 @@ RESOURCES: dict[str, Callable[[str], str]] = {
 }
 
 OF_THE_CALL = {
+    *("kind", "cron", "timezone", "catchUp", "overlap", "jitterMs", "cooldownMs", "maxPerHour", "enabled", "trial"),
+    *("containsPii", "retentionDays", "occurredAt", "history"),
     "input", "limit", "since", "status", "detail", "runAt", "priority", "labels", "dryRun", "background", "waitSeconds",
     "sinceVersion", "cancelOnDisconnect",
 }  # fmt: skip

@@ -20,11 +20,13 @@ from jobforge_mcp.policy.scopes import ALL_SCOPES, Scope
 from jobforge_mcp.policy.tokens import Grant, issue_token
 from jobforge_mcp.progress import RunWatcher
 from jobforge_mcp.router.audit import AuditRouter
+from jobforge_mcp.router.events import EventRouter
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.router.leases import WorkerRouter
 from jobforge_mcp.router.tokens import TokenRouter
 from jobforge_mcp.server.parts import ServerParts
 from jobforge_mcp.settings import Settings, load_settings
+from jobforge_mcp.triggers.desk import EventDesk
 from jobforge_mcp.worker.pool import WorkerPool
 from tests.postgres import ScratchDatabase
 from tests.server.jobs import JOBS
@@ -106,6 +108,7 @@ async def open_stage(
             registry=registry,
             catalog=Catalog(registry, router.definitions),
             router=router,
+            desk=EventDesk(EventRouter(api), registry),
             gate=Gate.from_settings(settings),
             watcher=watcher,
             settings=settings,

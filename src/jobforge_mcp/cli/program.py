@@ -13,6 +13,7 @@ from jobforge_mcp.cli import (
     audit,
     context_keys,
     diagnosis,
+    events,
     evidence,
     follow,
     limits,
@@ -78,6 +79,8 @@ def build_program() -> typer.Typer:
         ("context-key", "Keys that sign the tenant of each call for the database.", CONTEXT_KEY),
         ("limit", "What tenants, job types and tools may use.", LIMIT),
         ("audit", "What was done, and the proof that nobody rewrote it.", AUDIT),
+        ("events", "What was told to have happened, and what it started.", EVENTS),
+        ("triggers", "Rules that turn times and events into jobs.", TRIGGERS),
     ):
         group = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
         for verb, command in members:
@@ -131,6 +134,19 @@ TOKEN: tuple[tuple[str, Callable[..., object]], ...] = (
     ("revoke", token_life.revoke),
     ("keys", tokens.keys),
 )
+EVENTS: tuple[tuple[str, Callable[..., object]], ...] = (
+    ("submit", events.submit),
+    ("list", events.list_events),
+)
+TRIGGERS: tuple[tuple[str, Callable[..., object]], ...] = (
+    ("register", events.register),
+    ("list", events.list_triggers),
+    ("remove", events.remove),
+    ("pause", events.pause),
+    ("resume", events.resume),
+    ("run", events.run),
+    ("history", events.history),
+)
 AUDIT: tuple[tuple[str, Callable[..., object]], ...] = (
     ("list", audit.list_entries),
     ("seal", audit.seal),
@@ -160,10 +176,12 @@ def _help_for(given: Sequence[str]) -> str:
     groups = {
         "audit": AUDIT,
         "context-key": CONTEXT_KEY,
+        "events": EVENTS,
         "limit": LIMIT,
         "login": LOGIN,
         "node": NODE,
         "token": TOKEN,
+        "triggers": TRIGGERS,
     }
     words = [word for word in given if not word.startswith("-")]
     known = [word for word in words[:1] if word in groups or word in COMMANDS]

@@ -13,6 +13,7 @@ from jobforge_mcp.logs import configure_logging
 from jobforge_mcp.settings import Settings, clear_token_from_environment, load_settings
 
 if TYPE_CHECKING:
+    from jobforge_mcp.db.pool import Database
     from jobforge_mcp.worker.pool import WorkerPool
 
 
@@ -53,6 +54,8 @@ def worker(
     from jobforge_mcp.db.installation import open_installation
     from jobforge_mcp.definitions.installed import load_registry
     from jobforge_mcp.errors import InvalidInputError
+    from jobforge_mcp.maintenance import Maintenance
+    from jobforge_mcp.router.maintenance import MaintenanceRouter
     from jobforge_mcp.types import TenantId
     from jobforge_mcp.worker.main import run_worker
 
@@ -70,6 +73,10 @@ def worker(
             )
         say(f"worker {pool.worker_id}: {len(pool.job_types)} job types, ready")
 
+    async def maintain(database: Database) -> None:
+        router = MaintenanceRouter(database)
+        await Maintenance(router, registry, most_depth=settings.event_depth_most).run()
+
     with open_installation(settings, on_progress=say) as installation:
 
         async def work(settings: Settings) -> None:
@@ -80,6 +87,7 @@ def worker(
                 tenant_ids=[TenantId(name) for name in tenant] if tenant else None,
                 type_patterns=patterns,
                 on_started=announce,
+                beside=maintain if settings.triggers_enabled else None,
             )
 
         _run(work, settings)

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 from jobforge_mcp.client.answers import RunRef, result_of, to_job_id
 from jobforge_mcp.client.blocking import SyncClient
+from jobforge_mcp.client.events import EventVerbs, from_cloudevent, to_cloudevent
 from jobforge_mcp.client.verbs import Client, Options
 from jobforge_mcp.evidence.reading import Part, Range
 
 __all__ = [
     "Client",
+    "EventVerbs",
     "Options",
     "Part",
     "Range",
     "RunRef",
     "SyncClient",
+    "from_cloudevent",
     "result_of",
+    "to_cloudevent",
     "to_job_id",
 ]

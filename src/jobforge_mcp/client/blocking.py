@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from jobforge_mcp.client.answers import RunRef, refuse_conflict
+from jobforge_mcp.client.events import SyncEventVerbs
 from jobforge_mcp.client.evidence import BlockingEvidenceVerbs
 from jobforge_mcp.client.verbs import DEFAULTS, Client, Options
 from jobforge_mcp.definitions.registry import Registry
@@ -23,6 +24,7 @@ from jobforge_mcp.types import (
     JsonValue,
     Run,
     RunFilter,
+    SubmittedEvent,
 )
 
 
@@ -56,6 +58,29 @@ class SyncClient(BlockingEvidenceVerbs):
     def caller(self) -> Caller:
         """As whom the client acts."""
         return self._client.caller
+
+    @property
+    def events(self) -> SyncEventVerbs:
+        """What this caller can do with events and triggers."""
+        return SyncEventVerbs(self._portal, self._client.events)
+
+    def submit_event(
+        self,
+        event_type: str,
+        payload: Mapping[str, JsonValue] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        trace_id: str | None = None,
+    ) -> SubmittedEvent:
+        """Store an event, and start what its triggers start; ``events.submit_event`` takes the whole envelope."""
+        submit = functools.partial(
+            self._client.submit_event,
+            event_type,
+            payload,
+            idempotency_key=idempotency_key,
+            trace_id=trace_id,
+        )
+        return self._portal.call(submit)
 
     def enqueue(
         self,

@@ -13,6 +13,7 @@ from typing import cast
 import anyio.to_thread
 
 from jobforge_mcp.client.answers import RunRef, refuse_conflict, result_of, to_job_id
+from jobforge_mcp.client.events import EventVerbs
 from jobforge_mcp.client.evidence import EvidenceVerbs, is_elsewhere
 from jobforge_mcp.db.installation import open_installation
 from jobforge_mcp.db.notify import Listener
@@ -37,6 +38,7 @@ from jobforge_mcp.policy.permissions import (
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.progress import OnChange, RunWatcher
 from jobforge_mcp.router.audit import AuditRouter
+from jobforge_mcp.router.events import EventRouter
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.router.scope import ScopeSigner
 from jobforge_mcp.router.transactional import (
@@ -44,6 +46,7 @@ from jobforge_mcp.router.transactional import (
     enqueue_job_in,
 )
 from jobforge_mcp.settings import Settings, load_settings
+from jobforge_mcp.triggers.desk import EventDesk
 from jobforge_mcp.types import (
     Attempt,
     Caller,
@@ -58,6 +61,7 @@ from jobforge_mcp.types import (
     NewJob,
     Run,
     RunFilter,
+    SubmittedEvent,
 )
 
 
@@ -100,8 +104,10 @@ class Client(EvidenceVerbs):
         tool: str = "client",
         denials: Denials | None = None,
         open_store: Callable[[], ContentStore] = _no_store,
+        desk: EventDesk | None = None,
+        settings: Settings | None = None,
     ) -> None:
-        """Act through these parts; ``watcher`` is needed by ``wait`` and ``result``.
+        """Act through these parts; ``watcher`` is needed by ``wait`` and ``result``, ``desk`` by ``events``.
 
         ``tool`` names us in the audit log, where ``denials`` writes down what this client is refused.
         """
@@ -112,6 +118,8 @@ class Client(EvidenceVerbs):
         self._tool = tool
         self._denials = denials
         self._open_store = open_store
+        self._desk = desk
+        self._settings = settings
 
     @classmethod
     @asynccontextmanager
@@ -155,7 +163,8 @@ class Client(EvidenceVerbs):
                 max_size=settings.database_pool_size,
                 name=f"jobforge {tool}",
             )
-            router = Router(await stack.enter_async_context(database), signer=installation.signer)
+            await stack.enter_async_context(database)
+            router = Router(database, signer=installation.signer)
             listener = None
             if is_listening:
                 listener = await stack.enter_async_context(
@@ -165,6 +174,11 @@ class Client(EvidenceVerbs):
             registry = registry or load_registry(settings)
             denials = Denials(AuditRouter(database, signer=installation.signer))
             stack.push_async_callback(denials.flush)
+            desk = EventDesk(
+                EventRouter(database, signer=installation.signer),
+                registry,
+                most_depth=settings.event_depth_most,
+            )
             yield cls(
                 router,
                 registry,
@@ -173,12 +187,43 @@ class Client(EvidenceVerbs):
                 tool=tool,
                 denials=denials,
                 open_store=lambda: open_store(settings),
+                desk=desk,
+                settings=settings,
             )
 
     @property
     def signer(self) -> ScopeSigner | None:
         """What signs this client's scope, where the database asks for that."""
         return self._router.signer
+
+    @property
+    def events(self) -> EventVerbs:
+        """What this caller can do with events and triggers."""
+        if self._desk is None:
+            raise RuntimeError("a client without a desk has no events")
+        return EventVerbs(self._desk, self.caller, tool=self._tool, settings=self._settings)
+
+    async def submit_event(
+        self,
+        event_type: str,
+        payload: Mapping[str, JsonValue] | None = None,
+        *,
+        source: str | None = None,
+        subject: str | None = None,
+        idempotency_key: str | None = None,
+        trace_id: str | None = None,
+        project_id: str | None = None,
+    ) -> SubmittedEvent:
+        """Store an event, and start what its triggers start; ``events.submit`` takes the rest of the envelope."""
+        return await self.events.submit(
+            event_type,
+            payload,
+            source=source,
+            subject=subject,
+            idempotency_key=idempotency_key,
+            trace_id=trace_id,
+            project_id=project_id,
+        )
 
     async def enqueue(
         self,

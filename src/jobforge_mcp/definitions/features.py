@@ -46,13 +46,19 @@ def _acts_outside(bound: BoundJob) -> bool:
     return bound.effects is Effects.EXTERNAL and not _sends_http(bound)
 
 
+def _is_no_job(_: BoundJob) -> bool:
+    return False
+
+
 FEATURES = (
     Feature("httpConnector", "http_connector_enabled", _sends_http),
     Feature("actionJobs", "action_jobs_enabled", _acts_outside),
-    Feature("registerJob", "register_job_enabled", lambda _: False),
+    Feature("registerJob", "register_job_enabled", _is_no_job),
+    Feature("events", "events_enabled", _is_no_job),
+    Feature("triggers", "triggers_enabled", _is_no_job),
 )
 
-NOT_AVAILABLE = ("events", "triggers")
+NOT_AVAILABLE: tuple[str, ...] = ()
 """What this version does not have, and therefore no switch for."""
 
 

@@ -50,6 +50,7 @@ class MaintenanceRouter:
                 trace_id=row["trace_id"],
                 occurred_at=row["occurred_at"],
                 payload=row["payload"],
+                waited_seconds=row["waited_seconds"],
             )
             for row in rows
         ]

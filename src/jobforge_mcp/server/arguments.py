@@ -79,6 +79,23 @@ _Limit = Annotated[int, Field(ge=1, le=PAGE_MOST)]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+Project = Annotated[
+    str | None,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,62}$"),
+    WithJsonSchema({"type": "string"}),
+]
+Short = _Short
+Name = _Name
+Time = _Time
+RunAt = _RunAt
+Limit = _Limit
+
+
+def parse_uuid(value: object) -> object:
+    """Read a cursor that is an id."""
+    return None if value is None else _run_id(value)
+
+
 class Arguments(BaseModel):
     """Base of all: camelCase names, nothing unknown, nothing converted."""
 

@@ -50,6 +50,7 @@ from jobforge_mcp.server.subscriptions import (
     open_connection,
 )
 from jobforge_mcp.server.tools.table import TOOLS, AnyTool
+from jobforge_mcp.settings import variable_name
 from jobforge_mcp.types import Caller, JsonObject
 
 NAME = "jobforge"
@@ -136,7 +137,9 @@ class _Doors:
             tools=[
                 _LISTED[tool.name]
                 for tool in TOOLS
-                if tool.scope in caller.scopes and tool.is_on(self._parts.settings, caller)
+                if tool.scope in caller.scopes
+                and self._is_on(tool)
+                and tool.is_on(self._parts.settings, caller)
             ],
             ttl_ms=TOOLS_TTL_MS,
             cache_scope="private",
@@ -160,6 +163,7 @@ class _Doors:
     ) -> tuple[wire.Answer, str]:
         """Check, authorize and run one call."""
         try:
+            self._require_on(tool)
             run = tool.prepare(given)
             caller = self._parts.gate.authorize(self._credential_of(ctx), tool.scope)
             if tool.is_read_only:  # a write asks in its own transaction
@@ -176,6 +180,17 @@ class _Doors:
             log.exception("tool_failed", tool=tool.name, trace_id=trace_id)
             return wire.tool_error(_internal(trace_id)), "INTERNAL"
         return answer, "run_failed" if answer.is_error else "ok"
+
+    def _is_on(self, tool: AnyTool) -> bool:
+        return tool.setting is None or bool(getattr(self._parts.settings, tool.setting))
+
+    def _require_on(self, tool: AnyTool) -> None:
+        if tool.setting is not None and not self._is_on(tool):
+            raise PolicyDeniedError(
+                f"{tool.name} is switched off on this installation, for every caller",
+                code="FEATURE_DISABLED",
+                hint=f"whoever operates it can set {variable_name(tool.setting)}=true",
+            )
 
     async def _record_denial(
         self,

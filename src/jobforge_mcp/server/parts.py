@@ -17,6 +17,7 @@ from jobforge_mcp.progress import RunWatcher
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.server.metrics import Metrics
 from jobforge_mcp.settings import Settings
+from jobforge_mcp.triggers.desk import EventDesk
 from jobforge_mcp.types import Caller, CallOrigin, ClaimedJob, JobId, WorkerId
 
 Check = Callable[[], Awaitable[None]]
@@ -64,6 +65,8 @@ class ServerParts:
     catalog: Catalog
     """The same, and those that tenants registered."""
     router: Router
+    desk: EventDesk
+    """Events and triggers."""
     gate: Gate
     watcher: RunWatcher
     settings: Settings

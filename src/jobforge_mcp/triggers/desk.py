@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 from jobforge_mcp.definitions.json_limits import check_key, load_limited
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import ConflictError, InvalidInputError, NotFoundError
-from jobforge_mcp.policy.permissions import require_scope
+from jobforge_mcp.policy.permissions import may_list, require_job, require_scope, require_type
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.router.events import EventRouter
 from jobforge_mcp.router.jobs import NO_ORIGIN
@@ -32,6 +32,7 @@ from jobforge_mcp.types import (
     EventFilter,
     Fire,
     FireFilter,
+    JobAction,
     NewEvent,
     Registered,
     SubmittedEvent,
@@ -115,10 +116,9 @@ class EventDesk:
         spec = _with_defaults(replace(spec, project_id=spec.project_id or _only_project(caller)))
         check_spec(spec)
         require_scope(caller, Scope.JOBS_EXECUTE)
+        self._require_job(caller, spec.job_name)
         if spec.kind is TriggerKind.CRON:
             job_for(self._registry, caller, spec.job_name, spec.input or {})
-        else:
-            self._require_job(caller, spec.job_name)
 
         async def try_once() -> Registered:
             now = await self.router.now() if spec.kind is TriggerKind.CRON else None
@@ -248,11 +248,9 @@ class EventDesk:
         )
 
     def _require_job(self, caller: Caller, job_name: str) -> None:
-        from jobforge_mcp.policy.permissions import require_job, require_type
-        from jobforge_mcp.types import JobAction
-
         require_type(caller, job_name)
-        require_job(caller, self._registry.get(job_name), JobAction.EXECUTE)
+        bound = self._registry.get(job_name, is_visible=may_list(caller))
+        require_job(caller, bound, JobAction.EXECUTE)
 
 
 def trigger_not_found() -> NotFoundError:

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
 import anyio
 import structlog
@@ -41,8 +41,11 @@ async def run_worker(
     tenant_ids: Sequence[TenantId] | None = None,
     type_patterns: Sequence[str] = ("*",),
     on_started: Callable[[WorkerPool], None] = lambda _: None,
+    beside: Callable[[Database], Coroutine[None, None, None]] | None = None,
 ) -> None:
     """Run jobs until a signal says otherwise.
+
+    ``beside`` goes on next to the pool, through the same connections, until that has drained.
 
     ``url`` is the worker's database, settled by the caller, because only they know of the embedded one.
 
@@ -66,6 +69,8 @@ async def run_worker(
     ):
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             _collect_less_often()
+            if beside is not None:
+                tasks.start_soon(beside, database)
             # Said only now: whoever hears it may send a signal at once.
             on_started(pool)
             async for number in signals:

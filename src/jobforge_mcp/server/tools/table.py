@@ -9,7 +9,8 @@ from __future__ import annotations
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.registering import may_register
 from jobforge_mcp.server import arguments as args
-from jobforge_mcp.server import wire
+from jobforge_mcp.server import event_arguments, event_wire, wire
+from jobforge_mcp.server.tools import events
 from jobforge_mcp.server.tools.definitions import register_job, remove_job
 from jobforge_mcp.server.tools.executing import execute_job
 from jobforge_mcp.server.tools.listing import list_jobs
@@ -26,6 +27,11 @@ AnyTool = (
     | Tool[args.RetryJob]
     | Tool[args.RegisterJob]
     | Tool[args.RemoveJob]
+    | Tool[event_arguments.SubmitEvent]
+    | Tool[event_arguments.ListEvents]
+    | Tool[event_arguments.RegisterTrigger]
+    | Tool[event_arguments.ListTriggers]
+    | Tool[event_arguments.RemoveTrigger]
 )
 
 TOOLS: tuple[AnyTool, ...] = (
@@ -120,6 +126,66 @@ TOOLS: tuple[AnyTool, ...] = (
         is_on=may_register,
         is_destructive=True,
         is_idempotent=True,
+    ),
+    Tool(
+        name="submit-event",
+        scope=Scope.EVENTS_SUBMIT,
+        title="Submit an event",
+        description="Tell that something happened. It is stored once for its idempotencyKey and starts the jobs of the triggers "
+        "that want it: the answer names the runs, and for each trigger that did not fire why.",
+        arguments=event_arguments.SubmitEvent,
+        answers=(event_wire.SubmittedView,),
+        run=events.submit_event,
+        setting="events_enabled",
+        is_destructive=True,
+    ),
+    Tool(
+        name="list-events",
+        scope=Scope.EVENTS_READ,
+        title="List events",
+        description="Find events, newest first, with how many runs each started.",
+        arguments=event_arguments.ListEvents,
+        answers=(event_wire.EventPage,),
+        run=events.list_events,
+        setting="events_enabled",
+        is_read_only=True,
+        is_idempotent=True,
+    ),
+    Tool(
+        name="register-trigger",
+        scope=Scope.TRIGGERS_WRITE,
+        title="Register a trigger",
+        description="Have a job started by a schedule (kind cron) or by events (kind event). Registering a name again changes it; "
+        "nothing fires by that. Runs have your rights.",
+        arguments=event_arguments.RegisterTrigger,
+        answers=(event_wire.RegisteredView,),
+        run=events.register_trigger,
+        setting="triggers_enabled",
+        is_destructive=True,
+        is_idempotent=True,
+    ),
+    Tool(
+        name="list-triggers",
+        scope=Scope.EVENTS_READ,
+        title="List triggers",
+        description="Find triggers, when they are due and what they did; with history why one did not fire.",
+        arguments=event_arguments.ListTriggers,
+        answers=(event_wire.TriggerPage,),
+        run=events.list_triggers,
+        setting="triggers_enabled",
+        is_read_only=True,
+        is_idempotent=True,
+    ),
+    Tool(
+        name="remove-trigger",
+        scope=Scope.TRIGGERS_WRITE,
+        title="Remove a trigger",
+        description="Remove a trigger; its history and runs stay.",
+        arguments=event_arguments.RemoveTrigger,
+        answers=(event_wire.RemovedTrigger,),
+        run=events.remove_trigger,
+        setting="triggers_enabled",
+        is_destructive=True,
     ),
 )
 """In the order they are listed: stable, because models' caches depend on it."""

@@ -35,6 +35,8 @@ class Tool(Generic[ArgumentsT]):
     run: Callable[[ServerParts, Call, ArgumentsT], Awaitable[wire.Answer]]
     is_on: Callable[[Settings, Caller], bool] = always
     """Whether this installation lists it for this caller; calling it anyway is refused by what it does."""
+    setting: str | None = None
+    """Field of the settings that switches it off for everybody; ``None`` is always on."""
     is_read_only: bool = False
     is_destructive: bool = False
     is_idempotent: bool = False
