@@ -112,7 +112,16 @@ def installed(
 @pytest.fixture
 def worker_process(installed: Runner) -> Generator[subprocess.Popen[str]]:
     """A worker as a process of its own, ready to run jobs; drained at the end."""
-    command = [sys.executable, "-m", "jobforge_mcp.entry", "worker", "--type", "demo.*"]
+    command = [
+        sys.executable,
+        "-m",
+        "jobforge_mcp.entry",
+        "worker",
+        "--type",
+        "demo.*",
+        "--type",
+        "report.*",
+    ]
     environ = {**os.environ, "JOBFORGE_POLL_MS": "50", "JOBFORGE_DRAIN_GRACE_SECONDS": "1"}
     with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
