@@ -151,28 +151,24 @@ as $$ select p_claimed_at + (p_timeout_ms + 15000) * interval '1 millisecond' $$
 comment on function jobforge.deadline_of(timestamptz, integer) is 'Claim time plus timeout plus 15 s of grace.';
 
 -- Hand one new job to a free slot of the caller's own pool instead of queueing it, when nothing of its lane waits.
--- In plpgsql because its plan is kept: one of `language sql` that cannot be inlined is planned at every call.
-create or replace function jobforge.lease_new_job(p_tenant_id text, p_job_id uuid, p_worker_id text, p_lease_ms integer)
-returns table (lease_id uuid, lease_until timestamptz)
+drop function if exists jobforge.lease_new_job(text, uuid, text, integer);
+create or replace function jobforge.lease_new_job(
+  p_tenant_id text, p_job_id uuid, p_worker_id text, p_lease_ms integer, p_timeout_ms integer, p_now timestamptz)
+returns uuid
 language plpgsql volatile
 set search_path = jobforge, pg_temp
 as $$
-#variable_conflict use_column
 declare
-  v_now timestamptz := jobforge.now();
+  v_lease_id uuid := pg_catalog.gen_random_uuid();
+  v_deadline timestamptz := jobforge.deadline_of(p_now, p_timeout_ms);
 begin
-  return query
-  insert into jobforge.leases as l
+  insert into jobforge.leases
     (tenant_id, lease_id, worker_id, is_suspect, claimed_at, lease_until, overdue_at, job_ids, epochs, attempt_nos, deadlines)
-  select j.tenant_id, pg_catalog.gen_random_uuid(), p_worker_id, false, v_now, v_now + p_lease_ms * interval '1 millisecond',
-    d.deadline, array[j.id], array[1], array[1::smallint], array[d.deadline]
-  from jobforge.jobs j
-  cross join lateral (select jobforge.deadline_of(v_now, j.timeout_ms) as deadline) d
-  where j.tenant_id = p_tenant_id and j.id = p_job_id
-  returning l.lease_id, l.lease_until;
+  values (p_tenant_id, v_lease_id, p_worker_id, false, p_now, p_now + p_lease_ms * interval '1 millisecond', v_deadline,
+    array[p_job_id], array[1], array[1::smallint], array[v_deadline]);
+  return v_lease_id;
 end $$;
-
-comment on function jobforge.lease_new_job(text, uuid, text, integer) is 'Insert a new job''s first lease directly.';
+comment on function jobforge.lease_new_job(text, uuid, text, integer, integer, timestamptz) is 'Insert a new job''s first lease directly.';
 
 -- What a call may do is looked up once, in one statement; then one job takes the short way, several go in one statement per
 -- step, whatever their number. Null arrays and null elements mean the default. A lane type says that the job is one of a
@@ -210,8 +206,6 @@ declare
   v_ordered_ids uuid[];
   v_outcomes text[];
   v_found_ids uuid[];
-  v_lease_id uuid;
-  v_lease_until timestamptz;
   v_is_due boolean;
   v_lanes text[] := p_job_types;
 begin
@@ -257,7 +251,8 @@ begin
       p_idempotency_keys, p_parent_id, p_is_plan, p_costs);
   end if;
   -- Not leased but queued where a claim has to say whether it may run now, and where something of its lane is due.
-  v_may_lease := p_worker_id is not null and v_count = 1 and p_ordering_keys[1] is null and coalesce(p_run_ats[1], v_now) <= v_now;
+  v_may_lease := p_worker_id is not null and v_count = 1 and not p_is_plan and p_ordering_keys[1] is null
+    and coalesce(p_run_ats[1], v_now) <= v_now;
   if v_may_lease then
     v_may_lease := not exists (select from jobforge.running_limits r where r.tenant_id = p_tenant_id)
       and not exists (
@@ -309,8 +304,8 @@ begin
       perform jobforge.track_jobs(p_tenant_id, array[job_id], p_job_types, array[job_id], v_counters, p_parent_id);
     end if;
     if v_may_lease then
-      select l.lease_id, l.lease_until into lease_id, lease_until
-      from jobforge.lease_new_job(p_tenant_id, enqueue_jobs.job_id, p_worker_id, p_lease_ms) l;
+      lease_id := jobforge.lease_new_job(p_tenant_id, job_id, p_worker_id, p_lease_ms, coalesce(p_timeout_ms[1], 300000), v_now);
+      lease_until := v_now + p_lease_ms * interval '1 millisecond';
     else
       if not v_is_awake then
         perform jobforge.touch_lanes(array[p_tenant_id], v_lanes);
@@ -386,7 +381,7 @@ begin
     select p_tenant_id, coalesce(n.lane_type, n.job_type), n.priority, n.run_at, n.id, 0, 0,
       case when n.lane_type is not null then n.job_type end
     from new_jobs n
-    where n.ordering_key is null and not v_may_lease
+    where n.ordering_key is null
   )
   select array_agg(n.id), array_agg(n.id order by n.id) filter (where n.ordering_key is not null), bool_or(n.run_at <= v_now)
   into v_new_ids, v_ordered_ids, v_is_due
@@ -400,12 +395,7 @@ begin
       where u.id = any (v_ordered_ids) order by u.ord));
   end if;
 
-  if v_may_lease and v_new_ids is not null then
-    select l.lease_id, l.lease_until into v_lease_id, v_lease_until
-    from jobforge.lease_new_job(p_tenant_id, v_new_ids[1], p_worker_id, p_lease_ms) l;
-  end if;
-
-  if v_new_ids is not null and v_lease_id is null then
+  if v_new_ids is not null then
     if not v_is_awake then
       perform jobforge.touch_lanes(array_fill(p_tenant_id, array[v_count]), v_lanes);
     end if;
@@ -425,9 +415,8 @@ begin
     return;
   end if;
   return query
-  select u.ord::integer, u.id, coalesce(u.outcome, 'created'), coalesce(r.status, case when v_lease_id is null then 'queued' else 'running' end),
-    coalesce(r.version, case when v_lease_id is null then 2 else 4 end), coalesce(r.run_at, u.run_at, v_now),
-    coalesce(r.created_at, v_now), case when r.job_id is null then v_lease_id end, case when r.job_id is null then v_lease_until end
+  select u.ord::integer, u.id, coalesce(u.outcome, 'created'), coalesce(r.status, 'queued'), coalesce(r.version, 2),
+    coalesce(r.run_at, u.run_at, v_now), coalesce(r.created_at, v_now), null::uuid, null::timestamptz
   from unnest(coalesce(v_found_ids, v_ids), v_outcomes, p_run_ats) with ordinality u(id, outcome, run_at, ord)
   left join jobforge.states_of(p_tenant_id, array(
     select x.id from unnest(v_found_ids, v_outcomes) x(id, outcome) where x.outcome <> 'created'

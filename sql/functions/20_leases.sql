@@ -450,9 +450,14 @@ end $$;
 comment on function jobforge.leave_leases(text[], uuid[], uuid[], integer[]) is 'Take jobs out of the leases that hold them and say which were held.';
 
 drop function if exists jobforge.complete_jobs(text[], uuid[], uuid[], integer[], text[]);
+-- One attempt alone in its lease takes a short way, without arrays to join: that is how a call which waits for a short job
+-- ends it. finished_at is set where all else of the run is what its worker knows, so that it need not be read again: the
+-- attempt was settled alone, and nobody reported or asked for anything meanwhile.
+drop function if exists jobforge.complete_jobs(text[], uuid[], uuid[], integer[], text[]);
+drop function if exists jobforge.complete_jobs(text[], uuid[], uuid[], integer[], text[], text[]);
 create or replace function jobforge.complete_jobs(
   p_tenant_ids text[], p_lease_ids uuid[], p_job_ids uuid[], p_epochs integer[], p_results text[], p_manifests text[] default null)
-returns table (job_id uuid, epoch integer, outcome text, status text)
+returns table (job_id uuid, epoch integer, outcome text, status text, finished_at timestamptz)
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
 set enable_mergejoin = off
@@ -460,6 +465,10 @@ as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := jobforge.now();
+  v_lease jobforge.leases;
+  v_key text;
+  v_is_left boolean := false;
+  v_is_told boolean;
   v_accepted integer[];
   v_tenants text[]; v_ids uuid[];
   v_key_tenants text[]; v_keys text[]; v_key_ids uuid[];
@@ -467,21 +476,46 @@ begin
   perform jobforge.require_parallel(p_job_ids, cardinality(p_tenant_ids), cardinality(p_lease_ids), cardinality(p_epochs),
     cardinality(p_results), coalesce(cardinality(p_manifests), cardinality(p_job_ids)));
   perform jobforge.require_small_json(p_results, 1048576, 'a result');
-  with gone as materialized (
-    select * from jobforge.leave_leases(p_tenant_ids, p_lease_ids, p_job_ids, p_epochs)
-  ), ended as (
+  if cardinality(p_job_ids) = 1 then
+    delete from jobforge.leases l
+    where l.tenant_id = p_tenant_ids[1] and l.lease_id = p_lease_ids[1] and l.job_ids = p_job_ids and l.epochs = p_epochs
+    returning l.* into v_lease;
+    v_is_left := found;
+  end if;
+  if v_is_left then
     update jobforge.jobs j
-    set final_status = 'succeeded', attempt_no = g.attempt_no, epoch = g.epoch, worker_id = g.worker_id,
-      started_at = g.claimed_at, finished_at = v_now, result = coalesce(r.result, 'null')::jsonb
-    from gone g
-    join unnest(p_results) with ordinality r(result, ord) on r.ord = g.ord
-    where j.tenant_id = g.tenant_id and j.id = g.job_id and j.final_status is null
-    returning g.ord, j.tenant_id, j.ordering_key, j.id
-  )
-  select array_agg(e.ord), array_agg(e.tenant_id::text), array_agg(e.id), array_agg(e.tenant_id::text) filter (where e.ordering_key is not null),
-    array_agg(e.ordering_key::text) filter (where e.ordering_key is not null), array_agg(e.id) filter (where e.ordering_key is not null)
-  into v_accepted, v_tenants, v_ids, v_key_tenants, v_keys, v_key_ids
-  from ended e;
+    set final_status = 'succeeded', attempt_no = v_lease.attempt_nos[1], epoch = p_epochs[1], worker_id = v_lease.worker_id,
+      started_at = v_lease.claimed_at, finished_at = v_now, result = coalesce(p_results[1], 'null')::jsonb
+    where j.tenant_id = p_tenant_ids[1] and j.id = p_job_ids[1] and j.final_status is null
+    returning j.ordering_key, not exists (
+      select from jobforge.run_progress p where p.tenant_id = j.tenant_id and p.job_id = j.id) into v_key, v_is_told;
+    if found then
+      v_accepted := array[1];
+      v_tenants := p_tenant_ids;
+      v_ids := p_job_ids;
+    end if;
+    if v_key is not null then
+      v_key_tenants := p_tenant_ids;
+      v_keys := array[v_key];
+      v_key_ids := p_job_ids;
+    end if;
+  else
+    with gone as materialized (
+      select * from jobforge.leave_leases(p_tenant_ids, p_lease_ids, p_job_ids, p_epochs)
+    ), ended as (
+      update jobforge.jobs j
+      set final_status = 'succeeded', attempt_no = g.attempt_no, epoch = g.epoch, worker_id = g.worker_id,
+        started_at = g.claimed_at, finished_at = v_now, result = coalesce(r.result, 'null')::jsonb
+      from gone g
+      join unnest(p_results) with ordinality r(result, ord) on r.ord = g.ord
+      where j.tenant_id = g.tenant_id and j.id = g.job_id and j.final_status is null
+      returning g.ord, j.tenant_id, j.ordering_key, j.id
+    )
+    select array_agg(e.ord), array_agg(e.tenant_id::text), array_agg(e.id), array_agg(e.tenant_id::text) filter (where e.ordering_key is not null),
+      array_agg(e.ordering_key::text) filter (where e.ordering_key is not null), array_agg(e.id) filter (where e.ordering_key is not null)
+    into v_accepted, v_tenants, v_ids, v_key_tenants, v_keys, v_key_ids
+    from ended e;
+  end if;
   if p_manifests is not null then
     perform jobforge.keep_manifests(p_tenant_ids, p_job_ids, p_epochs, p_manifests, v_accepted);
   end if;
@@ -495,14 +529,15 @@ begin
     perform jobforge.wake('runs');
   end if;
   if cardinality(v_accepted) = cardinality(p_job_ids) then
-    return query select u.job_id, u.epoch, 'accepted'::text, 'succeeded'::text from unnest(p_job_ids, p_epochs) u(job_id, epoch);
+    return query select u.job_id, u.epoch, 'accepted'::text, 'succeeded'::text, case when v_is_told then v_now end
+    from unnest(p_job_ids, p_epochs) u(job_id, epoch);
     return;
   end if;
   return query  -- a repeated call finds its own work done; a stale one finds another's, or none
   select u.job_id, u.epoch,
     case when u.ord = any (v_accepted) then 'accepted'
       when j.final_status = 'succeeded' and j.epoch = u.epoch then 'repeated' else 'stale' end,
-    coalesce(j.final_status::text, 'queued')
+    coalesce(j.final_status::text, 'queued'), null::timestamptz
   from unnest(p_tenant_ids, p_job_ids, p_epochs) with ordinality u(tenant_id, job_id, epoch, ord)
   left join jobforge.jobs j on j.tenant_id = u.tenant_id and j.id = u.job_id
   order by u.ord;

@@ -193,6 +193,7 @@ async def _enter_pool(
         settings,
         listener=listener,
         on_change=watcher.publish,
+        on_end=watcher.publish_end,
         heartbeat_url=installation.worker_url,
     )
     return worker_router, await stack.enter_async_context(pool)

@@ -10,9 +10,10 @@ Above sits ``server``, which turns what it hears here into progress notification
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 from uuid import uuid4
 
@@ -22,7 +23,7 @@ import structlog
 from jobforge_mcp.db.notify import RUNS, Listener
 from jobforge_mcp.errors import NotFoundError
 from jobforge_mcp.router.jobs import Router
-from jobforge_mcp.types import Caller, JobId, Run
+from jobforge_mcp.types import Caller, Ended, JobId, Run, RunStatus
 
 POLL_SECONDS = 1.0
 """Between looks at waited-for runs while the listener hears of changes; a lost hint costs at most this."""
@@ -35,6 +36,15 @@ WAKEUP_MS = 30_000
 
 BACKOFF_SECONDS = 0.5
 """Pause after the database did not answer the poller."""
+
+KNOWN_RESULT_CHARS = 8_192
+"""A result up to here is answered as its handler wrote it; a longer one is read, and cut where the stored text says."""
+
+_EXPONENT = re.compile("[0-9][eE]")
+"""What the database writes out: 1e3 is stored as 1000."""
+
+_VERSION_AFTER_ONE_CLAIM = 7
+"""Of a run that was claimed once, succeeded and had nothing to report: see the view ``runs``."""
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -50,6 +60,8 @@ class _Waiter:
     job_id: JobId
     version: int
     """The newest version this waiter was told of."""
+    created: Run | None = None
+    """The row that this very call wrote, already leased to this process."""
     run: Run | None = None
     """The newest row, once there is one that is news."""
     news: anyio.Event = field(default_factory=anyio.Event)
@@ -102,6 +114,15 @@ class RunWatcher:
             self._published.add(job_id)
             self._wake.set()
 
+    def publish_end(self, ended: Ended) -> None:
+        """Say that a run ended in this process: who enqueued it, and knows the rest of its row, need not read it again."""
+        for waiter in tuple(self._waiters.get(ended.job_id, ())):
+            run = _ended(waiter.created, ended)
+            if run is None:
+                self.publish(ended.job_id)
+            else:
+                waiter.tell(run)
+
     def stop_waiting(self) -> None:
         """Let every wait, present and future, return what is known by now: the process is about to end."""
         self._stopping.set()
@@ -142,9 +163,14 @@ class RunWatcher:
             )
 
     @contextmanager
-    def watch(self, caller: Caller, job_id: JobId, *, version: int = 0) -> Generator[Watch]:
-        """Take a place before a run starts, so that nothing it does can be missed."""
-        waiter = _Waiter(caller, job_id, version)
+    def watch(
+        self, caller: Caller, job_id: JobId, *, version: int = 0, created: Run | None = None
+    ) -> Generator[Watch]:
+        """Take a place before a run starts, so that nothing it does can be missed.
+
+        ``created`` is its row, where the caller wrote it just now and this process runs it.
+        """
+        waiter = _Waiter(caller, job_id, version, created)
         self._waiters.setdefault(job_id, set()).add(waiter)
         self._somebody.set()
         try:
@@ -246,6 +272,22 @@ class RunWatcher:
             except NotFoundError:  # purged while somebody waited, who will learn of it by reading
                 return []
         return await self._router.get_runs(caller, job_ids)
+
+
+def _ended(created: Run | None, ended: Ended) -> Run | None:
+    """Return the row as it must be by now; nothing where the stored result may read otherwise than the one that was sent."""
+    if created is None or len(ended.result) > KNOWN_RESULT_CHARS or _EXPONENT.search(ended.result):
+        return None
+    return replace(
+        created,
+        status=RunStatus.SUCCEEDED,
+        version=_VERSION_AFTER_ONE_CLAIM,
+        started_at=ended.started_at,
+        finished_at=ended.finished_at,
+        worker_id=ended.worker_id,
+        lease_until=None,
+        result=ended.result,
+    )
 
 
 class Watch:

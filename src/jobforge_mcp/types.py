@@ -552,6 +552,20 @@ class Settled:
     outcome: SettleOutcome
     status: RunStatus
     """Status of the run after the call."""
+    finished_at: datetime | None = None
+    """Set where the run's row is known without reading it: it holds what its worker knows, and nobody changed more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A run that succeeded at its first claim, as its worker knows it: together with what was enqueued the whole row."""
+
+    job_id: JobId
+    worker_id: WorkerId
+    started_at: datetime
+    finished_at: datetime
+    result: str
+    """JSON text as it was sent; the stored one may have its members in another order."""
 
 
 @dataclass(frozen=True, slots=True)

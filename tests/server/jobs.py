@@ -84,6 +84,11 @@ async def big(input: Length, job: JobContext) -> str:
     return "ab " * (input.length // 3)
 
 
+@job(name="test.number", description="Returns numbers in many forms.")
+async def number(input: Nothing, job: JobContext) -> dict[str, float]:
+    return {"large": 1e300, "small": 2.5e-300, "whole": 3.0, "below": -0.0}
+
+
 @job(name="test.email", description="Acts outside.", effects="external")
 async def email(input: Nothing, job: JobContext) -> str:
     return "sent"
@@ -108,5 +113,5 @@ async def environment(input: Nothing, job: JobContext) -> bool:
 
 
 JOBS: list[BoundJob] = [
-    noop, echo, steps, leaves, forever, fails, dies, big, email, guarded, prints, environment,
+    noop, echo, steps, leaves, forever, fails, dies, big, number, email, guarded, prints, environment,
 ]  # fmt: skip

@@ -101,6 +101,7 @@ async def open_stage(
                 settings,
                 listener=listener,
                 on_change=watcher.publish,
+                on_end=watcher.publish_end,
                 heartbeat_url=database.url("jobforge_worker"),
             )
             await stack.enter_async_context(pool)

@@ -356,6 +356,28 @@ async def test_lists_are_paged_by_cursor(client: Client) -> None:
     assert jobs["jobs"][0]["name"] not in [job["name"] for job in more["jobs"]]
 
 
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("test.noop", {}),
+        ("test.echo", {"text": "a e5 1e5 ü", "times": 3}),
+        ("test.number", {}),
+        ("test.steps", {"steps": 2, "seconds": 0.0}),
+        ("test.big", {"length": 9_000}),
+    ],
+)
+async def test_an_inline_answer_says_what_a_look_at_the_run_says(
+    client: Client, name: str, given: dict[str, Any]
+) -> None:
+    call = {"name": name, "input": given, "labels": {"team": "a", "b": "c"}, "priority": 1}
+
+    answered = run_of(await client.call_tool("execute-job", call))
+    looked = run_of(await client.call_tool("get-job-status", {"runId": answered["runId"]}))
+
+    assert answered.pop("outcome") == "created"
+    assert answered == looked
+
+
 async def test_an_inline_call_costs_two_flushed_commits(
     client: Client, admin: psycopg.Connection
 ) -> None:

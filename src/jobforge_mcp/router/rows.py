@@ -177,6 +177,7 @@ def to_settled(row: Row) -> Settled:
         epoch=row["epoch"],
         outcome=SettleOutcome(row["outcome"]),
         status=RunStatus(row["status"]),
+        finished_at=row.get("finished_at"),
     )
 
 

@@ -37,6 +37,8 @@ from jobforge_mcp.router.leases import WorkerRouter
 from jobforge_mcp.settings import Settings
 from jobforge_mcp.types import (
     ClaimedJob,
+    Completion,
+    Ended,
     Isolation,
     JobId,
     ReportAnswer,
@@ -90,13 +92,14 @@ class WorkerPool:
         *,
         listener: Listener,
         on_change: Callable[[JobId], None],
+        on_end: Callable[[Ended], None] | None = None,
         heartbeat_url: str,
         tenant_ids: Sequence[TenantId] | None = None,
         type_patterns: Sequence[str] = ("*",),
         environ: Mapping[str, str] = os.environ,
         blocked_seconds: float = BLOCKED_SECONDS,
     ) -> None:
-        """Take what to run, for whom, and whom to tell that a run changed.
+        """Take what to run, for whom, and whom to tell that a run changed, or how it ended where that is known whole.
 
         ``type_patterns`` choose among the registry's jobs as a shell does among files; ``tenant_ids`` confines the
         worker to some tenants.
@@ -107,6 +110,7 @@ class WorkerPool:
         self._settings = settings
         self._listener = listener
         self._on_change = on_change
+        self._on_end = on_end
         self._environ = environ
         self._job_types = [
             name
@@ -460,13 +464,24 @@ class WorkerPool:
         if settled is None or settled.outcome is SettleOutcome.STALE:
             log.warning("settle_came_too_late", **attempt.names)
             return
-        self._tell(attempt.fence.job_id)
+        ended = _known_end(attempt, settled, self.worker_id)
+        if self._on_end is None or ended is None:
+            self._tell(attempt.fence.job_id)
+        else:
+            self._tell_end(ended)
 
     def _tell(self, job_id: JobId) -> None:
         try:
             self._on_change(job_id)
         except Exception:  # whoever listens must not harm the worker
             log.exception("change_not_told")
+
+    def _tell_end(self, ended: Ended) -> None:
+        assert self._on_end is not None
+        try:
+            self._on_end(ended)
+        except Exception:  # whoever listens must not harm the worker
+            log.exception("end_not_told")
 
     # Being known
 
@@ -494,6 +509,25 @@ class WorkerPool:
                 await self._router.forget_worker(self.worker_id)
         except Exception:  # the row is forgotten after a day
             log.warning("worker_not_forgotten", exc_info=True)
+
+
+def _known_end(attempt: Attempt, settled: Settled, worker_id: WorkerId) -> Ended | None:
+    """Return the end of a run whose row need not be read, because this process knows all of it."""
+    verdict, claimed = attempt.verdict, attempt.claimed
+    if (
+        settled.finished_at is None
+        or settled.outcome is not SettleOutcome.ACCEPTED
+        or not isinstance(verdict, Completion)
+        or claimed.fence.epoch != 1
+    ):
+        return None
+    return Ended(
+        claimed.fence.job_id,
+        worker_id,
+        claimed.claimed_at,
+        settled.finished_at,
+        verdict.result,
+    )
 
 
 def new_worker_id() -> WorkerId:

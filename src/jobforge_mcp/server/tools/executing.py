@@ -69,7 +69,12 @@ async def execute_job(parts: ServerParts, call: Call, given: args.ExecuteJob) ->
     enqueued, is_inline = await _enqueue(parts, call, job, bound)
     with ExitStack() as stack:
         # Nothing is awaited since the pool adopted the job, so nothing it does can be missed.
-        place = parts.watcher.watch(call.caller, enqueued.job_id, version=enqueued.version)
+        place = parts.watcher.watch(
+            call.caller,
+            enqueued.job_id,
+            version=enqueued.version,
+            created=_created(call, job, enqueued) if is_inline else None,
+        )
         watch = stack.enter_context(place) if is_inline else None
         run = await _await_run(parts, call, given, job, enqueued, seconds, watch)
     cause = await cause_of(parts, call, run) if seconds > 0 else None
