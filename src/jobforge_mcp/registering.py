@@ -7,11 +7,10 @@ guards and the definition's own.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from jobforge_mcp.definitions import intake
-from jobforge_mcp.definitions.catalog import Catalog, to_json
-from jobforge_mcp.definitions.declarative import compile_all, join
+from jobforge_mcp.definitions.catalog import Catalog, bind_data, to_json
+from jobforge_mcp.definitions.composition import jobs_of
+from jobforge_mcp.definitions.declarative import compile_all
 from jobforge_mcp.definitions.json_limits import check_value, dump_limited
 from jobforge_mcp.definitions.model import BoundJob, JobDefinition
 from jobforge_mcp.errors import DefinitionError, InvalidInputError, PolicyDeniedError
@@ -119,21 +118,23 @@ async def remove(
 
 
 def _bind(catalog: Catalog, caller: Caller, definition: JobDefinition) -> BoundJob:
-    if definition.handler is None:
-        raise _invalid("handler: name the job that does the work")
+    composition = definition.composition
+    names = jobs_of(composition) if composition is not None else [definition.handler or ""]
+    if names == [""]:
+        raise _invalid("handler: name the job that does the work, or write chain, map or switch")
     if any(permission.action is JobAction.READ for permission in definition.permissions):
         raise _invalid(
             "permissions: who may read runs is for the handler's definition, which is inherited"
         )
-    require_type(caller, definition.handler)
-    base = catalog.registry.get(definition.handler, is_visible=may_list(caller))
-    _may_use(caller, base)
+    for name in names:
+        require_type(caller, name)
+        _may_use(caller, catalog.registry.get(name, is_visible=may_list(caller)))
     try:
-        bound = join(definition, base)
+        bound = bind_data(definition, catalog.registry)
         compile_all(bound)
     except DefinitionError as error:
         raise _invalid(error.message, hint=error.hint) from None
-    return replace(bound, lane_type=base.name)
+    return bound
 
 
 def _may_use(caller: Caller, job: BoundJob) -> None:

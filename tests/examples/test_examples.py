@@ -33,6 +33,11 @@ KEY_LINES = {
         "globex: RUN_NOT_FOUND, there is no run with this runId",
         "globex: RUN_NOT_FOUND, there is no run with this runId",
     ],
+    "register_and_run.py": [
+        "register-job: launch.twice version 1 is created",
+        "register-job: launch.twice version 1 is unchanged",
+        'execute-job: succeeded, {"message": "liftoff", "steps": 1}',
+    ],
     "stdio_poll.py": [
         "execute-job: created, and the agent is free to do other things",
         "get-job-status: succeeded after 1 call",

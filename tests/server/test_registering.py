@@ -122,6 +122,53 @@ async def test_a_server_without_a_pool_leaves_it_to_the_workers_of_its_handler(
     assert answer["result"] == {"said": "hi hi "}
 
 
+@pytest.mark.requirement("registering.runs")
+async def test_a_chain_a_map_and_a_switch_run_at_once(client: Client) -> None:
+    base = {key: HELLO[key] for key in ("title", "inputSchema")}
+    chain = {
+        **base,
+        "name": "acme.chain",
+        "chain": [
+            {"name": "a", "handler": "test.echo", "input": {"text": {"$ref": "/input/text"}}},
+            {
+                "name": "b",
+                "handler": "test.echo",
+                "input": {"text": {"$ref": "/steps/a/result/said"}, "times": 2},
+            },
+        ],
+    }
+    each = {
+        **base,
+        "name": "acme.each",
+        "map": {
+            "items": {"$jmespath": "[input.text, input.text]"},
+            "do": {"handler": "test.echo", "input": {"text": {"$ref": "/item"}}},
+        },
+    }
+    choice = {
+        **base,
+        "name": "acme.choice",
+        "switch": {
+            "cases": [{"when": False, "do": {"handler": "test.dies"}}],
+            "default": {"handler": "test.echo", "input": {"text": "other"}},
+        },
+    }
+    results: list[object] = []
+    for definition in (chain, each, choice):
+        told(await client.call_tool("register-job", definition))
+        answer = await client.call_tool(
+            "execute-job", {"name": definition["name"], "input": {"text": "x"}, "waitSeconds": 40}
+        )
+        results.append(told(answer)["result"])
+    unknown = await client.call_tool(
+        "register-job",
+        {**chain, "name": "acme.other", "chain": [{"name": "a", "handler": "no.such"}]},
+    )
+
+    assert results == [{"said": "xx"}, [{"said": "x"}, {"said": "x"}], {"said": "other"}]
+    assert error_of(unknown)["code"] == "JOB_NOT_FOUND"
+
+
 @pytest.mark.requirement("registering.idempotent")
 async def test_the_same_definition_again_changes_nothing(client: Client) -> None:
     first = told(await register(client))

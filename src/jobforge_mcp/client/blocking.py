@@ -12,6 +12,7 @@ from jobforge_mcp.client.answers import RunRef, refuse_conflict
 from jobforge_mcp.client.events import SyncEventVerbs
 from jobforge_mcp.client.evidence import BlockingEvidenceVerbs
 from jobforge_mcp.client.verbs import DEFAULTS, Client, Options
+from jobforge_mcp.definitions.model import JobDefinition
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.router.transactional import (
     SyncConnection,
@@ -21,7 +22,9 @@ from jobforge_mcp.settings import Settings
 from jobforge_mcp.types import (
     Caller,
     Enqueued,
+    JsonObject,
     JsonValue,
+    Registration,
     Run,
     RunFilter,
     SubmittedEvent,
@@ -95,7 +98,7 @@ class SyncClient(BlockingEvidenceVerbs):
             return self._portal.call(self._client.enqueue, name, input, options)
         recording = self._client.recording("enqueue", job_type=name)
         with self._portal.wrap_async_context_manager(recording):
-            job = self._client.prepare(name, input, options)
+            job = self._portal.call(self._client.prepare, name, input, options)
             origin = self._client.origin(job)
             enqueued = enqueue_job_in_sync(
                 connection, self.caller, job, origin=origin, signer=self._client.signer
@@ -134,3 +137,20 @@ class SyncClient(BlockingEvidenceVerbs):
     def list_runs(self, wanted: RunFilter | None = None) -> list[Run]:
         """Return runs, newest first, without results."""
         return self._portal.call(self._client.list_runs, wanted)
+
+    def register_job(self, definition: JsonObject, *, is_plan: bool = False) -> Registration:
+        """Register a definition; see `Client.register_job`."""
+        register = functools.partial(self._client.register_job, definition, is_plan=is_plan)
+        return self._portal.call(register)
+
+    def approve_job(self, name: str, version: str | None = None) -> Registration:
+        """Let a quarantined version be run; see `Client.approve_job`."""
+        return self._portal.call(self._client.approve_job, name, version)
+
+    def remove_job(self, name: str, *, is_plan: bool = False) -> Registration:
+        """Refuse new runs of a registered job; see `Client.remove_job`."""
+        return self._portal.call(functools.partial(self._client.remove_job, name, is_plan=is_plan))
+
+    def list_jobs(self, query: str | None = None, *, limit: int = 20) -> list[JobDefinition]:
+        """Return a page of the jobs that this caller may run; see `Client.list_jobs`."""
+        return self._portal.call(functools.partial(self._client.list_jobs, query, limit=limit))

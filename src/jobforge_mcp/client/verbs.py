@@ -13,11 +13,13 @@ from typing import cast
 import anyio.to_thread
 
 from jobforge_mcp.client.answers import RunRef, refuse_conflict, result_of, to_job_id
+from jobforge_mcp.client.definitions import DefinitionVerbs
 from jobforge_mcp.client.events import EventVerbs
 from jobforge_mcp.client.evidence import EvidenceVerbs, is_elsewhere
 from jobforge_mcp.db.installation import open_installation
 from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.db.pool import Database
+from jobforge_mcp.definitions.catalog import Catalog
 from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.definitions.json_limits import check_key
 from jobforge_mcp.definitions.model import is_job_name
@@ -91,7 +93,7 @@ def _no_store() -> ContentStore:
     raise RuntimeError("a client without a store cannot read large artifacts")
 
 
-class Client(EvidenceVerbs):
+class Client(DefinitionVerbs, EvidenceVerbs):
     """Enqueues jobs and follows runs as one caller."""
 
     def __init__(
@@ -113,6 +115,7 @@ class Client(EvidenceVerbs):
         """
         self.caller = confine(caller, registry.by_name.values())
         self.registry = registry
+        self.catalog = Catalog(registry, router.definitions)
         self._router = router
         self._watcher = watcher
         self._tool = tool
@@ -245,7 +248,7 @@ class Client(EvidenceVerbs):
             PolicyDeniedError: the caller may not.
         """
         async with self.recording("enqueue", job_type=name):
-            job = self.prepare(name, input, options)
+            job = await self.prepare(name, input, options)
             origin = self.origin(job)
             if connection is not None:
                 enqueued = await enqueue_job_in(
@@ -258,7 +261,7 @@ class Client(EvidenceVerbs):
     async def enqueue_many(self, jobs: Iterable[tuple[str, JsonValue, Options]]) -> list[Enqueued]:
         """Commit many jobs at once, all or none; a conflict of one shows in its ``outcome`` and does not stop the others."""
         async with self.recording("enqueue"):
-            prepared = [self.prepare(name, input, options) for name, input, options in jobs]
+            prepared = [await self.prepare(name, input, options) for name, input, options in jobs]
             return await self._router.enqueue_jobs(self.caller, prepared, origin=self.origin())
 
     async def plan(
@@ -266,7 +269,7 @@ class Client(EvidenceVerbs):
     ) -> Enqueued:
         """Say what `enqueue` would do, and do nothing."""
         async with self.recording("enqueue", job_type=name):
-            job = self.prepare(name, input, options)
+            job = await self.prepare(name, input, options)
             return await self._router.enqueue_job(
                 self.caller, job, origin=self.origin(job), is_plan=True
             )
@@ -388,11 +391,11 @@ class Client(EvidenceVerbs):
         """Return what the audit log is told of a call."""
         return CallOrigin(tool=self._tool, trace_id=job.trace_id if job is not None else None)
 
-    def prepare(self, name: str, input: JsonValue, options: Options = DEFAULTS) -> NewJob:
+    async def prepare(self, name: str, input: JsonValue, options: Options = DEFAULTS) -> NewJob:
         """Check that the caller may enqueue this job with this input, and return it ready for the router."""
         require_scope(self.caller, Scope.JOBS_EXECUTE)
         require_type(self.caller, name)
-        bound = self.registry.get(name, is_visible=may_list(self.caller))
+        bound = await self.catalog.find(self.caller, name, is_visible=may_list(self.caller))
         require_job(self.caller, bound, JobAction.EXECUTE)
         if bound.effects is Effects.EXTERNAL and options.idempotency_key is None:
             raise InvalidInputError(
@@ -404,7 +407,7 @@ class Client(EvidenceVerbs):
             check_key(options.idempotency_key, "idempotency key")
         if options.ordering_key is not None:
             check_key(options.ordering_key, "ordering key")
-        prepared = self.registry.prepare(name, input)
+        prepared = self.registry.prepare_bound(bound, input)
         if bound.guards:
             ask_guards(self.caller, bound, JobAction.EXECUTE, json.loads(prepared.payload))
         retry = prepared.definition.retry
@@ -427,6 +430,7 @@ class Client(EvidenceVerbs):
             timeout_ms=prepared.definition.timeout_ms,
             is_dry_run=options.is_dry_run,
             cost=prepared.definition.cost,
+            lane_type=bound.lane_type,
         )
 
 

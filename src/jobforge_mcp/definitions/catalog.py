@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import structlog
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from jobforge_mcp.definitions.declarative import join
-from jobforge_mcp.definitions.model import BoundJob, JobDefinition, complaint
+from jobforge_mcp.definitions.composition import COMPOSITION_TYPE, jobs_of
+from jobforge_mcp.definitions.declarative import STRENGTH, join
+from jobforge_mcp.definitions.model import BoundJob, HandlerRef, JobDefinition, complaint
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import (
     CallerError,
@@ -90,12 +91,58 @@ class BoundDefinitions:
             raise DefinitionError(
                 f"version {version} of the job {name} cannot be read here: {complaint(error)}"
             ) from None
-        base = self._registry.get(definition.handler or "")
-        bound = replace(join(definition, base), lane_type=lane_type, source=text)
+        bound = replace(bind_data(definition, self._registry), lane_type=lane_type, source=text)
         self._known[key] = bound
         if len(self._known) > _KEPT:
             self._known.popitem(last=False)
         return bound
+
+
+def bind_data(definition: JobDefinition, registry: Registry) -> BoundJob:
+    """Join a registered definition with the handlers that it uses; nothing is compiled yet.
+
+    A composition asks of its callers what all of its handlers ask, and does to the world what any of them does.
+
+    Raises:
+        NotFoundError: a handler is not installed here.
+        PolicyDeniedError: a handler is switched off here.
+        DefinitionError: it promises less than a handler does.
+    """
+    composition = definition.composition
+    if composition is None:
+        base = registry.get(definition.handler or "")
+        return replace(join(definition, base), lane_type=base.name)
+    bases = [registry.get(name) for name in jobs_of(composition)]
+    effects = max((base.effects for base in bases), key=STRENGTH.__getitem__)
+    if definition.effects is not None and STRENGTH[definition.effects] < STRENGTH[effects]:
+        raise DefinitionError(
+            f"job {definition.name!r}: effects {definition.effects} is less than those of its handlers, {effects}"
+        )
+    whole = definition.model_copy(
+        update={
+            "effects": definition.effects or effects,
+            "permissions": (
+                *(permission for base in bases for permission in base.permissions),
+                *definition.permissions,
+            ),
+        }
+    )
+    return BoundJob(
+        whole,
+        _no_handler,
+        _ANYTHING,
+        _ANYTHING,
+        HandlerRef(__name__, COMPOSITION_TYPE),
+        guards=tuple(guard for base in bases for guard in base.guards),
+        lane_type=COMPOSITION_TYPE,
+    )
+
+
+def _no_handler(*_: object) -> object:
+    raise AssertionError("a composition is looked at by the worker itself")
+
+
+_ANYTHING: TypeAdapter[object] = TypeAdapter(object)
 
 
 class Catalog:

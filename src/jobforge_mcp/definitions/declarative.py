@@ -20,7 +20,8 @@ from jobforge_mcp.errors import CallerError, DefinitionError
 from jobforge_mcp.types import Effects, JsonValue
 
 _MAX_BYTES = 128 * 1024
-_STRENGTH = {Effects.NONE: 0, Effects.INTERNAL: 1, Effects.EXTERNAL: 2}
+STRENGTH = {Effects.NONE: 0, Effects.INTERNAL: 1, Effects.EXTERNAL: 2}
+"""How much of the world an effect reaches."""
 
 
 def read_definition(path: Path) -> JobDefinition:
@@ -94,7 +95,7 @@ def join(definition: JobDefinition, base: BoundJob) -> BoundJob:
             f"job {definition.name!r}: the isolation is its handler's, {base.isolation}"
         )
     effects = definition.effects or base.effects
-    if _STRENGTH[effects] < _STRENGTH[base.effects]:
+    if STRENGTH[effects] < STRENGTH[base.effects]:
         raise DefinitionError(
             f"job {definition.name!r}: effects {effects} is less than those of its handler, {base.effects}"
         )

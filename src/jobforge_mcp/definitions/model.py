@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic import JsonValue as PydanticJson
 from pydantic.alias_generators import to_camel
 
+from jobforge_mcp.definitions.composition import MAX_STEPS, Composition, Map, Step, Switch
 from jobforge_mcp.definitions.durations import Duration, milliseconds
 from jobforge_mcp.definitions.schema import Schema, schema_of
 from jobforge_mcp.errors import DefinitionError
@@ -121,6 +122,14 @@ class JobDefinition(_Model):
     """For a declarative definition: input its handler gets, unless the run's own input names the same property. With an
     expression in it (``{"$ref": "/input/city"}``) it is a template, and the handler gets what that makes of the run's
     input."""
+    chain: Annotated[tuple[Step, ...], Field(min_length=1, max_length=MAX_STEPS)] | None = None
+    """For a composition instead of a handler: steps in order."""
+    map: Map | None = None
+    """The same: one step for each element of a list."""
+    switch: Switch | None = None
+    """The same: one of several steps."""
+    result: PydanticJson = None
+    """Template of a composition's result."""
     input_schema: dict[str, PydanticJson] = Field(
         default_factory=lambda: {"type": "object", "properties": {}, "additionalProperties": False}
     )
@@ -148,6 +157,20 @@ class JobDefinition(_Model):
     """Whether running it twice with the same input is as good as once."""
     cost: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     """Units of a budget that each run uses; what an operator set for the job type comes before."""
+
+    @property
+    def composition(self) -> Composition | None:
+        """What it runs, if it is a composition."""
+        if self.chain is None and self.map is None and self.switch is None:
+            return None
+        return Composition(chain=self.chain, map=self.map, switch=self.switch, result=self.result)
+
+    @model_validator(mode="after")
+    def _does_one_thing(self) -> JobDefinition:
+        composition = self.composition  # which raises if it is not sound
+        if composition is not None and (self.handler is not None or self.input):
+            raise ValueError("a composition has no handler and no input of its own")
+        return self
 
     def required_scopes(self, action: JobAction | Literal["execute"]) -> frozenset[str]:
         """Return the scopes that an action on this job needs besides the tool's own."""

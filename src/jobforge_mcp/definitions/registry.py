@@ -164,8 +164,9 @@ class Registry:
         if self._payload_scan != "off" and shape_of(received) is not None:
             self._refuse_key(bound, given)
         checked = _check_schema(bound, given)
-        model = _to_model(bound, checked)
-        payload = {**_defaults(bound, model, checked), **checked}
+        payload = checked
+        if bound.definition.composition is None:
+            payload = {**_defaults(bound, _to_model(bound, checked), checked), **checked}
         text = received if payload == given else dump_limited(payload)
         return Prepared(bound.definition, text, received)
 
@@ -236,7 +237,7 @@ def _check_schema(bound: BoundJob, value: JsonValue) -> JsonObject:
     if not isinstance(value, dict):
         raise InvalidInputError("the input must be an object", hint=_expected(bound.definition))
     checked: JsonObject = value
-    if bound.definition.handler is not None:
+    if bound.definition.handler is not None or bound.lane_type is not None:
         checked = {**input_defaults(bound.definition.input_schema), **value}
     problems = bound.input_schema.problems(checked)
     if problems:

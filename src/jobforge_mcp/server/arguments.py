@@ -73,6 +73,7 @@ _RunAt = Annotated[_Time, AfterValidator(_storable)]
 _RunId = Annotated[UUID, BeforeValidator(_run_id), WithJsonSchema({"type": "string"})]
 _Labels = dict[Annotated[str, Field(max_length=63)], Annotated[str, Field(max_length=255)]]
 _Object = Annotated[dict[str, object], WithJsonSchema({"type": "object"})]
+_Any = Annotated[object, WithJsonSchema({})]
 _Objects = Annotated[list[object], WithJsonSchema({"type": "array"})]
 _Strings = Annotated[list[str], WithJsonSchema({"type": "array", "items": {"type": "string"}})]
 _Limit = Annotated[int, Field(ge=1, le=PAGE_MOST)]
@@ -223,6 +224,19 @@ class RegisterJob(Arguments):
             description='fixed input of the handler, under the run\'s own; or a template: {"$ref":"/input/x"}, {"$jmespath":"input.x"}'
         ),
     ] = None
+    chain: Annotated[
+        _Objects | None,
+        Field(
+            description="instead of handler: steps {name,handler,input,when}; input sees /steps/NAME/result"
+        ),
+    ] = None
+    map: Annotated[
+        _Object | None, Field(description="instead: {items,do,concurrency}; do sees /item, /index")
+    ] = None
+    switch: Annotated[_Object | None, Field(description="instead: {cases:[{when,do}],default}")] = (
+        None
+    )
+    result: Annotated[_Any | None, Field(description="template of a composition's result")] = None
     version: Annotated[str | None, Field(description="default: the next number")] = None
     title: str | None = None
     description: Annotated[str | None, Field(description="when to use it, what comes back")] = None

@@ -369,7 +369,7 @@ def view_definition(definition: JobDefinition, *, is_detailed: bool) -> JsonObje
                 mode="json",
                 by_alias=True,
                 exclude_none=True,
-                exclude={"handler", "input", "hidden"},
+                exclude={"handler", "input", "hidden", "chain", "map", "switch", "result"},
             ),
         )
     return JobRow(
