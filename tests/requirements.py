@@ -144,6 +144,10 @@ REQUIREMENTS: dict[str, Requirement] = {
         "security",
         "A reader who is confined to projects or job types sees the audit rows of those alone.",
     ),
+    "audit.rotation": Requirement(
+        "security",
+        "The audit key rotates without a restart, and what former keys sealed is verified.",
+    ),
     "audit.denials": Requirement(
         "security", "A refused call is in the audit log, with who and why."
     ),
@@ -315,6 +319,10 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 6", "Whatever else a client's file holds stays, or the file is not touched."
     ),
     # --- policy: tokens, scopes, the gate
+    "policy.check-token": Requirement(
+        "security",
+        "A check of a token says what is left of each limit and why a call would be refused.",
+    ),
     "policy.children": Requirement(
         "security",
         "What a handler enqueues is held to the type patterns of the token behind its run.",

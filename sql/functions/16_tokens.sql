@@ -231,3 +231,89 @@ end $$;
 comment on function jobforge.check_token(text, text[]) is 'What happened to a token and its links, the outermost first, and what of its budget is used.';
 
 reset role;
+
+set local role jobforge_rpc;
+
+-- Counted as it is now: check_policy may know a ceiling only.
+create or replace function jobforge.open_under(p_tenant_id text, p_kind text, p_name text, out queued bigint, out running bigint)
+language sql stable
+set search_path = jobforge, pg_temp
+as $$
+  with open_runs as (
+    select j.id from jobforge.jobs j
+    where p_kind in ('tenant', 'type') and j.tenant_id = p_tenant_id and (p_kind = 'tenant' or j.job_type = p_name)
+      and j.id in (
+        select r.job_id from jobforge.ready r where r.tenant_id = p_tenant_id
+        union all select w.job_id from jobforge.waiting w where w.tenant_id = p_tenant_id
+        union all select h.job_id from jobforge.leases l cross join lateral unnest(l.job_ids) h(job_id) where l.tenant_id = p_tenant_id)
+    union all
+    select j.id from jobforge.limited_jobs t join jobforge.jobs j on j.tenant_id = t.tenant_id and j.id = t.job_id
+    where p_kind in ('token', 'tool') and t.tenant_id = p_tenant_id and t.counter = p_kind || ':' || p_name and j.final_status is null
+  ), held as (
+    select h.job_id from jobforge.leases l cross join lateral unnest(l.job_ids) h(job_id) where l.tenant_id = p_tenant_id
+  )
+  select count(*) filter (where h.job_id is null), count(*) filter (where h.job_id is not null)
+  from open_runs o left join held h on h.job_id = o.id
+$$;
+comment on function jobforge.open_under(text, text, text) is 'How many runs of a tenant, type, token or tool are queued or waiting, and how many running.';
+
+-- What would be counted now, without counting: a limit that has no counter, such as a size, has no use and nothing left.
+-- Run-seconds of runs that ended a moment ago are counted when the next call looks.
+create or replace function jobforge.limits_left(
+  p_tenant_id text, p_token_id text default null, p_token_limits jsonb default null, p_job_types text[] default null,
+  p_tool text default null)
+returns table (kind text, name text, limit_name text, value numeric, used numeric, remaining numeric, resets_at timestamptz)
+language plpgsql stable
+security definer set search_path = jobforge, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := jobforge.now();
+begin
+  perform jobforge.require_tenant(p_tenant_id);
+  return query
+  with applying as (
+    select l.* from jobforge.rate_limits l
+    where l.tenant_id = p_tenant_id and (l.kind = 'tenant' or (l.kind = 'type' and l.name = any (p_job_types))
+      or (l.kind = 'tool' and l.name = p_tool))
+    union all
+    select t.* from pg_catalog.jsonb_populate_record(null::jobforge.rate_limits, p_token_limits
+      || jsonb_build_object('tenant_id', p_tenant_id, 'kind', 'token', 'name', p_token_id)) t
+    where p_token_id is not null and p_token_limits is not null
+  ), counted as (
+    select l.*, u.is_current, case when u.is_current then u.jobs else 0 end as used_jobs,
+      case when u.is_current then u.units else 0 end as used_units,
+      case when u.is_current then u.run_ms else 0 end as used_run_ms,
+      case when u.is_current then u.period_started_at + l.period_seconds * interval '1 second' end as resets_at,
+      coalesce(l.burst, greatest(1, ceil(l.rps)))::numeric as most_permits,
+      least(coalesce(l.burst, greatest(1, ceil(l.rps))), u.permits
+        + l.rps * greatest(0, extract(epoch from v_now - u.refilled_at)::float8))::numeric as permits,
+      o.queued as queued_runs, o.running as running_runs
+    from applying l
+    left join lateral jobforge.open_under(p_tenant_id, l.kind, l.name) o on coalesce(l.max_queued, l.max_running) is not null
+    left join lateral (
+      select x.*, (l.period_seconds is null or x.period_started_at > v_now - l.period_seconds * interval '1 second') as is_current
+      from jobforge.limit_usage x where x.tenant_id = p_tenant_id and x.counter = l.kind || ':' || l.name) u on true
+  )
+  select c.kind::text, c.name::text, v.limit_name, v.value, v.used, case when v.used is not null then greatest(0, coalesce(v.value_of_use, v.value) - v.used) end,
+    case when v.limit_name like 'budget%' then c.resets_at end
+  from counted c
+  cross join lateral (values
+    ('rps', c.rps::numeric, round(c.most_permits - coalesce(c.permits, c.most_permits), 3), c.most_permits),
+    ('max_running', c.max_running::numeric, c.running_runs::numeric, null),
+    ('max_queued', c.max_queued::numeric, c.queued_runs::numeric, null),
+    ('max_payload_bytes', c.max_payload_bytes::numeric, null, null),
+    ('max_priority', c.max_priority::numeric, null, null),
+    ('max_children', c.max_children::numeric, null, null),
+    ('max_depth', c.max_depth::numeric, null, null),
+    ('budget_jobs', c.budget_jobs::numeric, c.used_jobs::numeric, null),
+    ('budget_units', c.budget_units::numeric, c.used_units::numeric, null),
+    ('budget_run_seconds', c.budget_run_seconds::numeric, round(c.used_run_ms / 1000.0, 3), null)
+  ) v(limit_name, value, used, value_of_use)
+  where v.value is not null
+  order by 1, 2, 3;
+end $$;
+comment on function jobforge.limits_left(text, text, jsonb, text[], text) is
+  'Each limit that a call would be held to, what is used of it and what is left.';
+
+reset role;

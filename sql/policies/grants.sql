@@ -262,5 +262,6 @@ reset role;
 set local role jobforge_rpc;
 
 grant execute on function jobforge.record_denial(text, text, text, text, uuid, integer) to jobforge_tenant;
+grant execute on function jobforge.limits_left(text, text, jsonb, text[], text) to jobforge_api;
 
 reset role;

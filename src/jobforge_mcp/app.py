@@ -162,7 +162,8 @@ async def _enter_sealer(
     key = await anyio.to_thread.run_sync(signing_key, settings)
     tasks = await stack.enter_async_context(anyio.create_task_group())
     stack.callback(tasks.cancel_scope.cancel)
-    tasks.start_soon(Sealer(router, key).run, settings.audit_seal_seconds)
+    sealer = Sealer(router, key, reload=lambda: signing_key(settings))
+    tasks.start_soon(sealer.run, settings.audit_seal_seconds)
 
 
 async def _enter_keys(stack: AsyncExitStack, settings: Settings, gate: Gate) -> None:

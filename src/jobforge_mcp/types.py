@@ -218,6 +218,23 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitLeft:
+    """One limit that a call would be held to, and what is left of it."""
+
+    kind: str
+    """``token``, ``tenant``, ``type`` or ``tool``."""
+    name: str
+    """Of the job type, tool or token; empty for the tenant."""
+    limit_name: str
+    value: float
+    used: float | None
+    """``None`` where nothing is counted, as for the size of an input."""
+    remaining: float | None
+    resets_at: datetime | None
+    """When a budget is whole again; ``None`` is never."""
+
+
+@dataclass(frozen=True, slots=True)
 class TokenState:
     """What the database knows of a token and the links that narrowed it."""
 

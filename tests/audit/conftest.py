@@ -58,7 +58,7 @@ def write_rows(admin: psycopg.Connection) -> WriteRows:
                     "select jobforge.enter_scope(%s, 'tester', 'token-1', 'test')", [tenant]
                 )
                 admin.execute(
-                    "select jobforge.record_denial(%s, 'enqueue', 'scope', %s)",
+                    "select jobforge.record_audit(%s, 'enqueue', 'refused', null, %s, '{\"reason\": \"scope\"}')",
                     [tenant, f"demo.{number}"],
                 )
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import anyio
 import psycopg
 import pytest
 
 from jobforge_mcp.audit.checker import AuditFault, Checkpoint
-from jobforge_mcp.audit.keys import AuditKeys
+from jobforge_mcp.audit.keys import AuditKeys, rotate_key
 from jobforge_mcp.audit.ledger import Verified, verify_database
 from jobforge_mcp.audit.sealer import Sealer
-from jobforge_mcp.policy.keys import SigningKey
+from jobforge_mcp.policy.keys import KeyFolder, SigningKey
 from jobforge_mcp.router.seals import PAGE, SealRouter
 from jobforge_mcp.types import TenantId
 from tests.audit.conftest import Seal, WriteRows
@@ -56,7 +58,7 @@ async def test_a_long_log_is_sealed_in_pages(
     with admin.transaction():
         admin.execute("select jobforge.enter_scope('acme', 'tester')")
         admin.execute(
-            "select jobforge.record_denial('acme', 'enqueue', 'scope') from generate_series(1, %s)",
+            "select jobforge.record_audit('acme', 'enqueue', 'refused') from generate_series(1, %s)",
             [count],
         )
 
@@ -125,7 +127,8 @@ async def test_what_a_superuser_changes_behind_the_guard_is_found_and_named(
         with admin.transaction():
             admin.execute("select jobforge.enter_scope('acme', 'tester')")
             admin.execute(
-                "select jobforge.record_denial('acme', 'enqueue', 'scope', %s)", [f"demo.{number}"]
+                "select jobforge.record_audit('acme', 'enqueue', 'refused', null, %s)",
+                [f"demo.{number}"],
             )
     await seal()
     await verify_database(seals, keys)
@@ -163,3 +166,29 @@ async def test_a_log_cut_off_with_its_seals_is_found_by_a_copy_kept_elsewhere(
     with pytest.raises(AuditFault, match="seal 2 is missing") as caught:
         alone.checker.expect(kept)
     assert caught.value.row == 4
+
+
+@pytest.mark.requirement("audit.rotation")
+async def test_a_running_sealer_takes_the_new_key(
+    seals: SealRouter,
+    tmp_path: Path,
+    key: SigningKey,
+    write_rows: WriteRows,
+    admin: psycopg.Connection,
+) -> None:
+    folder = tmp_path / "audit-keys"
+    rotated = rotate_key(folder)
+    sealer = Sealer(seals, key, reload=KeyFolder(folder).ensure)
+    write_rows("acme", 3)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(sealer.run, 0.05)
+        sealed: list[tuple[str]] = []
+        with anyio.fail_after(60):
+            while not sealed:
+                await anyio.sleep(0.05)
+                sealed = admin.execute("select key_id from jobforge.audit_seals").fetchall()
+        tasks.cancel_scope.cancel()
+
+    assert {row[0] for row in sealed} == {rotated.public.key_id}
+    assert key.public.key_id in AuditKeys.load([folder]).key_ids

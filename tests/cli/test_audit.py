@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
 import psycopg
@@ -123,3 +125,36 @@ def test_an_export_overwrites_nothing(sealing: Runner, tmp_path: Path) -> None:
 
     assert sealing("audit", "export", str(file), "--json").code == 1
     assert file.read_text() == "kept"
+
+
+@pytest.mark.requirement("audit.rotation")
+def test_what_every_former_key_sealed_is_verified_after_rotations(
+    sealing: Runner, tmp_path: Path
+) -> None:
+    file = tmp_path / "audit.jsonl"
+    seen: list[str] = []
+    for _ in range(4):
+        sealing("run", "demo.broken", "--background")
+        deadline = time.monotonic() + 60
+        while not sealing("audit", "seal", "--json").document["sealedRows"]:
+            assert time.monotonic() < deadline  # other tests' transactions hold the horizon
+        rotated = sealing("audit", "keys", "--rotate", "--json")
+        seen.append(rotated.document["keyIds"][0])
+    sealing("audit", "export", str(file))
+
+    shown = sealing("audit", "keys", "--json")
+    verified = sealing("audit", "verify", str(file), "--json")
+
+    assert shown.document["keyIds"][:4] == seen[::-1]
+    assert len(shown.document["keyIds"]) == 5
+    assert (verified.code, verified.document["tenants"][0]["seals"]) == (0, 4)
+    jwks = json.loads((tmp_path / "audit-keys" / "jwks.json").read_text())
+    jwks["keys"] = jwks["keys"][:1]
+    (tmp_path / "newest.json").write_text(json.dumps(jwks))
+    alone = sealing(
+        "audit", "verify", str(file), "--public-key", str(tmp_path / "newest.json"), "--json"
+    )
+    assert (alone.code, alone.document["problem"]) == (
+        1,
+        "seal 1 is signed by a key that is not known",
+    )

@@ -236,6 +236,43 @@ def test_check_says_why_a_job_would_be_refused(installed: Runner) -> None:
     other = installed("token", "check", token, "--job", "connector.http.request", "--json")
     project = installed("token", "check", token, "--project", "p2", "--json")
 
-    assert (fits.code, fits.document["unitsLeft"]) == (0, 5)
+    assert fits.code == 0
+    (left,) = fits.document["limits"]
+    assert (left["limit"], left["value"], left["used"], left["left"]) == ("budget_units", 5, 0, 5)
     assert "jobs of this type" in other.document["refusal"]
     assert "confined to projects" in project.document["refusal"]
+
+
+@pytest.mark.requirement("policy.check-token")
+def test_check_says_what_is_left_of_every_limit_and_which_is_used_up(
+    installed: Runner, environment: pytest.MonkeyPatch
+) -> None:
+    token = installed(
+        *("token", "issue", "--tenant", "acme", "--scope", "jobs:execute"),
+        *("--limit", "budget_jobs=2", "--limit", "max_queued=9", "--limit", "max_depth=3"),
+    ).out.strip()
+    installed("limit", "set", "--tenant", "acme", "budget_units=100", "period_seconds=3600")
+    installed("limit", "set", "--tenant", "acme", "--type", "demo.broken", "max_running=4")
+    check = ("token", "check", token, "--job", "demo.broken", "--json")
+    environment.setenv("JOBFORGE_TOKEN", token)
+    installed("run", "demo.broken", "--background")
+    first = installed(*check)
+    installed("run", "demo.broken", "--background")
+
+    spent = installed(*check)
+
+    limits = {
+        (limit["scope"].split()[0], limit["limit"]): (limit.get("used"), limit.get("left"))
+        for limit in first.document["limits"]
+    }
+    assert first.code == 0
+    assert limits == {
+        ("tenant", "budget_units"): (1, 99),
+        ("token", "budget_jobs"): (1, 1),
+        ("token", "max_queued"): (1, 8),
+        ("token", "max_depth"): (None, None),
+        ("type", "max_running"): (0, 4),
+    }
+    assert all("resetsAt" in x for x in first.document["limits"] if x["limit"] == "budget_units")
+    assert spent.code == 1
+    assert "budget_jobs of token" in spent.document["refusal"]

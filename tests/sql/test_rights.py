@@ -227,6 +227,7 @@ CALLER_CALLS: list[tuple[str, tuple[Any, ...]]] = [
     ("revoke_token", ("acme", "t")),
     ("revoke_tenant_tokens", ("acme",)),
     ("check_token", ("acme", ["t"])),
+    ("limits_left", ("acme",)),
     ("record_denial", ("acme", "enqueue", "scope")),
     ("list_audit", ("acme",)),
     ("enter_scope", ("acme",)),
@@ -305,6 +306,7 @@ TENANT_CALLS: list[tuple[str, tuple[object, ...]]] = [
     ("revoke_token", ("t",)),
     ("revoke_tenant_tokens", ()),
     ("check_token", (["t"],)),
+    ("limits_left", ()),
     ("record_denial", ("enqueue", "scope")),
     ("list_audit", ()),
 ]

@@ -15,7 +15,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from jobforge_mcp.errors import SettingsError
-from jobforge_mcp.policy.keys import PUBLIC_FILE, SIGNING_FILE, KeyFolder, SigningKey, thumbprint
+from jobforge_mcp.policy.keys import (
+    PUBLIC_FILE,
+    SIGNING_FILE,
+    KeyFolder,
+    PublicKey,
+    SigningKey,
+    thumbprint,
+)
 from jobforge_mcp.policy.strict_json import decode_base64url
 from jobforge_mcp.settings import Settings
 
@@ -54,6 +61,19 @@ def find_signing_key(settings: Settings) -> SigningKey | None:
     return KeyFolder(folder).ensure()
 
 
+def rotate_key(folder: Path) -> SigningKey:
+    """Seal with a new key from now on. Every public key of before stays: what it sealed must be verifiable for ever.
+
+    Raises:
+        SettingsError: the folder cannot be read or written, or holds public keys alone.
+    """
+    keys = KeyFolder(folder)
+    former = _read_keys(folder) if (folder / PUBLIC_FILE).is_file() else []
+    return keys.rotate(
+        keep=[keys.ensure().public, *(PublicKey(thumbprint(key), key) for key in former)]
+    )
+
+
 class AuditKeys:
     """Public keys by id."""
 
@@ -79,6 +99,11 @@ class AuditKeys:
         except InvalidSignature:
             return False
         return True
+
+    @property
+    def key_ids(self) -> list[str]:
+        """The ids of all, in the order they were read: the newest of a folder first."""
+        return list(self._keys)
 
     def knows(self, key_id: str) -> bool:
         """Whether there is a key of this id."""

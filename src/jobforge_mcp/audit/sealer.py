@@ -6,9 +6,11 @@ two seals leaves nothing behind: the next round goes on from the last seal. Writ
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import anyio
+import anyio.to_thread
 import structlog
 
 from jobforge_mcp.audit.chain import START, chain_hashes, seal_message
@@ -21,10 +23,16 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class Sealer:
-    """Seals with one key, on one database."""
+    """Seals with one key, on one database; ``reload`` finds the key again, which may have been rotated meanwhile."""
 
-    def __init__(self, router: SealRouter, key: SigningKey) -> None:
+    def __init__(
+        self, router: SealRouter, key: SigningKey, *, reload: Callable[[], SigningKey] | None = None
+    ) -> None:
         self._router = router
+        self._reload = reload
+        self._use(key)
+
+    def _use(self, key: SigningKey) -> None:
         self._key = key
         self._key_id = key.public.key_id
 
@@ -32,6 +40,8 @@ class Sealer:
         """Seal every so many seconds, until cancelled; trouble is logged and waited out."""
         while True:
             try:
+                if self._reload is not None:
+                    self._use(await anyio.to_thread.run_sync(self._reload))
                 await self.seal_all()
             except JobForgeError as error:
                 log.warning("audit_not_sealed", code=error.code, reason=error.message)

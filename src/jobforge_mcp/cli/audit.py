@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jobforge_mcp.db.installation import Installation
     from jobforge_mcp.router.seals import SealRouter
     from jobforge_mcp.settings import Settings
-    from jobforge_mcp.types import AuditEntry, AuditFilter, JsonObject
+    from jobforge_mcp.types import AuditEntry, AuditFilter, JsonObject, JsonValue
 
 PublicKeys = Annotated[
     list[Path] | None,
@@ -93,6 +93,44 @@ def seal(json: Json = False) -> None:
         {"sealedRows": sealed, "keyId": key.public.key_id},
         is_json=json,
         people=lambda console: console.print(f"sealed {sealed} rows", markup=False),
+    )
+
+
+def keys(
+    rotate: Annotated[
+        bool,
+        typer.Option(
+            "--rotate", help="Seal with a new key; what old ones sealed stays verifiable."
+        ),
+    ] = False,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--folder", help="Key folder; by default that of JOBFORGE_AUDIT_KEYS."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show the keys that seals are verified with, the one that seals first; make it where there is none."""
+    from jobforge_mcp.audit.keys import AuditKeys, audit_keys_folder, rotate_key
+    from jobforge_mcp.cli.output import table
+    from jobforge_mcp.policy.keys import KeyFolder
+
+    where = folder.expanduser() if folder is not None else audit_keys_folder(read_settings())
+    if where is None:
+        raise SettingsError(
+            "there are no keys to seal the audit log with",
+            hint="make some with: jobforge audit keys --folder FOLDER, and set JOBFORGE_AUDIT_KEYS=FOLDER",
+        )
+    if rotate:
+        rotate_key(where)
+    elif folder is not None or not (where / "jwks.json").is_file():
+        KeyFolder(where).ensure()
+    key_ids = AuditKeys.load([where]).key_ids
+    rows = [(key_id, "seals" if place == 0 else "verifies") for place, key_id in enumerate(key_ids)]
+    found: list[JsonValue] = [*key_ids]
+    show(
+        {"folder": str(where), "keyIds": found},
+        is_json=json,
+        people=lambda console: console.print(table(("key", "use"), rows)),
     )
 
 

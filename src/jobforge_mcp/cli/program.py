@@ -152,6 +152,7 @@ AUDIT: tuple[tuple[str, Callable[..., object]], ...] = (
     ("seal", audit.seal),
     ("export", audit.export),
     ("verify", audit.verify),
+    ("keys", audit.keys),
 )
 
 

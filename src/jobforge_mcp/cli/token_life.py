@@ -6,7 +6,7 @@ tenant; others need a token with ``admin:tenant`` to revoke, and may check what 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from jobforge_mcp.policy.tokens import PolicyToken
     from jobforge_mcp.router.tokens import TokenRouter
     from jobforge_mcp.settings import Settings
-    from jobforge_mcp.types import Caller, JsonObject, JsonValue, Limits, TokenState
+    from jobforge_mcp.types import Caller, JsonObject, JsonValue, LimitLeft, TokenState
 
 TokenArgument = Annotated[
     str | None, typer.Argument(help="The token; - for standard input. Default: JOBFORGE_TOKEN.")
@@ -96,6 +96,9 @@ def check(
     project: Annotated[
         str | None, typer.Option("--project", help="The same for a project.")
     ] = None,
+    tool: Annotated[
+        str, typer.Option("--tool", help="By which tool; its limits count as well.")
+    ] = "execute-job",
     json: Json = False,
 ) -> int:
     """Tell what a token allows here and now, what is left of it, and why a call would be refused."""
@@ -111,7 +114,7 @@ def check(
     if seen.token is None:
         document: JsonObject = {"isGood": False, "refusal": str(seen.refusal)}
     else:
-        document = _told(settings, seen.token, job, project)
+        document = _told(settings, seen.token, job, project, tool)
     rows = [
         (name, value if isinstance(value, str) else compact(value))
         for name, value in document.items()
@@ -239,7 +242,7 @@ async def _open_tokens(settings: Settings) -> AsyncGenerator[TokenRouter]:
 
 
 def _told(
-    settings: Settings, token: PolicyToken, job: str | None, project: str | None
+    settings: Settings, token: PolicyToken, job: str | None, project: str | None, tool: str
 ) -> JsonObject:
     from jobforge_mcp.definitions.installed import load_registry
     from jobforge_mcp.policy.permissions import may_list, require_job, require_scope, require_type
@@ -252,11 +255,21 @@ def _told(
     asking = _operator(caller.tenant_id) if has_signing_key(settings) else caller
     ids = [token.token_id, *token.links]
 
-    async def look() -> TokenState:
-        async with _open_tokens(settings) as tokens:
-            return await tokens.check_token(asking, ids, origin=CallOrigin("cli token check"))
+    origin = CallOrigin("cli token check")
 
-    state = call(look)
+    async def look() -> tuple[TokenState, list[LimitLeft]]:
+        async with _open_tokens(settings) as tokens:
+            state = await tokens.check_token(asking, ids, origin=origin)
+            return state, await tokens.limits_left(
+                asking,
+                token_id=token.token_id,
+                token_limits=caller.limits,
+                job_type=job,
+                tool=tool,
+                origin=origin,
+            )
+
+    state, limits = call(look)
     refusal = _why_not(caller, state)
     try:
         if job is not None and refusal is None:
@@ -269,6 +282,9 @@ def _told(
         refusal = (
             refusal or f"the policy token is confined to projects, and {project} is none of them"
         )
+    if job is not None and refusal is None:
+        bound = registry.by_name.get(job)
+        refusal = _used_up(limits, 1 if bound is None else bound.definition.cost)
     left = token.expires_at - datetime.now(UTC)
     shown: list[JsonValue] = [bound.name for bound in registry.list(is_visible=may_list(caller))]
     document: JsonObject = {
@@ -281,7 +297,7 @@ def _told(
         "jobs": shown,
         "secondsLeft": max(0, int(left.total_seconds())),
         "used": {"jobs": state.used_jobs, "units": state.used_units, "runMs": state.used_run_ms},
-        **_left(caller.limits, state),
+        "limits": [_limit(limit) for limit in limits],
     }
     if refusal is not None:
         document["refusal"] = refusal
@@ -299,7 +315,25 @@ def _why_not(caller: Caller, state: TokenState) -> str | None:
     return None
 
 
-def _left(limits: Limits | None, state: TokenState) -> JsonObject:
-    if limits is None or limits.budget_units is None:
-        return {}
-    return {"unitsLeft": max(0, limits.budget_units - state.used_units)}
+def _limit(limit: LimitLeft) -> JsonObject:
+    said: JsonObject = {
+        "scope": f"{limit.kind} {limit.name}".strip(),
+        "limit": limit.limit_name,
+        "value": limit.value,
+        "used": limit.used,
+        "left": limit.remaining,
+        "resetsAt": None if limit.resets_at is None else limit.resets_at.isoformat(),
+    }
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _used_up(limits: Sequence[LimitLeft], cost: int) -> str | None:
+    """Say which limit has no room for one more run; one that is at its most running runs is only queued."""
+    for limit in limits:
+        needed = cost if limit.limit_name == "budget_units" else 1
+        is_counted = limit.remaining is not None and limit.limit_name != "max_running"
+        if is_counted and limit.remaining is not None and limit.remaining < needed:
+            return f"the limit {limit.limit_name} of {limit.kind} {limit.name} is used up".replace(
+                "  ", " "
+            )
+    return None

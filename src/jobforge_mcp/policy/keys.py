@@ -110,13 +110,14 @@ class KeyFolder:
             raise _unusable(self.path, error) from error
         return key
 
-    def rotate(self) -> SigningKey:
-        """Sign with a new key from now on; accept the one before it until the next rotation."""
+    def rotate(self, *, keep: Iterable[PublicKey] | None = None) -> SigningKey:
+        """Sign with a new key from now on; accept the one before it until the next rotation, or all of ``keep``."""
         old = self.ensure()
+        kept = {key.key_id: key for key in (keep if keep is not None else [old.public])}
         new = SigningKey(Ed25519PrivateKey.generate())
         # Public first: whoever dies between the two still has a signing key that is accepted.
         try:
-            public = _to_jwks([new.public, old.public])
+            public = _to_jwks([new.public, *kept.values()])
             _replace(self.path / PUBLIC_FILE, public, mode=0o644)
             _replace(self.path / SIGNING_FILE, _to_pem(new.key), mode=0o600)
         except OSError as error:

@@ -56,6 +56,11 @@ def scope_arguments(
     return [*said, None if signer is None else signer.sign(*said)]
 
 
+def stated_limits(limits: Limits) -> JsonObject:
+    """Return the limits that have a value, as the database calls them."""
+    return {name: value for name, value in asdict(limits).items() if value is not None}
+
+
 def claims_text(caller: Caller) -> str | None:
     """Write what the caller's token carries as compact JSON; what it does not carry is left out."""
     claims: JsonObject = {}
@@ -67,10 +72,8 @@ def claims_text(caller: Caller) -> str | None:
         claims["denyTypes"] = [*caller.deny_types]
     if caller.events is not None:
         claims["events"] = [*caller.events]
-    if caller.limits is not None:
-        limits = {name: value for name, value in asdict(caller.limits).items() if value is not None}
-        if limits:
-            claims["limits"] = limits
+    if caller.limits is not None and (limits := stated_limits(caller.limits)):
+        claims["limits"] = limits
     if caller.epoch is not None:
         claims["epoch"] = caller.epoch
     if caller.is_single_use:

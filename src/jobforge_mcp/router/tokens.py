@@ -5,14 +5,15 @@ Whether a token is still good is asked by the database itself in every call of i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import LiteralString
 
 from jobforge_mcp.db.pool import Database, Row
 from jobforge_mcp.router.errors import translated
-from jobforge_mcp.router.scope import SCOPE, ScopeSigner, scope_arguments
-from jobforge_mcp.types import Caller, CallOrigin, TokenState
+from jobforge_mcp.router.scope import SCOPE, ScopeSigner, scope_arguments, stated_limits
+from jobforge_mcp.types import Caller, CallOrigin, LimitLeft, Limits, TokenState
 
 _REVOKE_TOKEN: LiteralString = (
     f"select r.outcome from {SCOPE}, "
@@ -25,6 +26,10 @@ _REVOKE_TENANT_TOKENS: LiteralString = (
 _CHECK_TOKEN: LiteralString = (
     f"select r.* from {SCOPE}, lateral jobforge.check_token(s.tenant_id, %s::text[]) as r"
 )
+
+_LIMITS_LEFT: LiteralString = f"""
+    select r.kind, r.name, r.limit_name, r.value::float8, r.used::float8, r.remaining::float8, r.resets_at
+    from {SCOPE}, lateral jobforge.limits_left(s.tenant_id, %s::text, %s::jsonb, %s::text[], %s::text) as r"""
 
 
 class TokenRouter:
@@ -65,6 +70,22 @@ class TokenRouter:
         """Look what happened to a token and its links, of which the outermost comes first."""
         rows = await self._fetch(caller, _CHECK_TOKEN, [list(token_ids)], origin)
         return TokenState(**rows[0])
+
+    async def limits_left(
+        self,
+        caller: Caller,
+        *,
+        token_id: str | None = None,
+        token_limits: Limits | None = None,
+        job_type: str | None = None,
+        tool: str | None = None,
+        origin: CallOrigin,
+    ) -> list[LimitLeft]:
+        """Say what is left of each limit that a call with this token, for this job type, by this tool, is held to."""
+        stated = None if token_limits is None else json.dumps(stated_limits(token_limits))
+        arguments = [token_id, stated, None if job_type is None else [job_type], tool]
+        rows = await self._fetch(caller, _LIMITS_LEFT, arguments, origin)
+        return [LimitLeft(**row) for row in rows]
 
     async def _fetch(
         self, caller: Caller, query: LiteralString, arguments: Sequence[object], origin: CallOrigin
