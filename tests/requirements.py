@@ -75,6 +75,16 @@ REQUIREMENTS: dict[str, Requirement] = {
     "definitions.found-again": Requirement(
         "design 5", "A fresh interpreter finds a handler by its source and name alone."
     ),
+    "bundles.order": Requirement(
+        "design 7",
+        "Each item of a bundle runs after all it depends on; in any graph each ends once.",
+    ),
+    "bundles.failure": Requirement(
+        "design 7", "What depends on a failed item is canceled with it, or continues if it says so."
+    ),
+    "bundles.idempotent": Requirement(
+        "design 8", "The same bundle again answers with the same runs."
+    ),
     "compositions.data": Requirement(
         "design 13",
         "A composition is data: names, bounded lists and mappings, refused when it could never run.",

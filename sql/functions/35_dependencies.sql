@@ -207,6 +207,8 @@ begin
         join jobforge.job_dependencies d on d.tenant_id = p_tenant_id and d.depends_on_id = a.job_id and not d.is_orphan
       )
       select a.job_id from affected a)
+      -- who waits for its turn is locked after ordering keys, by promote_next as well
+      and w.waiting_for <> 'turn'
     order by w.job_id for update;
   end if;
 end $$;

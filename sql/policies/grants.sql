@@ -265,3 +265,13 @@ grant execute on function jobforge.record_denial(text, text, text, text, uuid, i
 grant execute on function jobforge.limits_left(text, text, jsonb, text[], text) to jobforge_api;
 
 reset role;
+
+-- Bundles: for callers, as enqueue_jobs.
+set local role jobforge_rpc;
+
+grant execute on function
+  jobforge.enqueue_bundle(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[], text[], text[],
+    integer[], integer[], float8[], integer[], integer[], boolean[], integer[], text[], text[], text[], boolean)
+  to jobforge_api;
+
+reset role;

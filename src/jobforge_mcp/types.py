@@ -533,6 +533,27 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class BundleItem:
+    """One job of a bundle."""
+
+    job: NewJob
+    needs: tuple[int, ...] = ()
+    """Places, counted from zero, of the items before it that must end first."""
+    on_failure: str = "cancel"
+    """``cancel`` or ``continue``: what becomes of it when one of these does not succeed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundled:
+    """What became of one item of a bundle."""
+
+    job_id: JobId
+    outcome: EnqueueOutcome
+    status: RunStatus | None
+    """``None`` in a plan, for a run that would be made."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepDefinition:
     """A registered definition as a step of a composition runs it."""
 

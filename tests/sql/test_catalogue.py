@@ -12,6 +12,7 @@ import pytest
 from jobforge_mcp import resources
 from jobforge_mcp.router import (
     audit,
+    bundles,
     definitions,
     events,
     evidence,
@@ -177,7 +178,7 @@ def test_functions_have_no_overloads(functions: list[Row]) -> None:
 @pytest.mark.parametrize(
     ("role", "modules"),
     [
-        (API, [definitions, events, jobs, scope, audit, tokens, evidence]),
+        (API, [definitions, events, jobs, scope, audit, tokens, evidence, bundles]),
         ("jobforge_scheduler", [maintenance]),
         (WORKER, [maintenance, leases, heartbeat, evidence, steps]),
         ("jobforge_auditor", [seals]),

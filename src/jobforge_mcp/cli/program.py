@@ -11,6 +11,7 @@ import typer
 
 from jobforge_mcp.cli import (
     audit,
+    bundles,
     context_keys,
     diagnosis,
     events,
@@ -99,6 +100,7 @@ COMMANDS: Mapping[str, Callable[..., object]] = {
     "doctor": diagnosis.doctor,
     "jobs": runs.jobs,
     "run": follow.run,
+    "bundle": bundles.bundle,
     "runs": runs.runs,
     "status": follow.status,
     "artifacts": evidence.artifacts,

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from jobforge_mcp.client.answers import RunRef, result_of, to_job_id
 from jobforge_mcp.client.blocking import SyncClient
+from jobforge_mcp.client.bundles import BundleRequest, Verdict
 from jobforge_mcp.client.events import EventVerbs, from_cloudevent, to_cloudevent
-from jobforge_mcp.client.verbs import Client, Options
+from jobforge_mcp.client.options import Options
+from jobforge_mcp.client.verbs import Client
 from jobforge_mcp.evidence.reading import Part, Range
 
 __all__ = [
+    "BundleRequest",
     "Client",
     "EventVerbs",
     "Options",
@@ -22,6 +25,7 @@ __all__ = [
     "Range",
     "RunRef",
     "SyncClient",
+    "Verdict",
     "from_cloudevent",
     "result_of",
     "to_cloudevent",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from jobforge_mcp.client.answers import RunRef, refuse_conflict
+from jobforge_mcp.client.bundles import BundleRequest, Verdict
 from jobforge_mcp.client.events import SyncEventVerbs
 from jobforge_mcp.client.evidence import BlockingEvidenceVerbs
-from jobforge_mcp.client.verbs import DEFAULTS, Client, Options
+from jobforge_mcp.client.options import DEFAULTS, Options
+from jobforge_mcp.client.verbs import Client
 from jobforge_mcp.definitions.model import JobDefinition
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.router.transactional import (
@@ -108,6 +110,22 @@ class SyncClient(BlockingEvidenceVerbs):
     def enqueue_many(self, jobs: Iterable[tuple[str, JsonValue, Options]]) -> list[Enqueued]:
         """Commit many jobs at once; see `Client.enqueue_many`."""
         return self._portal.call(self._client.enqueue_many, jobs)
+
+    def enqueue_bundle(
+        self,
+        requests: Sequence[BundleRequest],
+        *,
+        idempotency_key: str | None = None,
+        is_plan: bool = False,
+    ) -> list[Verdict]:
+        """Commit jobs that depend on each other at once; see `Client.enqueue_bundle`."""
+        enqueue = functools.partial(
+            self._client.enqueue_bundle,
+            requests,
+            idempotency_key=idempotency_key,
+            is_plan=is_plan,
+        )
+        return self._portal.call(enqueue)
 
     def get(self, run_id: RunRef) -> Run:
         """Read a run with its result."""

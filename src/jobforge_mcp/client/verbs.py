@@ -6,16 +6,17 @@ import json
 import math
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
 
 import anyio.to_thread
 
 from jobforge_mcp.client.answers import RunRef, refuse_conflict, result_of, to_job_id
+from jobforge_mcp.client.bundles import BundleRequest, Verdict, arranged_of, verdicts_of
 from jobforge_mcp.client.definitions import DefinitionVerbs
 from jobforge_mcp.client.events import EventVerbs
 from jobforge_mcp.client.evidence import EvidenceVerbs, is_elsewhere
+from jobforge_mcp.client.options import DEFAULTS, Options
 from jobforge_mcp.db.installation import open_installation
 from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.db.pool import Database
@@ -65,28 +66,6 @@ from jobforge_mcp.types import (
     RunFilter,
     SubmittedEvent,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a job is to be enqueued, beside its name and input."""
-
-    idempotency_key: str | None = None
-    """Enqueue once, however often this call is repeated. Needed by jobs with external effects."""
-    ordering_key: str | None = None
-    """Jobs of one key run one after the other, in the order they were enqueued."""
-    priority: int = 2
-    """0 is the most urgent, 3 the least."""
-    run_at: datetime | None = None
-    """Not before this time."""
-    project_id: str | None = None
-    labels: Mapping[str, str] | None = None
-    trace_id: str | None = None
-    is_dry_run: bool = False
-    """Run the handler with ``dry_run`` set, which is its own business to honour."""
-
-
-DEFAULTS = Options()
 
 
 def _no_store() -> ContentStore:
@@ -263,6 +242,30 @@ class Client(DefinitionVerbs, EvidenceVerbs):
         async with self.recording("enqueue"):
             prepared = [await self.prepare(name, input, options) for name, input, options in jobs]
             return await self._router.enqueue_jobs(self.caller, prepared, origin=self.origin())
+
+    async def enqueue_bundle(
+        self,
+        requests: Sequence[BundleRequest],
+        *,
+        idempotency_key: str | None = None,
+        is_plan: bool = False,
+    ) -> list[Verdict]:
+        """Commit up to 100 jobs at once, some of which wait until others of them have ended; answers in the order given.
+
+        What cannot be run is refused with all that depends on it, and the rest is enqueued. With ``idempotency_key`` the
+        same call again answers with the same runs; a request may have a key of its own. A plan says what would happen.
+
+        Raises:
+            InvalidInputError: an id is unknown or there twice, or requests depend on each other in a circle.
+            ConflictError: a request depends on one whose key was used with another input.
+            LimitError: there are too many, or a limit refuses the call.
+        """
+        async with self.recording("enqueue_bundle"):
+            arranged = await arranged_of(requests, self.prepare, idempotency_key)
+            found = await self._router.enqueue_bundle(
+                self.caller, arranged.items, origin=self.origin(), is_plan=is_plan
+            )
+        return verdicts_of(requests, arranged, found)
 
     async def plan(
         self, name: str, input: JsonValue = None, options: Options = DEFAULTS

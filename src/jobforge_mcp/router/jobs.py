@@ -13,6 +13,7 @@ from typing import Final, LiteralString
 
 from jobforge_mcp.db.pool import Database, Row
 from jobforge_mcp.errors import NotFoundError, PolicyDeniedError
+from jobforge_mcp.router.bundles import BundleRouter
 from jobforge_mcp.router.definitions import DefinitionRouter
 from jobforge_mcp.router.errors import run_not_found, translated
 from jobforge_mcp.router.evidence import EvidenceRouter
@@ -31,6 +32,8 @@ from jobforge_mcp.router.rows import (
 from jobforge_mcp.router.scope import SCOPE, ScopeSigner, scope_arguments
 from jobforge_mcp.types import (
     Attempt,
+    Bundled,
+    BundleItem,
     Caller,
     CallOrigin,
     Cause,
@@ -102,6 +105,7 @@ class Router:
         """The functions about definitions, through the same pool."""
         self.evidence = EvidenceRouter(database, signer=signer)
         """What runs left behind."""
+        self._bundles = BundleRouter(database, signer=signer)
 
     async def enqueue_job(
         self,
@@ -135,6 +139,21 @@ class Router:
             PolicyDeniedError: the caller may not use a project.
         """
         return await self._enqueue(caller, jobs, origin) if jobs else []
+
+    async def enqueue_bundle(
+        self,
+        caller: Caller,
+        items: Sequence[BundleItem],
+        *,
+        origin: CallOrigin = NO_ORIGIN,
+        is_plan: bool = False,
+    ) -> list[Bundled]:
+        """Commit all of these items or none, each to run after those it needs; see `BundleRouter.enqueue_bundle`."""
+        for item in items:
+            refuse_foreign_project(caller, item.job)
+        if not items:
+            return []
+        return await self._bundles.enqueue_bundle(caller, items, origin=origin, is_plan=is_plan)
 
     async def get_run(self, caller: Caller, job_id: JobId) -> Run:
         """Read a run with its result.
