@@ -169,6 +169,12 @@ REQUIREMENTS: dict[str, Requirement] = {
     "audit.truncation": Requirement(
         "security", "A log that was cut off is found by its count or by a copy kept elsewhere."
     ),
+    "secrets.no-blocking": Requirement(
+        "security", "No handler's secret that a command has to print keeps the event loop waiting."
+    ),
+    "secrets.scan-of-arguments": Requirement(
+        "security", "Obvious keys are refused in labels, keys and reasons as they are in inputs."
+    ),
     "secrets.redacted": Requirement("security", "Logs hold no secret, not even in a traceback."),
     "secrets.payload-scan": Requirement(
         "security", "An input with an obvious key is refused, naming the place and not the value."
@@ -368,6 +374,9 @@ REQUIREMENTS: dict[str, Requirement] = {
     "policy.remote-keys": Requirement(
         "security",
         "An issuer's keys are fetched from it alone, rotate without a restart, and stay when it is away.",
+    ),
+    "policy.retry-runnable": Requirement(
+        "security", "A run is not queued again while nothing here may run its job."
     ),
     "policy.revocation-of-reads": Requirement(
         "design 11", "Every read refuses a revoked token within five seconds."

@@ -407,3 +407,53 @@ async def test_what_a_client_is_refused_is_in_the_audit_log(
         ("enqueue", "test.scan", None, "client", "t1", "POLICY_DENIED"),
         ("enqueue", "test.greet", None, "client", "t2", "BUDGET_USED_UP"),
     ]
+
+
+@pytest.mark.requirement("policy.retry-runnable")
+async def test_a_run_whose_job_was_switched_off_is_not_queued_again(
+    make_client: ClientMaker, router: Router, worker_router: WorkerRouter
+) -> None:
+    client = make_client()
+    made = await client.enqueue("test.greet", {"name": "Ada"})
+    await client.cancel(made.job_id)
+    off = Registry(JOBS, switched_off={"test.greet": "JOBFORGE_ACTION_JOBS_ENABLED"})
+
+    with pytest.raises(PolicyDeniedError) as caught:
+        await Client(router, off, client.caller).retry(made.job_id)
+
+    assert caught.value.code == "FEATURE_DISABLED"
+    assert (await client.retry(made.job_id)).status is RunStatus.QUEUED
+
+
+@pytest.mark.requirement("secrets.scan-of-arguments")
+async def test_no_argument_holds_an_obvious_key(make_client: ClientMaker) -> None:
+    client = make_client()
+    key = "AKIA" + "ABCDEFGHIJKLMNOP"
+    made = await client.enqueue("test.greet", {"name": "Ada"})
+
+    for options in (
+        Options(idempotency_key=key),
+        Options(ordering_key=f"for {key}"),
+        Options(labels={"key": key}),
+    ):
+        with pytest.raises(InvalidInputError) as caught:
+            await client.enqueue("test.greet", {"name": "Ada"}, options)
+        assert caught.value.code == "SECRET_IN_INPUT"
+        assert key not in caught.value.message
+    with pytest.raises(InvalidInputError):
+        await client.cancel(made.job_id, reason=f"leaked {key}")
+
+    assert len(await client.list_runs()) == 1
+
+
+async def test_an_input_is_as_large_as_the_setting_allows(
+    make_client: ClientMaker, router: Router
+) -> None:
+    caller = make_client().caller
+    client = Client(router, Registry(JOBS, max_payload_bytes=2_000), caller)
+
+    await client.enqueue("test.greet", {"name": "x" * 1_900})
+    with pytest.raises(LimitError) as caught:
+        await client.enqueue("test.greet", {"name": "x" * 2_000})
+
+    assert caught.value.code == "INPUT_TOO_LARGE"

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from psycopg import sql
 from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.loader import load_jobs
 from jobforge_mcp.definitions.registry import Registry
-from jobforge_mcp.errors import LimitError
+from jobforge_mcp.errors import JobForgeError, LimitError
 from jobforge_mcp.policy.scopes import CARRIES, Scope, expand_scopes
 from jobforge_mcp.resources import job_definitions_folder
+from jobforge_mcp.router.audit import AuditRouter
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.server.build import build_server
 from jobforge_mcp.server.http import http_app
@@ -235,6 +237,45 @@ async def test_hole_11_two_processes_count_in_one_place_and_a_refusal_uses_nothi
     ).fetchone()
     assert outcomes == ["made", "made", "BUDGET_USED_UP", "BUDGET_USED_UP"]
     assert counted == (2, 2)
+
+
+async def test_hole_11_a_token_for_one_write_is_used_up_by_the_act_alone_in_whatever_process(
+    database: ScratchDatabase, acme: Caller, admin: psycopg.Connection[Any]
+) -> None:
+    once = replace(acme, token_id="once", is_single_use=True, single_use_ids=("once",))
+    good, bad = NewJob(ECHO, "{}"), NewJob(ECHO, "not json")
+    outcomes: list[str] = []
+
+    for job in (bad, good, good):  # each by a process of its own
+        async with Database(database.url(API), role=API, min_size=1, max_size=1) as opened:
+            try:
+                await Router(opened).enqueue_job(once, job, origin=CallOrigin("t"))
+                outcomes.append("made")
+            except JobForgeError as error:
+                outcomes.append(error.code)
+                await AuditRouter(opened).record_denial(once, "enqueue", error.code)
+
+    audited = admin.execute(
+        "select action, outcome, detail->>'reason' from jobforge.audit_log order by id"
+    ).fetchall()
+    assert outcomes == ["INVALID_INPUT", "made", "TOKEN_USED"]
+    assert audited == [
+        ("enqueue", "refused", "INVALID_INPUT"),
+        ("enqueue", "created", None),
+        ("enqueue", "refused", "TOKEN_USED"),
+    ]
+
+
+async def test_hole_11_what_was_enqueued_by_one_process_is_a_replay_in_another(
+    database: ScratchDatabase, acme: Caller
+) -> None:
+    outcomes: list[str] = []
+    for _ in range(3):
+        async with Database(database.url(API), role=API, min_size=1, max_size=1) as opened:
+            made = await Router(opened).enqueue_job(acme, NewJob(ECHO, "{}", idempotency_key="k"))
+            outcomes.append(made.outcome.value)
+
+    assert outcomes == ["created", "replayed", "replayed"]
 
 
 # 12. A tenant in the arguments was believed, tools answered without acting, schemas were none.

@@ -866,6 +866,14 @@ begin
       hint = 'Pass force if that is wanted.';
   end if;
 
+  if coalesce(v_job.lane_type, v_job.job_type) = v_job.job_type and exists (
+    select from jobforge.registered_jobs d
+    where d.tenant_id = p_tenant_id and d.job_type = v_job.job_type and d.removed_at is not null)
+  then
+    raise exception 'the definition of % was removed, and nothing could run it again', v_job.job_type using errcode = 'JF409',
+      hint = 'Register the definition again, or enqueue a job of another type.';
+  end if;
+
   if v_job.lane_type is not null then
     perform jobforge.forget_steps(p_tenant_id, p_job_id, v_job.final_status = 'succeeded');
   end if;

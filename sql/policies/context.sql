@@ -25,6 +25,10 @@ reset role;
 set local role jobforge_rpc;
 
 grant execute on function jobforge.now(), jobforge.current_tenant(), jobforge.current_claims() to jobforge_tenant;
+-- So that the same script serves every login: what a bound one enters, its own tenant takes the place of.
+grant execute on function jobforge.enter_scope(text, text, text, text, text, text, text) to jobforge_tenant;
+-- Members are confined to no project: the row policies behind the views compare tenants alone.
+grant select on jobforge.runs, jobforge.job_results to jobforge_tenant_views;
 grant execute on function
   jobforge.list_runs(text, text, text, text[], text, timestamptz, uuid, integer),
   jobforge.get_run(text, uuid),

@@ -231,7 +231,8 @@ class Settings(BaseSettings):
     """Seconds between asking a child process to stop and killing it."""
 
     max_payload_bytes: int = Field(default=_MEBIBYTE, ge=1_024, le=_MEBIBYTE)
-    """Bytes of JSON text that an input may have; the database's own limit is 1 MiB."""
+    """Bytes of JSON text that an input may have, by whatever tool, client, event or handler; the database's own limit is 1 MiB,
+    and that of plain SQL is set with ``jobforge limit set``."""
 
     artifact_dir: Annotated[Path, AfterValidator(_absolute)] | None = None
     """Folder for artifacts that are too large for the database, shared by all workers and servers. Unset: the folder

@@ -12,6 +12,7 @@ from psycopg import sql
 
 from tests.cli.conftest import Runner
 from tests.postgres import ScratchDatabase
+from tests.test_docs import run_script
 
 ENQUEUE: LiteralString = (
     "select job_id from jobforge.enqueue_job(%s, 'demo.echo', p_project_id => %s)"
@@ -52,7 +53,8 @@ def test_a_login_acts_for_its_tenant_and_for_no_other(
         assert row is not None
         assert seen.fetchall() == [(row[0], f"login:{name}")]
         assert is_refused(connection, ENQUEUE, "globex", None) == "JF403"
-        assert is_refused(connection, "select jobforge.enter_scope('globex')") == "42501"
+        entered = "select jobforge.list_runs(jobforge.enter_scope('globex'))"
+        assert is_refused(connection, entered) == "JF403"
         with connection.transaction():
             for setting in ("tenant_id", "actor", "claims"):
                 connection.execute(
@@ -82,7 +84,7 @@ def test_a_login_may_do_what_its_scopes_say(
             "select jobforge.claim_jobs('w', '{demo.echo}', 1)",
             "select jobforge.enter_trusted_scope('acme', '', '', '')",
             "select from jobforge.jobs",
-            "select from jobforge.runs",
+            "select from jobforge.ready",
             "select from jobforge.tenant_logins",
             "set role jobforge_api",
         ):
@@ -206,3 +208,49 @@ def test_what_a_login_is_refused_is_counted_although_its_transaction_is_rolled_b
         "select count(*) from pg_class where relname like 'refusals%'"
     ).fetchone() or (None,)
     assert left == 0
+
+
+@pytest.mark.requirement("sql.tenant-login")
+@pytest.mark.parametrize("is_signing", [False, True])
+def test_what_the_docs_show_works_for_a_bound_login_too(
+    installed: Runner,
+    name: str,
+    database: ScratchDatabase,
+    admin: psycopg.Connection,
+    is_signing: bool,
+) -> None:
+    if is_signing:
+        installed("context-key", "create")
+        installed("context-key", "enforce")
+    create(installed, name, "--scope", "jobs:execute", "--scope", "jobs:read")
+    admin.execute("create table public.orders (id bigint primary key)")
+    admin.execute(sql.SQL("grant insert on public.orders to {}").format(sql.Identifier(name)))
+    admin.execute(
+        """insert into jobforge.jobs (tenant_id, id, job_type, job_version, payload, priority, max_attempts, timeout_ms,
+        backoff_ms, max_backoff_ms, backoff_multiplier, run_at, created_at)
+        values ('globex', gen_random_uuid(), 'a.b', '1', '{}', 2, 3, 1000, 0, 0, 1, now(), now())"""
+    )
+
+    with database.connect(name) as connection:
+        ((made,),) = run_script(connection, "enqueue.sql")
+        looked = run_script(connection, "look.sql")
+        explained = run_script(connection, "explain.sql")
+        results = connection.execute("select count(*) from jobforge.job_results").fetchone()
+        with connection.transaction(force_rollback=True):
+            connection.execute("select jobforge.enter_scope('globex')")
+            tenants = connection.execute("select distinct tenant_id from jobforge.runs").fetchall()
+    admin.execute("drop table public.orders")  # whose right would keep the role
+
+    assert [row[0] for row in looked[1]] == [made[0]]
+    assert explained[1][0][0] == "no_worker"
+    assert results == (0,)
+    assert tenants == [("acme",)]
+
+
+def test_a_login_that_is_confined_to_projects_reads_no_view(
+    installed: Runner, name: str, database: ScratchDatabase
+) -> None:
+    create(installed, name, "--scope", "jobs:read", "--project", "p1")
+
+    with database.connect(name) as connection:
+        assert is_refused(connection, "select from jobforge.runs") == "42501"

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.sql.acting import Queue, refused
+from tests.sql.acting import ECHO, Queue, refused
 
 
 def ended(queue: Queue, status: str) -> UUID:
@@ -166,3 +166,20 @@ def test_each_retry_is_audited(queue: Queue) -> None:
 
     (audit,) = queue.look("select job_id, detail from jobforge.audit_log where action = 'retry'")
     assert (audit.job_id, audit.detail) == (job_id, {"resetAttempts": True, "force": False})
+
+
+@pytest.mark.requirement("policy.retry-runnable")
+def test_a_run_whose_definition_was_removed_is_not_queued_again(queue: Queue) -> None:
+    job_id = ended(queue, "failed")
+    queue.look(
+        """insert into jobforge.registered_jobs
+        (tenant_id, job_type, name_key, latest_version, version_no, search_text, created_at, updated_at, removed_at)
+        values ('acme', %s, %s, '1', 1, '', jobforge.now(), jobforge.now(), jobforge.now())""",
+        ECHO,
+        ECHO,
+    )
+
+    with refused("JF409"):
+        queue.retry(job_id)
+
+    assert queue.status(job_id) == "failed"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -65,9 +67,23 @@ async def leak_in_process(input: Leak, job: JobContext) -> JsonValue:
     return await give_away(input, job)
 
 
+class Nothing(BaseModel):
+    """No input."""
+
+
+@job(name="ask.late")
+async def ask_late(input: Nothing, job: JobContext) -> JsonValue:
+    try:
+        job.secret("late")
+        refused = ""
+    except PermanentError as error:
+        refused = error.code
+    return [refused, len(await job.fetch_secret("late")), len(job.secret("late"))]
+
+
 @pytest.fixture
 def registry() -> Registry:
-    return Registry([leak, leak_in_process])
+    return Registry([leak, leak_in_process, ask_late])
 
 
 def everything_stored(admin: psycopg.Connection) -> str:
@@ -242,3 +258,16 @@ def test_values_are_put_into_texts_and_nowhere_else() -> None:
     assert resolved(given, {"one": "secret://two"}) == {
         "secret://one": ["secret://two", 1, None, {"x": "y secret://two"}]
     }
+
+
+@pytest.mark.requirement("secrets.no-blocking")
+async def test_a_secret_of_a_command_does_not_keep_the_event_loop(
+    make_pool: PoolMaker, desk: Desk
+) -> None:
+    command = shlex.join([sys.executable, "-c", "print('s' * 20)"])
+
+    async with make_pool(secrets_command=command):
+        run = await desk.until_final(await desk.enqueue("ask.late"))
+
+    assert run.result is not None
+    assert json.loads(run.result) == ["SECRET_WOULD_BLOCK", 20, 20]

@@ -35,6 +35,7 @@ from jobforge_mcp.policy.permissions import (
     may_list,
     require_job,
     require_run,
+    require_runnable,
     require_scope,
     require_type,
 )
@@ -316,6 +317,7 @@ class Client(DefinitionVerbs, EvidenceVerbs):
         job_id = to_job_id(run_id)
         async with self.recording("cancel", job_id=job_id):
             require_scope(self.caller, Scope.JOBS_CANCEL)
+            self.registry.scan({"reason": reason})
             await self._require_run(job_id, JobAction.CANCEL)
             return await self._router.cancel_job(
                 self.caller, job_id, reason=reason, origin=self.origin()
@@ -335,6 +337,7 @@ class Client(DefinitionVerbs, EvidenceVerbs):
         async with self.recording("retry", job_id=job_id):
             require_scope(self.caller, Scope.JOBS_RETRY)
             await self._require_run(job_id, JobAction.EXECUTE)
+            await require_runnable(self._router, self.registry, self.caller, job_id)
             return await self._router.retry_job(
                 self.caller,
                 job_id,
@@ -410,6 +413,13 @@ class Client(DefinitionVerbs, EvidenceVerbs):
             check_key(options.idempotency_key, "idempotency key")
         if options.ordering_key is not None:
             check_key(options.ordering_key, "ordering key")
+        self.registry.scan(
+            {
+                "the idempotency key": options.idempotency_key,
+                "the ordering key": options.ordering_key,
+                "labels": dict(options.labels or {}),
+            }
+        )
         prepared = self.registry.prepare_bound(bound, input)
         if bound.guards:
             ask_guards(self.caller, bound, JobAction.EXECUTE, json.loads(prepared.payload))

@@ -33,6 +33,7 @@ ROLES: Final = {
 """Scopes that have functions in SQL, and the roles that may call them."""
 
 _MEMBER = "jobforge_tenant"
+_VIEWS = "jobforge_tenant_views"
 _LOGIN = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,62}")
 
@@ -88,7 +89,9 @@ def create_login(
                 f"there is a role {name} already",
                 hint="choose another name, or remove it with: jobforge login remove",
             ) from error
-        for role in (_MEMBER, *roles):
+        # The views know tenants alone: whoever is confined to projects reads by functions.
+        views = (_VIEWS,) if projects is None and ROLES["jobs:read"] in roles else ()
+        for role in (_MEMBER, *roles, *views):
             connection.execute(
                 sql.SQL("grant {} to {}").format(sql.Identifier(role), sql.Identifier(name))
             )

@@ -18,4 +18,9 @@ def load_registry(settings: Settings) -> Registry:
     jobs = load_jobs([job_definitions_folder(), *settings.jobs])
     missing = {bound.name: missing_feature(bound, settings) for bound in jobs}
     off = {name: feature.variable for name, feature in missing.items() if feature is not None}
-    return Registry(jobs, switched_off=off, payload_scan=settings.payload_scan)
+    return Registry(
+        jobs,
+        switched_off=off,
+        payload_scan=settings.payload_scan,
+        max_payload_bytes=settings.max_payload_bytes,
+    )

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from jobforge_mcp.definitions.json_limits import (
+    MAX_BYTES,
     MAX_RESULT_BYTES,
     check_value,
     dump_limited,
@@ -65,17 +66,19 @@ class Registry:
         *,
         switched_off: Mapping[str, str] | None = None,
         payload_scan: PayloadScan = "refuse",
+        max_payload_bytes: int = MAX_BYTES,
     ) -> None:
         """Take the jobs.
 
         ``switched_off`` names those that must not run, and the setting that would change it; ``payload_scan`` says what
-        becomes of an input that holds an obvious key.
+        becomes of an input that holds an obvious key, ``max_payload_bytes`` how large one may be.
 
         Raises:
             DefinitionError: Two have the same name.
         """
         self._off = dict(switched_off or {})
         self._payload_scan: PayloadScan = payload_scan
+        self._max_bytes = max_payload_bytes
         self._jobs: dict[str, BoundJob] = {}
         for bound in jobs:
             if bound.name in self._jobs:
@@ -103,12 +106,7 @@ class Registry:
             PolicyDeniedError: ``FEATURE_DISABLED``: it is switched off here.
         """
         bound = self._jobs.get(name)
-        if name in self._off:
-            raise PolicyDeniedError(
-                f"{name} is switched off on this installation, for every caller",
-                code="FEATURE_DISABLED",
-                hint=f"whoever operates it can set {self._off[name]}=true for servers and workers",
-            )
+        self.require_on(name)
         if bound is None:
             raise NotFoundError(
                 f"there is no job named {name!r}"
@@ -118,6 +116,24 @@ class Registry:
                 hint=self._meant(name, is_visible),
             )
         return bound
+
+    @property
+    def has_switched_off(self) -> bool:
+        """Whether any job is switched off here."""
+        return bool(self._off)
+
+    def require_on(self, name: str) -> None:
+        """Refuse a job that is switched off here; one that this process does not know passes.
+
+        Raises:
+            PolicyDeniedError: ``FEATURE_DISABLED``.
+        """
+        if name in self._off:
+            raise PolicyDeniedError(
+                f"{name} is switched off on this installation, for every caller",
+                code="FEATURE_DISABLED",
+                hint=f"whoever operates it can set {self._off[name]}=true for servers and workers",
+            )
 
     def list(
         self,
@@ -160,14 +176,14 @@ class Registry:
     def prepare_bound(self, bound: BoundJob, input: JsonValue = None) -> Prepared:
         """Do the same for a job that was found already, be it ours or one that a tenant registered."""
         given = {} if input is None else input
-        received = dump_limited(given)
+        received = dump_limited(given, max_bytes=self._max_bytes)
         if self._payload_scan != "off" and shape_of(received) is not None:
             self._refuse_key(bound, given)
         checked = _check_schema(bound, given)
         payload = checked
         if bound.definition.composition is None:
             payload = {**_defaults(bound, _to_model(bound, checked), checked), **checked}
-        text = received if payload == given else dump_limited(payload)
+        text = received if payload == given else dump_limited(payload, max_bytes=self._max_bytes)
         return Prepared(bound.definition, text, received)
 
     def check_input(self, bound: BoundJob, payload: str, fill: Fill | None = None) -> object:
@@ -188,6 +204,27 @@ class Registry:
     def check_output(self, bound: BoundJob, value: object) -> str:
         """Return the JSON text of what a handler returned."""
         return check_output(bound, value)
+
+    def scan(self, said: Mapping[str, JsonValue]) -> None:
+        """Look for obvious keys in what is stored beside an input: labels, keys, reasons; by the name of the argument.
+
+        Raises:
+            InvalidInputError: ``SECRET_IN_INPUT``, unless the setting says otherwise.
+        """
+        if self._payload_scan == "off":
+            return
+        for name, value in said.items():
+            found = None if value is None else find_shape(value)
+            if found is None:
+                continue
+            if self._payload_scan == "warn":
+                _log.warning("key_in_argument", argument=name, kind=found[1])
+                continue
+            raise InvalidInputError(
+                f"{name} holds what looks like a {found[1]}; it is stored and can be read",
+                code="SECRET_IN_INPUT",
+                hint="leave the key out: whoever may see the run would see it",
+            )
 
     def _refuse_key(self, bound: BoundJob, given: JsonValue) -> None:
         where, kind = find_shape(given) or ("/", "key")

@@ -209,6 +209,32 @@ async def require_run(
         ask_guards(caller, job, action, cast("JsonValue", json.loads(text)))
 
 
+class Switchboard(Protocol):
+    """What knows which jobs are switched off."""
+
+    @property
+    def has_switched_off(self) -> bool:
+        """Whether any is."""
+        ...
+
+    def require_on(self, name: str) -> None:
+        """Refuse a job that is switched off."""
+        ...
+
+
+async def require_runnable(
+    runs: RunReader, jobs: Switchboard, caller: Caller, job_id: JobId
+) -> None:
+    """Refuse to queue a run again whose job is switched off meanwhile; costs a read only where any is.
+
+    Raises:
+        PolicyDeniedError: ``FEATURE_DISABLED``.
+    """
+    if jobs.has_switched_off:
+        for run in await runs.get_runs(caller, [job_id]):
+            jobs.require_on(run.job_type)
+
+
 def _speaks_of(job: GuardedJob, action: JobAction) -> bool:
     return (
         bool(job.guards)

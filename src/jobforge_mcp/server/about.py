@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from jobforge_mcp.definitions.features import FEATURES, NOT_AVAILABLE
-from jobforge_mcp.definitions.json_limits import MAX_BYTES, MAX_DEPTH
+from jobforge_mcp.definitions.json_limits import MAX_DEPTH
 from jobforge_mcp.settings import Settings
 from jobforge_mcp.types import JsonObject
 
@@ -18,7 +18,7 @@ def describe_server(settings: Settings, *, accepts_tokens: bool) -> JsonObject:
         "limits": {
             "waitSecondsDefault": settings.wait_seconds_default,
             "waitSecondsCap": settings.wait_seconds_cap,
-            "maxPayloadBytes": MAX_BYTES,
+            "maxPayloadBytes": settings.max_payload_bytes,
             "maxPayloadDepth": MAX_DEPTH,
         },
         "auth": describe_auth(settings, accepts_tokens=accepts_tokens),

@@ -143,6 +143,10 @@ class ChildLink:
         """See :meth:`JobContext.secret`."""
         return str(self._line.ask("secret", name=name))
 
+    async def fetch_secret(self, name: str) -> str:
+        """See :meth:`JobContext.fetch_secret`."""
+        return await anyio.to_thread.run_sync(self.secret, name)
+
     def decide(self, decision: Decision) -> None:
         """See :meth:`JobContext.decide`; told at once, so that it is known even if this process is killed."""
         self._line.send(

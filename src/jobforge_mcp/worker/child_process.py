@@ -62,7 +62,7 @@ class Asked(Protocol):
         """Store an artifact."""
         ...
 
-    def secret(self, attempt: Attempt, name: str) -> str:
+    async def fetch_secret(self, attempt: Attempt, name: str) -> str:
         """Return a secret."""
         ...
 
@@ -300,7 +300,7 @@ async def _answer(asked: Asked, attempt: Attempt, message: JsonObject) -> JsonOb
     try:
         match message["what"]:
             case "secret":
-                value: JsonValue = asked.secret(attempt, str(message["name"]))
+                value: JsonValue = await asked.fetch_secret(attempt, str(message["name"]))
             case "enqueue":
                 value = str(await asked.enqueue(attempt, _child_request(message)))
             case "artifact":

@@ -118,6 +118,10 @@ class ContextLink(Protocol):
         """Fetch a secret."""
         ...
 
+    async def fetch_secret(self, name: str) -> str:
+        """Fetch a secret without keeping the event loop."""
+        ...
+
     def decide(self, decision: Decision) -> None:
         """Note a decision."""
         ...
@@ -232,9 +236,18 @@ class JobContext:
         From then on its value is struck from this attempt's logs, progress and errors.
 
         Raises:
-            PermanentError: The worker has no such secret.
+            PermanentError: The worker has no such secret; or, in an async handler, it comes from a command: then
+                `fetch_secret` waits for it.
         """
         return self._link.secret(name)
+
+    async def fetch_secret(self, name: str) -> str:
+        """Do the same in an async handler, without keeping its event loop waiting for a command.
+
+        Raises:
+            PermanentError: The worker has no such secret.
+        """
+        return await self._link.fetch_secret(name)
 
     def decide(self, name: str, choice: JsonValue, reason: str | None = None) -> None:
         """Say what was decided, and why: the manifest of this attempt tells it. A plain call everywhere, like ``log``.

@@ -83,6 +83,14 @@ class Services:
         attempt.keep_secret(name, value)
         return value
 
+    async def fetch_secret(self, attempt: Attempt, name: str) -> str:
+        """Do the same without keeping the event loop, where a command has to be asked."""
+        if self.secrets.is_at_hand(name):
+            return self.secret(attempt, name)
+        value = await anyio.to_thread.run_sync(self.secrets.get, name)
+        attempt.keep_secret(name, value)
+        return value
+
     async def resolve_references(
         self, attempt: Attempt, job: BoundJob
     ) -> Callable[[JsonObject], JsonObject] | None:
@@ -186,7 +194,17 @@ class LocalLink:
 
     def secret(self, name: str) -> str:
         """See :meth:`JobContext.secret`."""
+        if self.is_async and not self._services.secrets.is_at_hand(name):
+            raise PermanentError(
+                "the secret comes from a command, and waiting for that would stop every job of this process",
+                code="SECRET_WOULD_BLOCK",
+                hint="in an async handler write: await job.fetch_secret(name)",
+            )
         return self._services.secret(self._attempt, name)
+
+    async def fetch_secret(self, name: str) -> str:
+        """See :meth:`JobContext.fetch_secret`."""
+        return await self._services.fetch_secret(self._attempt, name)
 
     def decide(self, decision: Decision) -> None:
         """See :meth:`JobContext.decide`; from any thread."""

@@ -63,6 +63,14 @@ class SecretStore:
         """Whether asking may take a while, because a command is run."""
         return bool(self.command)
 
+    def is_at_hand(self, name: str) -> bool:
+        """Whether asking for this one runs no command, so that an event loop need not wait for it."""
+        if not self.command or not _NAME.fullmatch(name) or self.environ.get(variable_of(name)):
+            return True
+        kept = self._kept.get(name)
+        is_kept = kept is not None and time.monotonic() < kept[1]
+        return is_kept or (self.folder is not None and (self.folder / name).is_file())
+
     def get(self, name: str) -> str:
         """Return a secret; its value is struck from this process's logs from now on.
 

@@ -105,6 +105,13 @@ def _new_job(parts: ServerParts, call: Call, given: args.ExecuteJob, bound: Boun
         check_key(given.idempotency_key, "idempotencyKey")
     if given.ordering_key is not None:
         check_key(given.ordering_key, "orderingKey")
+    parts.registry.scan(
+        {
+            "idempotencyKey": given.idempotency_key,
+            "orderingKey": given.ordering_key,
+            "labels": dict(given.labels or {}),
+        }
+    )
     return NewJob(
         job_type=bound.name,
         payload=prepared.payload,

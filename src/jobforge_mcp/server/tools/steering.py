@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jobforge_mcp.policy.permissions import (
     require_run,
+    require_runnable,
 )
 from jobforge_mcp.server import arguments as args
 from jobforge_mcp.server import wire
@@ -21,6 +22,7 @@ from jobforge_mcp.types import (
 
 async def cancel_job(parts: ServerParts, call: Call, given: args.CancelJob) -> wire.Answer:
     """Ask for a run's end."""
+    parts.registry.scan({"reason": given.reason})
     with unknown_is_unknown():
         await _require_run(parts, call, JobId(given.run_id), JobAction.CANCEL)
         run = await cancel_and_tell(parts, call, JobId(given.run_id), given.reason)
@@ -31,6 +33,7 @@ async def retry_job(parts: ServerParts, call: Call, given: args.RetryJob) -> wir
     """Queue a final run again."""
     with unknown_is_unknown():
         await _require_run(parts, call, JobId(given.run_id), JobAction.EXECUTE)
+        await require_runnable(parts.router, parts.registry, call.caller, JobId(given.run_id))
         run = await parts.router.retry_job(
             call.caller,
             JobId(given.run_id),
