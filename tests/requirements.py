@@ -641,6 +641,26 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 4",
         "An event submitted by plain SQL starts its jobs within seconds, whichever process dies meanwhile.",
     ),
+    "triggers.cron": Requirement(
+        "design 4",
+        "A schedule makes a run at its time in its zone, and not before.",
+    ),
+    "triggers.once": Requirement(
+        "design 4",
+        "Each time of a schedule makes one run, with any number of schedulers and whichever of them dies.",
+    ),
+    "triggers.dst": Requirement(
+        "operations",
+        "When clocks change, what names hour and minute is due once a day, and what begins with a star follows the time that passes.",
+    ),
+    "triggers.catch-up": Requirement(
+        "operations",
+        "Times that were missed are caught up as the trigger says: none, one or all up to a number.",
+    ),
+    "triggers.overlap": Requirement(
+        "operations",
+        "While a run is open the next is skipped, queued behind it or replaces it, as the trigger says.",
+    ),
     "triggers.rights": Requirement(
         "security",
         "A trigger starts jobs with the rights of whoever registered it, and none once their token was revoked.",

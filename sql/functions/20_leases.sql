@@ -757,17 +757,20 @@ comment on function jobforge.reap_tenant(text) is 'The same for one tenant, for 
 
 -- Asked by a local node before it ends: whatever tenant the work is of, nobody else may be there to do it.
 create or replace function jobforge.has_work(p_job_types text[], p_within_ms integer) returns boolean
-language sql stable
+language plpgsql stable
 security definer set search_path = jobforge, pg_temp
 as $$
-  select exists (select from jobforge.leases)
+begin
+  return exists (select from jobforge.leases)
     or exists (
       select from jobforge.ready r
       where r.job_type = any (p_job_types) and r.run_at <= jobforge.now() + p_within_ms * interval '1 millisecond')
     or exists (
       select from jobforge.waiting w where w.until_at <= jobforge.now() + p_within_ms * interval '1 millisecond')
     or exists (select from jobforge.job_dependencies d where d.is_orphan)
-$$;
+    or exists (select from jobforge.events e where e.processed_at is null)
+    or coalesce(jobforge.next_due_at() <= jobforge.now() + p_within_ms * interval '1 millisecond', false);
+end $$;
 comment on function jobforge.has_work(text[], integer) is 'Whether anything is held by a worker, or due within this time and of one of these types.';
 
 -- The parent's lease is locked until commit: a child enqueued by an attempt that was replaced meanwhile would be a ghost.

@@ -59,13 +59,15 @@ grant execute on function
 grant execute on function jobforge.shown_payload(jsonb, boolean, jsonb), jobforge.hidden_fields(jsonb),
   jobforge.strike_out(jsonb, text[], text), jobforge.allows_event(jsonb, text, text), jobforge.matches_pattern(text, text),
   jobforge.matches_source(text, text), jobforge.find_triggers(text, text, text, text),
-  jobforge.decide_event_fires(jobforge.events, jsonb, integer, boolean) to jobforge_sys;
+  jobforge.decide_event_fires(jobforge.events, jsonb, integer, boolean),
+  jobforge.decide_schedule_fires(text, text, jsonb) to jobforge_sys;
 
 reset role;
 set local role jobforge_sys;
 
 grant execute on function jobforge.claim_events(integer), jobforge.match_events(text[], uuid[]),
-  jobforge.process_event(text, uuid, jsonb, integer)
+  jobforge.process_event(text, uuid, jsonb, integer), jobforge.due_triggers(integer), jobforge.next_due_at(),
+  jobforge.fire_due_triggers(jsonb)
   to jobforge_worker, jobforge_scheduler;
 
 reset role;

@@ -15,6 +15,7 @@ from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import ConflictError, JobForgeError
 from jobforge_mcp.router.maintenance import MaintenanceRouter
 from jobforge_mcp.triggers.evaluating import evaluate_trigger, event_scope
+from jobforge_mcp.triggers.planning import plan_due
 from jobforge_mcp.types import Candidate, PendingEvent
 
 POLL_SECONDS = 1.0
@@ -47,11 +48,40 @@ class Maintenance:
                 _log.warning("maintenance_failed", code=error.code, reason=error.message)
             except Exception:  # noqa: BLE001  # whatever it is, the next round may do better, and serving goes on
                 _log.exception("maintenance_failed")
-            await anyio.sleep(0 if done else POLL_SECONDS)
+            await anyio.sleep(0 if done else await self._pause())
 
     async def run_once(self) -> int:
         """Do what there is to do now, and return how much that was."""
-        return await self.process_events()
+        return await self.process_events() + await self.fire_due()
+
+    async def fire_due(self) -> int:
+        """Let schedules that are due decide; return how many times were decided by this call."""
+        decided = 0
+        for due in await self._router.due_triggers(BATCH):
+            waited = (due.observed_at - due.due_at).total_seconds()
+            if not self._knows([due.candidate]) and waited < STRANGE_SECONDS:
+                continue
+            try:
+                fires = await self._router.fire_due_triggers([plan_due(self._registry, due)])
+            except JobForgeError as error:  # the others are due as well
+                _log.warning(
+                    "schedule_failed",
+                    tenant_id=due.tenant_id,
+                    trigger=due.candidate.trigger_name,
+                    code=error.code,
+                    reason=error.message,
+                )
+                continue
+            decided += len(fires)
+        return decided
+
+    async def _pause(self) -> float:
+        """Return how long nothing is due, bounded."""
+        try:
+            due_in = await self._router.next_due_in()
+        except JobForgeError:
+            due_in = None
+        return POLL_SECONDS if due_in is None else min(max(due_in, 0.05), POLL_SECONDS)
 
     async def process_events(self) -> int:
         """Ask the triggers of stored events that nobody asked yet; return how many events that were."""

@@ -929,6 +929,57 @@ class PendingEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class DueTrigger:
+    """A schedule that is due, with what it takes to work out its runs."""
+
+    tenant_id: TenantId
+    candidate: Candidate
+    cron: str
+    timezone: str
+    catch_up: str
+    catch_up_most: int
+    jitter_ms: int
+    due_at: datetime
+    """The first time it is due for."""
+    observed_at: datetime
+    """The database's clock when it was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class DueTime:
+    """What was worked out for one time of a schedule."""
+
+    at: datetime
+    fire: Fire
+    run_at: datetime
+    is_late: bool = False
+    """Caught up: missed when it was due."""
+
+
+@dataclass(frozen=True, slots=True)
+class DuePlan:
+    """What was worked out for a schedule that is due; the database has the last word."""
+
+    due: DueTrigger
+    times: tuple[DueTime, ...]
+    next_at: datetime | None
+    """``None`` where the schedule cannot be read any more: it is switched off."""
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleFire:
+    """One decision of a schedule, as it was just made."""
+
+    tenant_id: TenantId
+    trigger_name: str
+    scheduled_at: datetime
+    decision: FireDecision
+    reason: str | None
+    job_id: JobId | None
+
+
+@dataclass(frozen=True, slots=True)
 class TriggerSpec:
     """A trigger as somebody wants it."""
 

@@ -34,6 +34,9 @@ OF_THE_INSTALLATION = {
     "register_worker": "a process of the installation",
     "forget_worker": "the same",
     "claim_events": "maintenance works for all tenants",
+    "due_triggers": "the same",
+    "next_due_at": "the same: a time",
+    "fire_due_triggers": "the same; each time is decided once, in the scope of its own tenant",
     "match_events": "the same, for events that it claimed",
     "process_event": "the same; an event is processed once, in the scope of its own tenant",
     "claim_jobs": "a worker works for all tenants, or for those that it names",
@@ -174,7 +177,14 @@ def values_of(target: Target) -> dict[str, object]:
 SPECIAL: dict[str, dict[str, object]] = {
     "submit_event": {"p_event_type": "order.paid"},
     "match_triggers": {"p_event_type": "order.paid"},
-    "register_trigger": {"p_kind": "event", "p_job_name": ECHO, "p_event_type": "order.paid"},
+    "register_trigger": {
+        "p_kind": "event",
+        "p_job_name": ECHO,
+        "p_event_type": "order.paid",
+        "p_dedupe_key": '{"$ref": "/event/payload/mark"}',
+    },
+    "list_triggers": {"p_job_name": ECHO},
+    "list_trigger_fires": {"p_event_id": None},
     "run_trigger": {"p_fire": '{"version": 1, "payload": "{}"}'},
     # without these the call would be refused for another reason, and prove nothing
     "record_denial": {"p_action": "execute-job", "p_reason": "scope"},

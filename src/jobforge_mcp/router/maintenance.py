@@ -6,24 +6,33 @@ enter the scope of each by what the database itself knows, so no server that cal
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import LiteralString
 from uuid import UUID
 
 from jobforge_mcp.db.pool import Database, Row
 from jobforge_mcp.router.errors import translated
-from jobforge_mcp.router.events import fires_json, to_candidate
+from jobforge_mcp.router.events import fire_object, fires_json, to_candidate
 from jobforge_mcp.types import (
     Candidate,
+    DuePlan,
+    DueTrigger,
     Fire,
     FireDecision,
     JobId,
+    JsonObject,
     PendingEvent,
+    ScheduleFire,
     TriggerDecision,
 )
 
 _CLAIM_EVENTS: LiteralString = "select r.* from jobforge.claim_events(%s::int) as r"
 _MATCH_EVENTS: LiteralString = "select r.* from jobforge.match_events(%s::text[], %s::uuid[]) as r"
+_DUE_TRIGGERS: LiteralString = "select r.* from jobforge.due_triggers(%s::int) as r"
+_NEXT_DUE: LiteralString = """
+    select extract(epoch from jobforge.next_due_at() - jobforge.now())::float8 as seconds"""
+_FIRE_DUE: LiteralString = "select r.* from jobforge.fire_due_triggers(%s::jsonb) as r"
 _PROCESS_EVENT: LiteralString = (
     "select r.* from jobforge.process_event(%s::text, %s::uuid, %s::jsonb, %s::int) as r"
 )
@@ -87,8 +96,69 @@ class MaintenanceRouter:
             for row in rows
         ]
 
+    async def due_triggers(self, limit: int = 100) -> list[DueTrigger]:
+        """Find schedules that are due."""
+        return [
+            DueTrigger(
+                tenant_id=row["tenant_id"],
+                candidate=to_candidate(row),
+                cron=row["cron"],
+                timezone=row["timezone"],
+                catch_up=row["catch_up"],
+                catch_up_most=row["catch_up_most"],
+                jitter_ms=row["jitter_ms"],
+                due_at=row["next_fire_at"],
+                observed_at=row["observed_at"],
+            )
+            for row in await self._fetch(_DUE_TRIGGERS, [limit], is_repeatable=True)
+        ]
+
+    async def fire_due_triggers(self, plans: Sequence[DuePlan]) -> list[ScheduleFire]:
+        """Let schedules decide about their times, once whoever asks; nothing for those that another one fired."""
+        written = json.dumps([_plan_object(plan) for plan in plans])
+        return [
+            ScheduleFire(
+                tenant_id=row["tenant_id"],
+                trigger_name=row["trigger_name"],
+                scheduled_at=row["scheduled_at"],
+                decision=FireDecision(row["decision"]),
+                reason=row["reason"],
+                job_id=None if row["job_id"] is None else JobId(row["job_id"]),
+            )
+            for row in await self._fetch(_FIRE_DUE, [written], is_repeatable=True)
+        ]
+
+    async def next_due_in(self) -> float | None:
+        """Read in how many seconds the next schedule is due, of all tenants; ``None`` if none is."""
+        rows = await self._fetch(_NEXT_DUE, [], is_repeatable=True)
+        seconds: float | None = rows[0]["seconds"]
+        return seconds
+
     async def _fetch(
         self, query: LiteralString, arguments: Sequence[object], *, is_repeatable: bool = False
     ) -> list[Row]:
         with translated():
             return await self._database.fetch(query, arguments, is_repeatable=is_repeatable)
+
+
+def _plan_object(plan: DuePlan) -> JsonObject:
+    written: JsonObject = {
+        "tenant": plan.due.tenant_id,
+        "trigger": plan.due.candidate.trigger_name,
+        "version": plan.due.candidate.version,
+        "due": plan.due.due_at.isoformat(),
+        "times": [
+            {
+                **fire_object(time.fire),
+                "at": time.at.isoformat(),
+                "runAt": time.run_at.isoformat(),
+                "isLate": time.is_late,
+            }
+            for time in plan.times
+        ],
+    }
+    if plan.next_at is not None:
+        written["next"] = plan.next_at.isoformat()
+    if plan.problem is not None:
+        written["disabledReason"] = plan.problem
+    return written
