@@ -279,6 +279,10 @@ REQUIREMENTS: dict[str, Requirement] = {
     "jobs.http": Requirement(
         "design 5", "An HTTP request is tried again when that may help and can do no harm."
     ),
+    "jobs.webhook": Requirement(
+        "design 5",
+        "A webhook is signed as Standard Webhooks has it, keeps its id through all attempts, and fails when it is not accepted.",
+    ),
     "jobs.report": Requirement(
         "design 10", "A report holds runs of its own tenant and project, and of no other."
     ),

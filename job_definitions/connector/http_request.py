@@ -10,9 +10,6 @@ import codecs
 import json
 import re
 import time
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from functools import cache
 from typing import Annotated, Literal
 
 import anyio
@@ -21,7 +18,11 @@ from pydantic import AfterValidator, BaseModel, Field, JsonValue, model_validato
 from jobforge_mcp import JobContext, PermanentError, Retry, RetryableError, job
 from jobforge_mcp.egress.client import EgressPolicy, Incoming, Outgoing, SendError, judge, send
 from jobforge_mcp.egress.urls import parse_url
-from jobforge_mcp.settings import load_settings
+
+from ._sending import (  # noqa: TID252 - a file of job definitions has no other name for its neighbours
+    policy,
+    retry_after,
+)
 
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
@@ -42,7 +43,6 @@ _CHARSETS = {
 }
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _UNPROCESSED = frozenset({408, 425, 429, 503})
-_LONGEST_RETRY_AFTER = 3_600.0
 _LARGEST_TEXT = 900 * 1024
 
 
@@ -132,15 +132,6 @@ async def http_request(input: HttpRequestInput, job: JobContext) -> HttpRequestO
     return await request(input, job, policy())
 
 
-@cache
-def policy() -> EgressPolicy:
-    """Read the operator's policy, once per process."""
-    settings = load_settings()
-    return EgressPolicy(
-        settings.http_allow_hosts, settings.http_allow_ports, settings.http_allow_private
-    )
-
-
 async def request(
     wanted: HttpRequestInput, job: JobContext, allowed: EgressPolicy
 ) -> HttpRequestOutput:
@@ -198,27 +189,13 @@ def _judge_status(wanted: HttpRequestInput, answer: Incoming, place: str) -> Non
     message = f"{place} answered {wanted.method} with status {status}"
     worth_it = _UNPROCESSED if wanted.method in {"POST", "PATCH"} else _PASSING
     if status in worth_it:
-        after = _retry_after(answer.headers.get("retry-after")) if status in {429, 503} else None
+        after = retry_after(answer.headers.get("retry-after")) if status in {429, 503} else None
         raise RetryableError(message, code="HTTP_STATUS", retry_after=after)
     raise PermanentError(
         message,
         code="HTTP_STATUS",
         hint=f"correct the request, or list {status} in acceptStatus to get the answer as a result",
     )
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Read seconds or a date, and never wait longer than an hour."""
-    if value is None:
-        return None
-    if value.strip().isdecimal():
-        return min(float(value.strip()[:9]), _LONGEST_RETRY_AFTER)
-    try:
-        at = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    aware = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
-    return min(max((aware - datetime.now(UTC)).total_seconds(), 0.0), _LONGEST_RETRY_AFTER)
 
 
 def _output(answer: Incoming, elapsed_ms: int) -> HttpRequestOutput:

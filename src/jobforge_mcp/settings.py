@@ -278,18 +278,21 @@ class Settings(BaseSettings):
     http_connector_enabled: bool = False
     """Whether ``connector.http.request``, and what is composed over it, is listed and run."""
 
+    webhook_connector_enabled: bool = False
+    """Whether ``connector.webhook.deliver``, and what is composed over it, is listed and run. Completion webhooks need it."""
+
     register_job_enabled: bool = False
     """Whether ``register-job`` and ``remove-job`` are listed and allowed; for the local tenant on embedded Postgres they
     always are."""
 
     http_allow_hosts: _Words = ()
-    """Hosts ``connector.http.request`` may call, comma separated, ``*.example.com`` for all below. Empty: every public one."""
+    """Hosts the connectors may call, comma separated, ``*.example.com`` for all below. Empty: every public one."""
 
     http_allow_ports: _Ports = (80, 443)
-    """Ports ``connector.http.request`` may call, comma separated."""
+    """Ports the connectors may call, comma separated."""
 
     http_allow_private: bool = False
-    """Whether ``connector.http.request`` may reach loopback and private addresses. Only for closed test networks."""
+    """Whether the connectors may reach loopback and private addresses. Only for closed test networks."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is logged to stderr."""

@@ -154,6 +154,7 @@ async def test_the_server_says_what_it_allows_and_no_secret(
     assert about == {
         "features": {
             "httpConnector": "on",
+            "webhookConnector": "off: set JOBFORGE_WEBHOOK_CONNECTOR_ENABLED=true to switch it on",
             "actionJobs": "off: set JOBFORGE_ACTION_JOBS_ENABLED=true to switch it on",
             "registerJob": "off: set JOBFORGE_REGISTER_JOB_ENABLED=true to switch it on",
             "events": "on",

@@ -14,6 +14,7 @@ from jobforge_mcp.settings import Settings, variable_name
 from jobforge_mcp.types import Effects
 
 HTTP_CONNECTOR = "connector.http.request"
+WEBHOOK_CONNECTOR = "connector.webhook.deliver"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,13 @@ def _sends_http(bound: BoundJob) -> bool:
     return bound.ref.name == HTTP_CONNECTOR
 
 
+def _delivers_webhooks(bound: BoundJob) -> bool:
+    return bound.ref.name == WEBHOOK_CONNECTOR
+
+
 def _acts_outside(bound: BoundJob) -> bool:
-    return bound.effects is Effects.EXTERNAL and not _sends_http(bound)
+    has_own_switch = _sends_http(bound) or _delivers_webhooks(bound)
+    return bound.effects is Effects.EXTERNAL and not has_own_switch
 
 
 def _is_no_job(_: BoundJob) -> bool:
@@ -52,6 +58,7 @@ def _is_no_job(_: BoundJob) -> bool:
 
 FEATURES = (
     Feature("httpConnector", "http_connector_enabled", _sends_http),
+    Feature("webhookConnector", "webhook_connector_enabled", _delivers_webhooks),
     Feature("actionJobs", "action_jobs_enabled", _acts_outside),
     Feature("registerJob", "register_job_enabled", _is_no_job),
     Feature("events", "events_enabled", _is_no_job),

@@ -15,15 +15,17 @@ def check_exposure(settings: Settings, *, accepts_tokens: bool) -> None:
         SettingsError: A combination that is not safe; the message says why.
     """
     check_address(settings.host, accepts_tokens=accepts_tokens)
-    acts_outside = settings.http_connector_enabled or settings.action_jobs_enabled
+    connects = settings.http_connector_enabled or settings.webhook_connector_enabled
+    acts_outside = connects or settings.action_jobs_enabled
     if acts_outside and not accepts_tokens:
         raise SettingsError(
             "jobs that act outside are switched on, and without token keys nobody could be held to account for them",
-            hint="set JOBFORGE_TOKEN_KEYS, or leave JOBFORGE_HTTP_CONNECTOR_ENABLED and JOBFORGE_ACTION_JOBS_ENABLED unset",
+            hint="set JOBFORGE_TOKEN_KEYS, or leave JOBFORGE_HTTP_CONNECTOR_ENABLED, JOBFORGE_WEBHOOK_CONNECTOR_ENABLED "
+            "and JOBFORGE_ACTION_JOBS_ENABLED unset",
         )
-    if settings.http_connector_enabled and settings.http_allow_private and is_open(settings):
+    if connects and settings.http_allow_private and is_open(settings):
         raise SettingsError(
-            f"callers from elsewhere ({settings.host}) could reach this machine's own network through connector.http.request",
+            f"callers from elsewhere ({settings.host}) could reach this machine's own network through the connectors",
             hint="unset JOBFORGE_HTTP_ALLOW_PRIVATE, or bind loopback and name no public JOBFORGE_RESOURCE_URL",
         )
     if not settings.rate_limits_enabled and is_open(settings):
@@ -34,7 +36,7 @@ def check_exposure(settings: Settings, *, accepts_tokens: bool) -> None:
     if not settings.rate_limits_enabled and acts_outside:
         raise SettingsError(
             "jobs that act outside are switched on, and without rates nothing would slow down an agent that was talked into one",
-            hint="unset JOBFORGE_RATE_LIMITS_ENABLED, or JOBFORGE_HTTP_CONNECTOR_ENABLED and JOBFORGE_ACTION_JOBS_ENABLED",
+            hint="unset JOBFORGE_RATE_LIMITS_ENABLED, or the settings that switched these jobs on",
         )
 
 
