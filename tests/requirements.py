@@ -677,6 +677,21 @@ REQUIREMENTS: dict[str, Requirement] = {
         "security",
         "Where scopes are signed, setting a tenant, changing what was signed or repeating it a minute later is refused.",
     ),
+    "sql.concurrency": Requirement(
+        "design 5",
+        "No key ever has more runs in leases than its limit, however many workers claim.",
+    ),
+    "sql.concurrency-goes-on": Requirement(
+        "design 5",
+        "Whatever frees a slot, a settle, a cancel or a lost worker, the next run of the key follows.",
+    ),
+    "sql.start-rate": Requirement(
+        "design 5", "Within any period no more attempts of a key start than its rate allows."
+    ),
+    "sql.pause": Requirement(
+        "design 4",
+        "Nothing of a paused tenant, type or project starts until it is resumed, and everything does then.",
+    ),
     "sql.rights": Requirement(
         "design 10",
         "Logins hold no right on any table, and row level security shows the scope's tenant alone.",

@@ -28,7 +28,10 @@ from (
   join jobforge.ready r on r.tenant_id = q.tenant_id and r.job_type = case when q.lane_type is null then q.job_type else q.lane_type end
     and r.priority = q.priority and r.run_at = q.run_at and r.job_id = q.id
   union all
-  select w.tenant_id, w.job_id, 'waiting', w.waiting_for, w.attempt_no, w.epoch, 1, null, null, null
+  -- A job over a limit is parked there by a claim, of which nobody is told: it is queued before, meanwhile and after.
+  select w.tenant_id, w.job_id, case when w.waiting_for = 'limit' then 'queued' else 'waiting' end,
+    case when w.waiting_for <> 'limit' then w.waiting_for end, w.attempt_no, w.epoch,
+    case when w.waiting_for = 'limit' then 2 else 1 end, null, null, null
   from jobforge.waiting w
   union all
   -- An expired lease is nobody's: its jobs go back to ready by whoever sees it first, and until then are as good as there.

@@ -184,7 +184,7 @@ create or replace function jobforge.enqueue_jobs(
   p_backoff_ms integer[] default null, p_backoff_multipliers float8[] default null, p_max_backoff_ms integer[] default null,
   p_timeout_ms integer[] default null, p_dry_runs boolean[] default null, p_worker_id text default null,
   p_lease_ms integer default 30000, p_is_plan boolean default false, p_parent_id uuid default null,
-  p_costs integer[] default null, p_lane_types text[] default null)
+  p_costs integer[] default null, p_lane_types text[] default null, p_claim_limits text[] default null)
 returns table (ord integer, job_id uuid, outcome text, status text, version bigint, run_at timestamptz,
   created_at timestamptz, lease_id uuid, lease_until timestamptz)
 language plpgsql volatile
@@ -250,11 +250,18 @@ begin
     v_counters := jobforge.check_policy(p_tenant_id, 'enqueue', p_job_types, p_payloads, p_priorities, p_project_ids,
       p_idempotency_keys, p_parent_id, p_is_plan, p_costs);
   end if;
+  if array_remove(p_claim_limits, null) = '{}' then
+    p_claim_limits := null;
+  end if;
+  if p_claim_limits is not null then
+    perform jobforge.require_claim_limits(p_claim_limits);
+  end if;
   -- Not leased but queued where a claim has to say whether it may run now, and where something of its lane is due.
-  v_may_lease := p_worker_id is not null and v_count = 1 and not p_is_plan and p_ordering_keys[1] is null
+  v_may_lease := p_worker_id is not null and v_count = 1 and not p_is_plan and p_ordering_keys[1] is null and p_claim_limits is null
     and coalesce(p_run_ats[1], v_now) <= v_now;
   if v_may_lease then
     v_may_lease := not exists (select from jobforge.running_limits r where r.tenant_id = p_tenant_id)
+      and not exists (select from jobforge.pauses p where p.tenant_id = p_tenant_id)
       and not exists (
         select from (values (0::smallint), (1::smallint), (2::smallint), (3::smallint)) p(priority)
         cross join lateral (
@@ -263,7 +270,7 @@ begin
           limit 1) d);
   end if;
 
-  if v_count = 1 and not p_is_plan and p_ordering_keys[1] is null then
+  if v_count = 1 and not p_is_plan and p_ordering_keys[1] is null and p_claim_limits is null then
     job_id := jobforge.new_id();
     if p_idempotency_keys[1] is not null then
       select k.job_id, k.outcome into job_id, outcome
@@ -362,20 +369,22 @@ begin
   with given as (
     select * from unnest(v_ids, p_job_types, p_payloads, p_ordering_keys, p_priorities, p_run_ats, p_project_ids, p_labels,
         p_trace_ids, p_job_versions, p_max_attempts, p_backoff_ms, p_backoff_multipliers, p_max_backoff_ms, p_timeout_ms,
-        p_dry_runs, p_costs, p_lane_types) with ordinality
+        p_dry_runs, p_costs, p_lane_types, p_claim_limits) with ordinality
       u(id, job_type, payload, ordering_key, priority, run_at, project_id, labels, trace_id, job_version, max_attempts,
-        backoff_ms, backoff_multiplier, max_backoff_ms, timeout_ms, is_dry_run, cost, lane_type, ord)
+        backoff_ms, backoff_multiplier, max_backoff_ms, timeout_ms, is_dry_run, cost, lane_type, claim_limits, ord)
     where v_outcomes is null or v_outcomes[u.ord] = 'created'
   ), new_jobs as (
     insert into jobforge.jobs as j (tenant_id, id, job_type, job_version, project_id, parent_id, ordering_key, trace_id,
       created_by, labels, payload, is_dry_run, priority, max_attempts, timeout_ms, backoff_ms, max_backoff_ms,
-      backoff_multiplier, run_at, created_at, cost, confinement, lane_type)
+      backoff_multiplier, run_at, created_at, cost, confinement, lane_type, slot_key, slot_limit, rate_key, rate_limit, rate_period_ms)
     select p_tenant_id, g.id, g.job_type, coalesce(g.job_version, '1'), g.project_id, p_parent_id, g.ordering_key, g.trace_id,
       nullif(pg_catalog.current_setting('jobforge.actor', true), ''), g.labels::jsonb, g.payload::jsonb,
       coalesce(g.is_dry_run, false), coalesce(g.priority, 2), coalesce(g.max_attempts, 3), coalesce(g.timeout_ms, 300000),
       coalesce(g.backoff_ms, 1000), coalesce(g.max_backoff_ms, 60000), coalesce(g.backoff_multiplier, 2),
-      coalesce(g.run_at, v_now), v_now, g.cost, v_confinement, g.lane_type
+      coalesce(g.run_at, v_now), v_now, g.cost, v_confinement, g.lane_type,
+      c.slot_key, c.slot_limit, c.rate_key, c.rate_limit, c.rate_period_ms
     from given g
+    cross join lateral jobforge.read_claim_limits(g.job_type, g.claim_limits::jsonb) c
     returning j.id, j.job_type, j.lane_type, j.priority, j.run_at, j.ordering_key
   ), new_ready as (
     insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, own_type)
@@ -390,6 +399,11 @@ begin
 
   if v_counters is not null and v_new_ids is not null then
     perform jobforge.track_jobs(p_tenant_id, v_ids, p_job_types, v_new_ids, v_counters, p_parent_id);
+  end if;
+  if p_claim_limits is not null and v_new_ids is not null
+    and not exists (select from jobforge.limited_tenants t where t.tenant_id = p_tenant_id)
+  then
+    insert into jobforge.limited_tenants (tenant_id, job_id) values (p_tenant_id, v_new_ids[1]);
   end if;
   if v_ordered_ids is not null then
     perform jobforge.join_ordering_keys(p_tenant_id, array(select u.id from unnest(v_ids) with ordinality u(id, ord)
@@ -426,7 +440,8 @@ begin
   order by u.ord;
 end $$;
 comment on function jobforge.enqueue_jobs(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[],
-  text[], text[], integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid, integer[], text[]) is
+  text[], text[], integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid, integer[], text[],
+  text[]) is
   'Commit jobs to be run, one row of answer for each: created, replayed or conflict.';
 
 create or replace function jobforge.enqueue_job(
@@ -591,7 +606,8 @@ begin
         select r.job_id from jobforge.ready r
         where p_status = 'queued' and r.tenant_id = p_tenant_id and (p_job_type is null or r.job_type = any (v_lanes))
         union all
-        select w.job_id from jobforge.waiting w where p_status = 'waiting' and w.tenant_id = p_tenant_id
+        select w.job_id from jobforge.waiting w
+        where w.tenant_id = p_tenant_id and p_status = case when w.waiting_for = 'limit' then 'queued' else 'waiting' end
         union all
         select h.job_id from jobforge.leases l cross join lateral unnest(l.job_ids) h(job_id)
         where l.tenant_id = p_tenant_id and p_status = case when l.lease_until > v_now then 'running' else 'queued' end
@@ -674,7 +690,7 @@ begin
     select j.job_type, j.run_at, 'lease' from jobforge.leases l cross join lateral unnest(l.job_ids) h(job_id)
     join jobforge.jobs j on j.tenant_id = l.tenant_id and j.id = h.job_id where l.tenant_id = p_tenant_id
     union all
-    select j.job_type, j.run_at, 'waiting' from jobforge.waiting w
+    select j.job_type, j.run_at, case when w.waiting_for = 'limit' then 'ready' else 'waiting' end from jobforge.waiting w
     join jobforge.jobs j on j.tenant_id = w.tenant_id and j.id = w.job_id where w.tenant_id = p_tenant_id
   ) s
   group by s.job_type order by s.job_type;
@@ -788,12 +804,15 @@ begin
     where r.tenant_id = p_tenant_id and r.job_type = coalesce(v_job.lane_type, v_job.job_type)
       and r.priority = v_job.priority and r.run_at = v_job.run_at and r.job_id = p_job_id
     returning r.epoch, r.attempt_no into v_place;
-    if not found then
+    if found and v_job.slot_key is not null then  -- it may have been brought back for a slot: then that is the next one's
+      perform jobforge.unpark_jobs(array[p_tenant_id], array[v_job.slot_key::text], array[1]);
+    end if;
+    if v_place.epoch is null then
       perform jobforge.lock_dependents(p_tenant_id, p_job_id);
       delete from jobforge.waiting w where w.tenant_id = p_tenant_id and w.job_id = p_job_id
       returning w.epoch, w.attempt_no into v_place;
     end if;
-    if found then
+    if v_place.epoch is not null then
       update jobforge.jobs j
       set final_status = 'canceled', finished_at = v_now, epoch = v_place.epoch, attempt_no = v_place.attempt_no,
         error = jsonb_build_object('code', 'CANCELED', 'message', coalesce(v_reason, 'canceled before it ran'), 'retryable', false)
@@ -954,6 +973,8 @@ begin
     and v_lane = v_run.job_type
   then
     return query select 'definition_removed', format('The definition of %s was removed.', v_run.job_type), null::timestamptz, null::uuid;
+  elsif exists (select from jobforge.pause_of(p_tenant_id, p_job_id)) then
+    return query select 'paused', p.message, null::timestamptz, null::uuid from jobforge.pause_of(p_tenant_id, p_job_id) p;
   elsif not jobforge.has_worker(v_lane) then
     return query select 'no_worker', format('No living worker can run %s; it stays queued and spends no attempt.', v_run.job_type),
       null::timestamptz, null::uuid;
@@ -967,6 +988,10 @@ begin
   elsif exists (select from jobforge.full_limits(p_tenant_id, v_run.job_type, p_job_id)) then
     return query select 'limit_reached', format('At most %s runs of %s may run at once, and as many do.', f.max_running, f.scope),
       null::timestamptz, null::uuid from jobforge.full_limits(p_tenant_id, v_run.job_type, p_job_id) f limit 1;
+  elsif exists (select from jobforge.full_counter(p_tenant_id, p_job_id)) then
+    return query select f.cause, f.message, f.until_at, (select j.id from jobforge.jobs j where j.tenant_id = p_tenant_id
+        and j.id = f.blocked_by and (v_projects is null or j.project_id = any (v_projects)))
+      from jobforge.full_counter(p_tenant_id, p_job_id) f;
   else
     select count(*) into v_before from (
       select from jobforge.ready r

@@ -2,7 +2,7 @@
 --
 -- Every function belongs to jobforge_sys, which sees all tenants, and is granted to jobforge_worker alone. A worker names
 -- the claim it speaks for by tenant, lease id, job and epoch; what is not in that living lease row is refused. Locks:
--- leases in the order of (tenant_id, lease_id), then ready, jobs, ordering_keys. Arrays are parallel: one element a job.
+-- leases in the order of (tenant_id, lease_id), then ready, jobs, ordering_keys, claim_counters. Arrays are parallel: one element a job.
 
 set local role jobforge_sys;
 
@@ -38,7 +38,7 @@ drop function if exists jobforge.lease_jobs(text, text[], uuid[], integer[], sma
 drop function if exists jobforge.lease_jobs(text, text[], uuid[], integer[], smallint[], integer, boolean, text);
 create or replace function jobforge.lease_jobs(
   p_worker_id text, p_tenant_ids text[], p_job_ids uuid[], p_epochs integer[], p_attempt_nos smallint[], p_lease_ms integer,
-  p_is_suspect boolean, p_after_tenant text default null)
+  p_is_suspect boolean, p_after_tenant text, p_now timestamptz)
 returns table (tenant_id text, lease_id uuid, job_id uuid, epoch integer, attempt_no integer, max_attempts integer,
   job_type text, job_version text, payload text, project_id text, trace_id text, timeout_ms integer, is_dry_run boolean,
   is_suspect boolean, created_at timestamptz, claimed_at timestamptz, lease_until timestamptz, lane_type text,
@@ -51,13 +51,12 @@ set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare
-  v_now timestamptz := jobforge.now();
-  v_lease_until timestamptz := v_now + p_lease_ms * interval '1 millisecond';
+  v_lease_until timestamptz := p_now + p_lease_ms * interval '1 millisecond';
   v_lease_id uuid := pg_catalog.gen_random_uuid();
 begin
   return query
   with held as materialized (
-    select k.ord, k.epoch, k.attempt_no, jobforge.deadline_of(v_now, j.timeout_ms) as deadline, j.tenant_id, j.id, j.job_type,
+    select k.ord, k.epoch, k.attempt_no, jobforge.deadline_of(p_now, j.timeout_ms) as deadline, j.tenant_id, j.id, j.job_type,
       j.job_version, j.payload, j.project_id, j.trace_id, j.timeout_ms, j.is_dry_run, j.max_attempts, j.created_at, j.lane_type,
       j.priority, j.run_at
     from unnest(p_tenant_ids, p_job_ids, p_epochs, p_attempt_nos) with ordinality k(tenant_id, job_id, epoch, attempt_no, ord)
@@ -65,20 +64,20 @@ begin
   ), new_leases as (
     insert into jobforge.leases (tenant_id, lease_id, worker_id, is_suspect, claimed_at, lease_until, overdue_at, job_ids,
       epochs, attempt_nos, deadlines)
-    select h.tenant_id, v_lease_id, p_worker_id, p_is_suspect, v_now, v_lease_until, min(h.deadline), array_agg(h.id order by h.ord),
+    select h.tenant_id, v_lease_id, p_worker_id, p_is_suspect, p_now, v_lease_until, min(h.deadline), array_agg(h.id order by h.ord),
       array_agg(h.epoch order by h.ord), array_agg(h.attempt_no order by h.ord), array_agg(h.deadline order by h.ord)
     from held h group by h.tenant_id order by h.tenant_id
   )
   select h.tenant_id::text, v_lease_id, h.id, h.epoch, h.attempt_no::integer, h.max_attempts::integer, h.job_type::text,
     h.job_version, h.payload::text, h.project_id::text, h.trace_id, h.timeout_ms, h.is_dry_run, p_is_suspect, h.created_at,
-    v_now, v_lease_until, h.lane_type::text,
+    p_now, v_lease_until, h.lane_type::text,
     case when h.lane_type is not null then (
       select d.definition::text from jobforge.job_definitions d
       where d.tenant_id = h.tenant_id and d.job_type = h.job_type and d.job_version = h.job_version) end,
     h.priority::integer, h.run_at, p_after_tenant
   from held h order by h.ord;
 end $$;
-comment on function jobforge.lease_jobs(text, text[], uuid[], integer[], smallint[], integer, boolean, text) is 'Write the lease rows of one claim and return its jobs.';
+comment on function jobforge.lease_jobs(text, text[], uuid[], integer[], smallint[], integer, boolean, text, timestamptz) is 'Write the lease rows of one claim and return its jobs.';
 
 -- A batch, fair between tenants: they take turns after p_after_tenant, a share each, and what is left over goes to those
 -- with more. A tenant that woke within the last half second has its turn first. Inside a tenant the lowest priority number
@@ -95,24 +94,18 @@ comment on function jobforge.lease_jobs(text, text[], uuid[], integer[], smallin
 -- would read every one that was ever claimed. So a worker says for lanes that it took much from how far it got (p_from_*,
 -- exclusive): only what lies behind is read. It looks from the left edge again once in a while; who comes late waits for
 -- that. Rows that are put back are therefore never put before now.
-create or replace function jobforge.claim_jobs(
-  p_worker_id text, p_job_types text[], p_limit integer, p_after_tenant text default '', p_tenant_ids text[] default null,
-  p_lease_ms integer default 30000, p_reap boolean default false, p_from_tenants text[] default null,
-  p_from_types text[] default null, p_from_priorities integer[] default null, p_from_run_ats timestamptz[] default null,
-  p_from_ids uuid[] default null)
-returns table (tenant_id text, lease_id uuid, job_id uuid, epoch integer, attempt_no integer, max_attempts integer,
-  job_type text, job_version text, payload text, project_id text, trace_id text, timeout_ms integer, is_dry_run boolean,
-  is_suspect boolean, created_at timestamptz, claimed_at timestamptz, lease_until timestamptz, lane_type text,
-  definition text, priority integer, run_at timestamptz, after_tenant text)
+create or replace function jobforge.take_ready(
+  p_job_types text[], p_limit integer, p_after_tenant text, p_tenant_ids text[], p_now timestamptz, p_from_tenants text[],
+  p_from_types text[], p_from_priorities integer[], p_from_run_ats timestamptz[], p_from_ids uuid[])
+returns table (tenant_ids text[], job_ids uuid[], epochs integer[], attempt_nos smallint[], after_tenant text)
 language plpgsql volatile
-security definer set search_path = jobforge, pg_temp
+set search_path = jobforge, pg_temp
 set enable_mergejoin = off
 set enable_hashjoin = off
 set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare
-  v_now timestamptz;
   v_tenants text[];
   v_left integer := p_limit;
   v_share integer;
@@ -121,38 +114,21 @@ declare
   v_tenant text;
   v_taken_tenants text[] := '{}'; v_taken_ids uuid[] := '{}'; v_taken_epochs integer[] := '{}'; v_taken_attempts smallint[] := '{}';
   v_batch record;
-  v_suspect record;
   v_after text;
   v_new integer;
   v_next integer := 1;
   v_window integer := 16;
   v_more text[] := '{}';
   v_is_first_turn boolean := true;
+  v_is_pausing boolean := exists (select from jobforge.pauses);
 begin
-  if coalesce(p_limit, 0) not between 1 and 1000 or coalesce(p_lease_ms, 0) not between 100 and 3600000 then
-    raise exception 'a claim takes 1 to 1,000 jobs for 100 ms to 1 h' using errcode = 'JF400';
-  end if;
-  if p_reap then
-    perform jobforge.reap_expired(100);
-  end if;
-  -- Alone in its transaction a claim need not wait for the disk: one lost in a crash took its lease id with it.
-  perform pg_catalog.set_config('synchronous_commit', 'off', true)
-    where pg_catalog.pg_current_xact_id_if_assigned() is null;
-  v_now := jobforge.now();
-
-  select * into v_suspect from jobforge.take_suspect(p_worker_id, p_job_types, p_tenant_ids, v_now);
-  if v_suspect.job_id is not null then
-    v_left := v_left - 1;
-    return query select * from jobforge.lease_jobs(p_worker_id, array[v_suspect.tenant_id], array[v_suspect.job_id],
-      array[v_suspect.epoch], array[v_suspect.attempt_no], p_lease_ms, true);
-  end if;
-
   select array_agg(t.tenant_id order by not t.is_new, t.tenant_id <= p_after_tenant collate "C", t.tenant_id),
     count(*) filter (where t.is_new)
   into v_tenants, v_new
   from (
-    select l.tenant_id, bool_or(l.woken_at > v_now - interval '500 milliseconds') as is_new from jobforge.lanes l
+    select l.tenant_id, bool_or(l.woken_at > p_now - interval '500 milliseconds') as is_new from jobforge.lanes l
     where l.job_type = any (p_job_types) and (p_tenant_ids is null or l.tenant_id = any (p_tenant_ids))
+      and not (v_is_pausing and jobforge.is_lane_paused(l.tenant_id, l.job_type))
     group by l.tenant_id) t;
   if v_tenants is not null and exists (select from jobforge.running_limits) then
     -- tenants with limits of running at once go by themselves: a share of this batch for those whose turn it is
@@ -166,7 +142,7 @@ begin
     foreach v_tenant in array coalesce(v_limited, '{}') loop
       exit when v_left <= 0;
       select array_agg(t.job_id) as job_ids, array_agg(t.epoch) as epochs, array_agg(t.attempt_no) as attempt_nos into v_batch
-      from jobforge.take_limited(v_tenant, p_job_types, least(v_share, v_left), v_now) t;
+      from jobforge.take_limited(v_tenant, p_job_types, least(v_share, v_left), p_now) t;
       v_taken_tenants := v_taken_tenants || array_fill(v_tenant, array[coalesce(cardinality(v_batch.job_ids), 0)]);
       v_taken_ids := v_taken_ids || v_batch.job_ids;
       v_taken_epochs := v_taken_epochs || v_batch.epochs;
@@ -189,7 +165,7 @@ begin
       -- one probe for a lane that has nothing, which most may be
       select distinct t.tenant_id, t.turn, n.job_type
       from turns t join jobforge.lanes n on n.tenant_id = t.tenant_id and n.job_type = any (p_job_types)
-      where case
+      where not (v_is_pausing and jobforge.is_lane_paused(n.tenant_id, n.job_type)) and case
         when exists (select from fronts f where f.tenant_id = n.tenant_id and f.job_type = n.job_type) then true
         else exists (select from jobforge.ready r where r.tenant_id = n.tenant_id and r.job_type = n.job_type) end
     ), looks as materialized (
@@ -208,7 +184,7 @@ begin
         cross join lateral (
           select r.job_type, r.priority, r.run_at, r.job_id
           from jobforge.ready r
-          where r.tenant_id = l.tenant_id and r.job_type = l.job_type and r.priority = l.priority and r.run_at <= v_now
+          where r.tenant_id = l.tenant_id and r.job_type = l.job_type and r.priority = l.priority and r.run_at <= p_now
             and (r.run_at, r.job_id) > (l.from_at, l.from_id) and not r.is_suspect
           order by r.run_at, r.job_id limit v_share) h
         where l.tenant_id = t.tenant_id
@@ -224,7 +200,7 @@ begin
       cross join lateral (
         select r.ctid as row_id
         from jobforge.ready r
-        where r.tenant_id = q.tenant_id and r.job_type = q.job_type and r.priority = q.priority and r.run_at <= v_now
+        where r.tenant_id = q.tenant_id and r.job_type = q.job_type and r.priority = q.priority and r.run_at <= p_now
           and (r.run_at, r.job_id) > (q.from_at, q.from_id) and not r.is_suspect
         order by r.run_at, r.job_id limit q.quota for update skip locked) k
     ), taken as (
@@ -264,7 +240,7 @@ begin
   foreach v_tenant in array coalesce(v_late, '{}') loop
     exit when v_left <= 0;
     select array_agg(t.job_id) as job_ids, array_agg(t.epoch) as epochs, array_agg(t.attempt_no) as attempt_nos into v_batch
-    from jobforge.take_limited(v_tenant, p_job_types, v_left, v_now) t;
+    from jobforge.take_limited(v_tenant, p_job_types, v_left, p_now) t;
     v_taken_tenants := v_taken_tenants || array_fill(v_tenant, array[coalesce(cardinality(v_batch.job_ids), 0)]);
     v_taken_ids := v_taken_ids || v_batch.job_ids;
     v_taken_epochs := v_taken_epochs || v_batch.epochs;
@@ -273,8 +249,95 @@ begin
   end loop;
 
   if cardinality(v_taken_ids) > 0 then
-    return query select * from jobforge.lease_jobs(p_worker_id, v_taken_tenants, v_taken_ids, v_taken_epochs, v_taken_attempts,
-      p_lease_ms, false, v_after);
+    return query select v_taken_tenants, v_taken_ids, v_taken_epochs, v_taken_attempts, v_after;
+  end if;
+end $$;
+comment on function jobforge.take_ready(text[], integer, text, text[], timestamptz, text[], text[], integer[], timestamptz[],
+  uuid[]) is 'Take due jobs out of ready, fairly between tenants.';
+
+create or replace function jobforge.claim_jobs(
+  p_worker_id text, p_job_types text[], p_limit integer, p_after_tenant text default '', p_tenant_ids text[] default null,
+  p_lease_ms integer default 30000, p_reap boolean default false, p_from_tenants text[] default null,
+  p_from_types text[] default null, p_from_priorities integer[] default null, p_from_run_ats timestamptz[] default null,
+  p_from_ids uuid[] default null)
+returns table (tenant_id text, lease_id uuid, job_id uuid, epoch integer, attempt_no integer, max_attempts integer,
+  job_type text, job_version text, payload text, project_id text, trace_id text, timeout_ms integer, is_dry_run boolean,
+  is_suspect boolean, created_at timestamptz, claimed_at timestamptz, lease_until timestamptz, lane_type text,
+  definition text, priority integer, run_at timestamptz, after_tenant text)
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+set enable_mergejoin = off
+set enable_hashjoin = off
+set enable_seqscan = off
+as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz;
+  v_start_at timestamptz;
+  v_left integer := p_limit;
+  v_suspect record;
+  v_taken record;
+  v_may_wait boolean := true;
+  v_round integer := 0;
+  v_is_more boolean := false;
+begin
+  if coalesce(p_limit, 0) not between 1 and 1000 or coalesce(p_lease_ms, 0) not between 100 and 3600000 then
+    raise exception 'a claim takes 1 to 1,000 jobs for 100 ms to 1 h' using errcode = 'JF400';
+  end if;
+  if p_reap then
+    v_may_wait := jobforge.reap_expired(100) = 0;  -- after that it holds locks already
+  end if;
+  -- Alone in its transaction a claim need not wait for the disk: one lost in a crash took its lease id with it.
+  perform pg_catalog.set_config('synchronous_commit', 'off', true)
+    where pg_catalog.pg_current_xact_id_if_assigned() is null;
+  v_now := jobforge.now();
+  v_start_at := v_now;
+  if exists (select from jobforge.claim_counters c where c.next_at <= v_now) then
+    perform jobforge.unpark_rates(v_now);
+    v_may_wait := false;
+    v_now := jobforge.now();  -- what came back is due from then on
+  end if;
+
+  select * into v_suspect from jobforge.take_suspect(p_worker_id, p_job_types, p_tenant_ids, v_now);
+  if v_suspect.job_id is not null and jobforge.is_holding_back(array[v_suspect.tenant_id]) then
+    select a.job_ids[1], a.decided_at into v_suspect.job_id, v_start_at
+    from jobforge.admit_jobs(array[v_suspect.tenant_id], array[v_suspect.job_id], array[v_suspect.epoch],
+      array[v_suspect.attempt_no], 1, true, v_may_wait) a;
+    v_may_wait := false;
+  end if;
+  if v_suspect.job_id is not null then
+    v_left := v_left - 1;
+    return query select * from jobforge.lease_jobs(p_worker_id, array[v_suspect.tenant_id], array[v_suspect.job_id],
+      array[v_suspect.epoch], array[v_suspect.attempt_no], p_lease_ms, true, null, v_start_at);
+  end if;
+
+  -- Jobs over a limit are parked, and others take their place: a few times, so that a claim stays short; who comes next
+  -- goes on. Where no limit or pause is, this is one round.
+  while v_left > 0 and v_round < 8 loop
+    v_round := v_round + 1;
+    select t.*, cardinality(t.job_ids) as given into v_taken
+    from jobforge.take_ready(p_job_types, case when v_round = 1 then v_left else greatest(v_left, 200) end, p_after_tenant, p_tenant_ids,
+      v_now, p_from_tenants, p_from_types, p_from_priorities, p_from_run_ats, p_from_ids) t;
+    exit when v_taken.job_ids is null;
+    if v_round = 1 and not jobforge.is_holding_back(v_taken.tenant_ids) then
+      return query select * from jobforge.lease_jobs(p_worker_id, v_taken.tenant_ids, v_taken.job_ids, v_taken.epochs,
+        v_taken.attempt_nos, p_lease_ms, false, v_taken.after_tenant, v_now);
+      return;
+    end if;
+    select a.*, v_taken.given as given, v_taken.after_tenant as after_tenant into v_taken
+    from jobforge.admit_jobs(v_taken.tenant_ids, v_taken.job_ids, v_taken.epochs, v_taken.attempt_nos, v_left, false, v_may_wait) a;
+    v_may_wait := false;
+    v_left := v_left - coalesce(cardinality(v_taken.job_ids), 0);
+    -- with room left, what was put back stands under a counter that somebody is at
+    v_is_more := v_round = 8 or v_taken.given > v_taken.parked + coalesce(cardinality(v_taken.job_ids), 0);
+    if v_taken.job_ids is not null then
+      return query select * from jobforge.lease_jobs(p_worker_id, v_taken.tenant_ids, v_taken.job_ids, v_taken.epochs,
+        v_taken.attempt_nos, p_lease_ms, false, v_taken.after_tenant, v_taken.decided_at);
+    end if;
+    exit when v_taken.parked = 0;
+  end loop;
+  if v_is_more and v_left > 0 then
+    perform jobforge.wake('ready');
   end if;
 end $$;
 comment on function jobforge.claim_jobs(text, text[], integer, text, text[], integer, boolean, text[], text[], integer[],
@@ -298,6 +361,7 @@ begin
       select r.ctid from jobforge.ready r
       where r.is_suspect and r.run_at <= p_now and r.job_type = any (p_job_types)
         and (p_tenant_ids is null or r.tenant_id = any (p_tenant_ids))
+        and not jobforge.is_lane_paused(r.tenant_id, r.job_type)
         and (not exists (select from jobforge.running_limits u where u.tenant_id = r.tenant_id)
           or jobforge.has_room(r.tenant_id, coalesce(r.own_type, r.job_type), r.job_id))
       order by r.run_at limit 1 for update skip locked)
@@ -472,6 +536,7 @@ declare
   v_accepted integer[];
   v_tenants text[]; v_ids uuid[];
   v_key_tenants text[]; v_keys text[]; v_key_ids uuid[];
+  v_slot_tenants text[]; v_slots text[]; v_slot text;
 begin
   perform jobforge.require_parallel(p_job_ids, cardinality(p_tenant_ids), cardinality(p_lease_ids), cardinality(p_epochs),
     cardinality(p_results), coalesce(cardinality(p_manifests), cardinality(p_job_ids)));
@@ -487,12 +552,16 @@ begin
     set final_status = 'succeeded', attempt_no = v_lease.attempt_nos[1], epoch = p_epochs[1], worker_id = v_lease.worker_id,
       started_at = v_lease.claimed_at, finished_at = v_now, result = coalesce(p_results[1], 'null')::jsonb
     where j.tenant_id = p_tenant_ids[1] and j.id = p_job_ids[1] and j.final_status is null
-    returning j.ordering_key, not exists (
-      select from jobforge.run_progress p where p.tenant_id = j.tenant_id and p.job_id = j.id) into v_key, v_is_told;
+    returning j.ordering_key, j.slot_key, not exists (
+      select from jobforge.run_progress p where p.tenant_id = j.tenant_id and p.job_id = j.id) into v_key, v_slot, v_is_told;
     if found then
       v_accepted := array[1];
       v_tenants := p_tenant_ids;
       v_ids := p_job_ids;
+    end if;
+    if v_slot is not null then
+      v_slot_tenants := p_tenant_ids;
+      v_slots := array[v_slot];
     end if;
     if v_key is not null then
       v_key_tenants := p_tenant_ids;
@@ -509,11 +578,12 @@ begin
       from gone g
       join unnest(p_results) with ordinality r(result, ord) on r.ord = g.ord
       where j.tenant_id = g.tenant_id and j.id = g.job_id and j.final_status is null
-      returning g.ord, j.tenant_id, j.ordering_key, j.id
+      returning g.ord, j.tenant_id, j.ordering_key, j.id, j.slot_key
     )
     select array_agg(e.ord), array_agg(e.tenant_id::text), array_agg(e.id), array_agg(e.tenant_id::text) filter (where e.ordering_key is not null),
-      array_agg(e.ordering_key::text) filter (where e.ordering_key is not null), array_agg(e.id) filter (where e.ordering_key is not null)
-    into v_accepted, v_tenants, v_ids, v_key_tenants, v_keys, v_key_ids
+      array_agg(e.ordering_key::text) filter (where e.ordering_key is not null), array_agg(e.id) filter (where e.ordering_key is not null),
+      array_agg(e.tenant_id::text) filter (where e.slot_key is not null), array_agg(e.slot_key::text) filter (where e.slot_key is not null)
+    into v_accepted, v_tenants, v_ids, v_key_tenants, v_keys, v_key_ids, v_slot_tenants, v_slots
     from ended e;
   end if;
   if p_manifests is not null then
@@ -524,6 +594,9 @@ begin
   end if;
   if v_keys is not null then
     perform jobforge.promote_next(v_key_tenants, v_keys, v_key_ids);
+  end if;
+  if v_slots is not null then
+    perform jobforge.free_slots(v_slot_tenants, v_slots);
   end if;
   if v_accepted is not null then
     perform jobforge.wake('runs');
@@ -606,7 +679,7 @@ begin
       run_at = case when d.final_status is null then d.next_run_at else j.run_at end
     from decided d
     where j.tenant_id = d.tenant_id and j.id = d.job_id and j.final_status is null
-    returning d.ord, j.tenant_id, j.id, j.job_type, j.lane_type, j.priority, j.run_at, j.ordering_key, d.final_status, d.epoch, d.charged_no,
+    returning d.ord, j.tenant_id, j.id, j.job_type, j.lane_type, j.priority, j.run_at, j.ordering_key, j.slot_key, d.final_status, d.epoch, d.charged_no,
       d.kind
   ), requeued as (
     insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, is_suspect, own_type)
@@ -626,7 +699,9 @@ begin
     array_agg(e.id) filter (where e.final_status is not null) as final_ids,
     array_agg(e.tenant_id::text) filter (where e.final_status is not null and e.ordering_key is not null) as key_tenants,
     array_agg(e.ordering_key::text) filter (where e.final_status is not null and e.ordering_key is not null) as keys,
-    array_agg(e.id) filter (where e.final_status is not null and e.ordering_key is not null) as key_ids
+    array_agg(e.id) filter (where e.final_status is not null and e.ordering_key is not null) as key_ids,
+    array_agg(e.tenant_id::text) filter (where e.slot_key is not null) as slot_tenants,
+    array_agg(e.slot_key::text) filter (where e.slot_key is not null) as slots
   into v_closed
   from ended e;
   if p_manifests is not null then
@@ -638,6 +713,9 @@ begin
   end if;
   if v_closed.keys is not null then
     perform jobforge.promote_next(v_closed.key_tenants, v_closed.keys, v_closed.key_ids);
+  end if;
+  if v_closed.slots is not null then
+    perform jobforge.free_slots(v_closed.slot_tenants, v_closed.slots);
   end if;
   if v_closed.lane_tenants is not null then
     perform jobforge.touch_lanes(v_closed.lane_tenants, v_closed.lane_types);
@@ -780,7 +858,7 @@ create or replace function jobforge.enqueue_child(
   p_tenant_id text, p_lease_id uuid, p_job_id uuid, p_epoch integer, p_job_type text, p_payload text, p_received text,
   p_idempotency_key text, p_ordering_key text, p_priority integer, p_run_at timestamptz, p_labels text, p_job_version text,
   p_max_attempts integer, p_backoff_ms integer, p_backoff_multiplier float8, p_max_backoff_ms integer, p_timeout_ms integer,
-  p_cost integer default null, p_lane_type text default null)
+  p_cost integer default null, p_lane_type text default null, p_claim_limits text default null)
 returns table (job_id uuid, outcome text, status text, version bigint, run_at timestamptz, created_at timestamptz)
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
@@ -804,11 +882,11 @@ begin
     array[p_ordering_key], array[p_priority], array[p_run_at], array[v_parent.project_id::text], array[p_labels],
     array[v_parent.trace_id], array[p_job_version], array[p_max_attempts], array[p_backoff_ms], array[p_backoff_multiplier],
     array[p_max_backoff_ms], array[p_timeout_ms], array[v_parent.is_dry_run], null, 30000, false, p_job_id,
-    array[p_cost], case when p_lane_type is not null then array[p_lane_type] end) e;
+    array[p_cost], case when p_lane_type is not null then array[p_lane_type] end, array[p_claim_limits]) e;
   -- a scope outlasts its function; the worker's next statement must not find a tenant set
   perform jobforge.leave_scope();
 end $$;
 comment on function jobforge.enqueue_child(text, uuid, uuid, integer, text, text, text, text, text, integer, timestamptz, text, text,
-  integer, integer, float8, integer, integer, integer, text) is 'Enqueue a job on behalf of a running one; refused for a claim that is not the living one.';
+  integer, integer, float8, integer, integer, integer, text, text) is 'Enqueue a job on behalf of a running one; refused for a claim that is not the living one.';
 
 reset role;

@@ -403,7 +403,8 @@ comment on function jobforge.list_step_definitions(text, uuid, uuid, integer, te
 create or replace function jobforge.enqueue_steps(
   p_tenant_id text, p_lease_id uuid, p_job_id uuid, p_epoch integer, p_steps text[], p_job_types text[], p_payloads text[],
   p_received text[], p_priorities integer[], p_job_versions text[], p_max_attempts integer[], p_backoff_ms integer[],
-  p_backoff_multipliers float8[], p_max_backoff_ms integer[], p_timeout_ms integer[], p_costs integer[], p_lane_types text[])
+  p_backoff_multipliers float8[], p_max_backoff_ms integer[], p_timeout_ms integer[], p_costs integer[], p_lane_types text[],
+  p_claim_limits text[] default null)
 returns table (step text, child_id uuid)
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
@@ -439,12 +440,13 @@ begin
     array_agg(u.version order by u.ord) as versions, array_agg(u.max_attempts order by u.ord) as max_attempts,
     array_agg(u.backoff_ms order by u.ord) as backoff_ms, array_agg(u.multiplier order by u.ord) as multipliers,
     array_agg(u.max_backoff_ms order by u.ord) as max_backoff_ms, array_agg(u.timeout_ms order by u.ord) as timeout_ms,
-    array_agg(u.cost order by u.ord) as costs, array_agg(u.lane_type order by u.ord) as lane_types
+    array_agg(u.cost order by u.ord) as costs, array_agg(u.lane_type order by u.ord) as lane_types,
+    array_agg(u.claim_limits order by u.ord) as claim_limits
   into v_new
   from unnest(p_steps, p_job_types, p_payloads, p_received, p_priorities, p_job_versions, p_max_attempts, p_backoff_ms,
-      p_backoff_multipliers, p_max_backoff_ms, p_timeout_ms, p_costs, p_lane_types) with ordinality
+      p_backoff_multipliers, p_max_backoff_ms, p_timeout_ms, p_costs, p_lane_types, p_claim_limits) with ordinality
     u(step, job_type, payload, received, priority, version, max_attempts, backoff_ms, multiplier, max_backoff_ms, timeout_ms,
-      cost, lane_type, ord)
+      cost, lane_type, claim_limits, ord)
   where not exists (
     select from jobforge.composition_steps s where s.tenant_id = p_tenant_id and s.job_id = p_job_id and s.step = u.step);
   if v_new.steps is not null then
@@ -462,7 +464,8 @@ begin
       array_fill(v_parent.trace_id, array[cardinality(v_new.steps)]), v_new.versions, v_new.max_attempts, v_new.backoff_ms,
       v_new.multipliers, v_new.max_backoff_ms, v_new.timeout_ms,
       array_fill(v_parent.is_dry_run, array[cardinality(v_new.steps)]), null, 30000, false, p_job_id, v_new.costs,
-      case when exists (select from unnest(v_new.lane_types) u(lane_type) where u.lane_type is not null) then v_new.lane_types end) e;
+      case when exists (select from unnest(v_new.lane_types) u(lane_type) where u.lane_type is not null) then v_new.lane_types end,
+      v_new.claim_limits) e;
     -- a scope outlasts its function; the worker's next statement must not find a tenant set
     perform jobforge.leave_scope();
     if v_enqueued.is_conflict then
@@ -476,7 +479,7 @@ begin
   where s.tenant_id = p_tenant_id and s.job_id = p_job_id and s.step = any (p_steps);
 end $$;
 comment on function jobforge.enqueue_steps(text, uuid, uuid, integer, text[], text[], text[], text[], integer[], text[], integer[],
-  integer[], float8[], integer[], integer[], integer[], text[]) is
+  integer[], float8[], integer[], integer[], integer[], text[], text[]) is
   'Enqueue steps of a running composition, each once however often it is asked for; refused for a claim that is not the living one.';
 
 -- The composition leaves its worker, uncharged, until no more than p_may_remain of the steps named are open. One that has
@@ -527,6 +530,9 @@ begin
 
   select * into v_gone from jobforge.leave_leases(array[p_tenant_id], array[p_lease_id], array[p_job_id], array[p_epoch]);
   select * into v_job from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
+  if v_job.slot_key is not null then
+    perform jobforge.free_slots(array[p_tenant_id], array[v_job.slot_key::text]);
+  end if;
   if v_is_busy or coalesce(cardinality(v_open), 0) <= p_may_remain or p_until_at <= v_now then
     v_job.run_at := v_now + case when v_is_busy then interval '20 milliseconds' else interval '0' end;
     update jobforge.jobs j set run_at = v_job.run_at where j.tenant_id = p_tenant_id and j.id = p_job_id;

@@ -173,6 +173,7 @@ begin
       p_max_backoff_ms => array[(p_fire ->> 'maxBackoffMs')::integer],
       p_timeout_ms => array[(p_fire ->> 'timeoutMs')::integer],
       p_costs => array[(p_fire ->> 'cost')::integer],
+      p_claim_limits => array[p_fire ->> 'claimLimits'],
       p_lane_types => array[p_fire ->> 'laneType'],
       p_is_plan => p_is_plan) e;
     decision := case when v_outcome = 'created' and p_is_plan then 'planned' when v_outcome = 'created' then 'fired' else 'skipped' end;

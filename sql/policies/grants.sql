@@ -32,7 +32,7 @@ grant execute on function jobforge.new_id(), jobforge.deadline_of(timestamptz, i
   jobforge.promote_next(text[], text[], uuid[]) to jobforge_sys;
 grant execute on function
   jobforge.enqueue_jobs(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[], text[], text[],
-    integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid, integer[], text[])
+    integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid, integer[], text[], text[])
   to jobforge_api, jobforge_sys;
 grant execute on function
   jobforge.enqueue_job(text, text, jsonb, text, text, integer, timestamptz, text, jsonb, text, text, integer, integer, float8,
@@ -70,7 +70,7 @@ grant execute on function
   jobforge.has_work(text[], integer),
   jobforge.tend_lanes(),
   jobforge.enqueue_child(text, uuid, uuid, integer, text, text, text, text, text, integer, timestamptz, text, text, integer, integer,
-    float8, integer, integer, integer, text)
+    float8, integer, integer, integer, text, text)
   to jobforge_worker;
 
 grant execute on function jobforge.scan_settings(), jobforge.scan_database(), jobforge.scan_tables(), jobforge.scan_indexes(),
@@ -183,7 +183,7 @@ grant execute on function
   jobforge.list_steps(text, uuid, uuid, integer, text[]),
   jobforge.list_step_definitions(text, uuid, uuid, integer, text[]),
   jobforge.enqueue_steps(text, uuid, uuid, integer, text[], text[], text[], text[], integer[], text[], integer[], integer[], float8[],
-    integer[], integer[], integer[], text[]),
+    integer[], integer[], integer[], text[], text[]),
   jobforge.wait_for_steps(text, uuid, uuid, integer, uuid[], integer, timestamptz)
   to jobforge_worker;
 
@@ -273,5 +273,27 @@ grant execute on function
   jobforge.enqueue_bundle(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[], text[], text[],
     integer[], integer[], float8[], integer[], integer[], boolean[], integer[], text[], text[], text[], boolean)
   to jobforge_api;
+
+reset role;
+
+-- Limits of definitions and pauses: obeyed by claims, given back by settles; pauses are set by callers with the scope for it.
+set local role jobforge_owner;
+
+revoke all on jobforge.claim_counters, jobforge.limited_tenants, jobforge.pauses
+  from public, jobforge_rpc, jobforge_sys, jobforge_api, jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor;
+grant select on jobforge.claim_counters to jobforge_rpc;
+grant select, insert on jobforge.limited_tenants to jobforge_rpc;
+grant select, insert, delete on jobforge.pauses to jobforge_rpc;
+grant select, insert, update, delete on jobforge.claim_counters to jobforge_sys;
+grant select on jobforge.limited_tenants to jobforge_sys;
+grant select, update on jobforge.pauses to jobforge_sys;  -- update is what locking a row takes
+
+reset role;
+set local role jobforge_rpc;
+
+grant execute on function jobforge.unpark_jobs(text[], text[], integer[]), jobforge.free_slots(text[], text[]),
+  jobforge.count_starts(timestamptz[], integer[], integer, timestamptz) to jobforge_sys;
+grant execute on function jobforge.pause_queue(text, text, text, text), jobforge.resume_queue(text, text, text),
+  jobforge.list_pauses(text) to jobforge_api;
 
 reset role;

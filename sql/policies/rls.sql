@@ -17,7 +17,8 @@ begin
       'context_keys', 'tenant_logins', 'rate_limits', 'limit_usage', 'limited_jobs', 'running_limits',
       'policy_tokens', 'denial_windows', 'job_dependencies', 'composition_steps',
       'artifact_objects', 'artifacts', 'artifact_manifests', 'worker_environments',
-      'events', 'triggers', 'trigger_fires')
+      'events', 'triggers', 'trigger_fires',
+      'claim_counters', 'limited_tenants', 'pauses')
     then
       raise exception 'table % has no row policy', v_table using errcode = 'JF400', hint = 'Add it to sql/policies/rls.sql.';
     end if;
@@ -207,6 +208,30 @@ create policy tenant_rows on jobforge.composition_steps to jobforge_rpc
   using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
 drop policy if exists every_row on jobforge.composition_steps;
 create policy every_row on jobforge.composition_steps to jobforge_sys using (true) with check (true);
+
+alter table jobforge.claim_counters enable row level security;
+alter table jobforge.claim_counters force row level security;
+drop policy if exists tenant_rows on jobforge.claim_counters;
+create policy tenant_rows on jobforge.claim_counters to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.claim_counters;
+create policy every_row on jobforge.claim_counters to jobforge_sys using (true) with check (true);
+
+alter table jobforge.limited_tenants enable row level security;
+alter table jobforge.limited_tenants force row level security;
+drop policy if exists tenant_rows on jobforge.limited_tenants;
+create policy tenant_rows on jobforge.limited_tenants to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.limited_tenants;
+create policy every_row on jobforge.limited_tenants to jobforge_sys using (true) with check (true);
+
+alter table jobforge.pauses enable row level security;
+alter table jobforge.pauses force row level security;
+drop policy if exists tenant_rows on jobforge.pauses;
+create policy tenant_rows on jobforge.pauses to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.pauses;
+create policy every_row on jobforge.pauses to jobforge_sys using (true) with check (true);
 
 alter table jobforge.workers enable row level security;
 alter table jobforge.workers force row level security;

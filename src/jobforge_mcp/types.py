@@ -292,6 +292,32 @@ class NewJob:
     """Units of a budget that the run uses, unless the operator has set another price for its type."""
     lane_type: str | None = None
     """For a job of a registered definition the type that workers claim it by; ``None`` is the job type itself."""
+    claim_limits: str | None = None
+    """JSON text of what a claim obeys: ``concurrency`` and ``rateLimit``, with the keys of this input."""
+
+
+class PauseKind(StrEnum):
+    """What can be paused."""
+
+    TENANT = "tenant"
+    """All of it."""
+    TYPE = "type"
+    """One job type, and what was registered over its handler."""
+    PROJECT = "project"
+    """One project."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Something of which no run starts until it is resumed."""
+
+    kind: PauseKind
+    name: str | None
+    """Job type or project; ``None`` for the tenant."""
+    reason: str | None
+    paused_by: str | None
+    """Actor of the call that paused it."""
+    paused_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,6 +190,8 @@ SPECIAL: dict[str, dict[str, object]] = {
     "record_denial": {"p_action": "execute-job", "p_reason": "scope"},
     "list_audit": {"p_token_id": None},
     "enqueue_jobs": {"p_worker_id": None, "p_received": None},
+    "pause_queue": {"p_kind": "project"},
+    "resume_queue": {"p_kind": "project"},
     "enqueue_child": {"p_received": "{}"},
     # planned, because the hash of a definition is an answer that follows from the question
     "register_definition": {

@@ -77,6 +77,7 @@ def _belongings(queue: Queue, tenant: str) -> Belongings:
     waiting = enqueue(ordering_key=mark)
     definition = json.dumps({"name": mark, "handler": ECHO, "description": mark})
     queue.ask("register_definition", tenant, definition, ECHO)
+    queue.ask("pause_queue", tenant, "type", f"nobody.runs.{mark}", mark)
     return Belongings(
         tenant, succeeded, failed, running, queued, waiting, held.lease_id, held.epoch
     )

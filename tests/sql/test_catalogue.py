@@ -20,6 +20,7 @@ from jobforge_mcp.router import (
     jobs,
     leases,
     maintenance,
+    queues,
     scope,
     seals,
     steps,
@@ -178,7 +179,7 @@ def test_functions_have_no_overloads(functions: list[Row]) -> None:
 @pytest.mark.parametrize(
     ("role", "modules"),
     [
-        (API, [definitions, events, jobs, scope, audit, tokens, evidence, bundles]),
+        (API, [definitions, events, jobs, queues, scope, audit, tokens, evidence, bundles]),
         ("jobforge_scheduler", [maintenance]),
         (WORKER, [maintenance, leases, heartbeat, evidence, steps]),
         ("jobforge_auditor", [seals]),

@@ -150,6 +150,9 @@ CALLS: list[tuple[str, tuple[object, ...]]] = [
     ("cancel_job", (uuid4(),)),
     ("retry_job", (uuid4(),)),
     ("explain_run", (uuid4(),)),
+    ("pause_queue", ("tenant",)),
+    ("resume_queue", ("tenant",)),
+    ("list_pauses", ()),
 ]
 
 

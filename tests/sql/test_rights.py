@@ -30,6 +30,7 @@ TENANT_TABLES = [
     "artifacts",
     "audit_log",
     "audit_seals",
+    "claim_counters",
     "composition_steps",
     "denial_windows",
     "events",
@@ -42,7 +43,9 @@ TENANT_TABLES = [
     "leases",
     "limit_usage",
     "limited_jobs",
+    "limited_tenants",
     "ordering_keys",
+    "pauses",
     "policy_tokens",
     "rate_limits",
     "ready",
@@ -117,6 +120,10 @@ def filled(queue: Queue) -> Queue:
             values (%s, 1, 1, 1, 0, 1, gen_random_uuid(), sha256(''), jobforge.now(), 'k', sha256('') || sha256(''))""",
             tenant,
         )
+        queue.enqueue_many(1, tenant, claim_limits=['{"concurrency": {"limit": 1}}'])
+        queue.claim(10, tenant_ids=[tenant])
+        queue.enqueue(tenant)
+        queue.ask("pause_queue", tenant, "type", "other.type")
     return queue
 
 
@@ -303,6 +310,9 @@ TENANT_CALLS: list[tuple[str, tuple[object, ...]]] = [
     ("cancel_job", (uuid4(),)),
     ("retry_job", (uuid4(),)),
     ("explain_run", (uuid4(),)),
+    ("pause_queue", ("tenant",)),
+    ("resume_queue", ("tenant",)),
+    ("list_pauses", ()),
     ("revoke_token", ("t",)),
     ("revoke_tenant_tokens", ()),
     ("check_token", (["t"],)),

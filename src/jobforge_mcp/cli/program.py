@@ -21,6 +21,7 @@ from jobforge_mcp.cli import (
     logins,
     migration,
     node,
+    queues,
     runs,
     serving,
     token_life,
@@ -79,6 +80,7 @@ def build_program() -> typer.Typer:
         ("login", "Logins for plain SQL, each bound to one tenant.", LOGIN),
         ("context-key", "Keys that sign the tenant of each call for the database.", CONTEXT_KEY),
         ("limit", "What tenants, job types and tools may use.", LIMIT),
+        ("queue", "Pause and resume what may start.", QUEUE),
         ("audit", "What was done, and the proof that nobody rewrote it.", AUDIT),
         ("events", "What was told to have happened, and what it started.", EVENTS),
         ("triggers", "Rules that turn times and events into jobs.", TRIGGERS),
@@ -116,6 +118,12 @@ LIMIT: tuple[tuple[str, Callable[..., object]], ...] = (
     ("set", limits.set_),
     ("list", limits.list_),
     ("remove", limits.remove),
+)
+QUEUE: tuple[tuple[str, Callable[..., object]], ...] = (
+    ("pause", queues.pause),
+    ("resume", queues.resume),
+    ("list", queues.list_),
+    ("stats", queues.stats),
 )
 CONTEXT_KEY: tuple[tuple[str, Callable[..., object]], ...] = (
     ("create", context_keys.create),
@@ -183,6 +191,7 @@ def _help_for(given: Sequence[str]) -> str:
         "limit": LIMIT,
         "login": LOGIN,
         "node": NODE,
+        "queue": QUEUE,
         "token": TOKEN,
         "triggers": TRIGGERS,
     }

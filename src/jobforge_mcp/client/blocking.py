@@ -13,6 +13,7 @@ from jobforge_mcp.client.bundles import BundleRequest, Verdict
 from jobforge_mcp.client.events import SyncEventVerbs
 from jobforge_mcp.client.evidence import BlockingEvidenceVerbs
 from jobforge_mcp.client.options import DEFAULTS, Options
+from jobforge_mcp.client.queues import BlockingQueueVerbs
 from jobforge_mcp.client.verbs import Client
 from jobforge_mcp.definitions.model import JobDefinition
 from jobforge_mcp.definitions.registry import Registry
@@ -33,7 +34,7 @@ from jobforge_mcp.types import (
 )
 
 
-class SyncClient(BlockingEvidenceVerbs):
+class SyncClient(BlockingEvidenceVerbs, BlockingQueueVerbs):
     """`Client` for code without an event loop: the same verbs, each of which blocks its thread.
 
     It runs an event loop on a thread of its own; one client may be shared by many threads.

@@ -17,10 +17,12 @@ from jobforge_mcp.client.definitions import DefinitionVerbs
 from jobforge_mcp.client.events import EventVerbs
 from jobforge_mcp.client.evidence import EvidenceVerbs, is_elsewhere
 from jobforge_mcp.client.options import DEFAULTS, Options
+from jobforge_mcp.client.queues import QueueVerbs
 from jobforge_mcp.db.installation import open_installation
 from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.catalog import Catalog
+from jobforge_mcp.definitions.claim_limits import claim_limits
 from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.definitions.json_limits import check_key
 from jobforge_mcp.definitions.model import is_job_name
@@ -73,7 +75,7 @@ def _no_store() -> ContentStore:
     raise RuntimeError("a client without a store cannot read large artifacts")
 
 
-class Client(DefinitionVerbs, EvidenceVerbs):
+class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs):
     """Enqueues jobs and follows runs as one caller."""
 
     def __init__(
@@ -444,6 +446,7 @@ class Client(DefinitionVerbs, EvidenceVerbs):
             is_dry_run=options.is_dry_run,
             cost=prepared.definition.cost,
             lane_type=bound.lane_type,
+            claim_limits=claim_limits(prepared.definition, prepared.payload),
         )
 
 

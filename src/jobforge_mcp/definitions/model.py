@@ -30,8 +30,9 @@ from pydantic.alias_generators import to_camel
 
 from jobforge_mcp.definitions.composition import MAX_STEPS, Composition, Map, Step, Switch
 from jobforge_mcp.definitions.durations import Duration, milliseconds
+from jobforge_mcp.definitions.mapping import check
 from jobforge_mcp.definitions.schema import Schema, schema_of
-from jobforge_mcp.errors import DefinitionError
+from jobforge_mcp.errors import CallerError, DefinitionError
 from jobforge_mcp.types import Effects, Guard, Isolation, JobAction
 
 Handler: TypeAlias = Callable[..., object]
@@ -52,6 +53,15 @@ def _one_line(text: str) -> str:
     if any(not (character.isprintable() or character == "\n") for character in text):
         raise ValueError("must not contain control or invisible characters")
     return text
+
+
+def _limit_key(text: str) -> str:
+    if text.startswith("/"):
+        try:
+            check({"$ref": "/input" + text})
+        except CallerError as error:
+            raise ValueError(error.message) from None
+    return _one_line(text)
 
 
 JobName = Annotated[str, Field(pattern=_NAME)]
@@ -103,6 +113,30 @@ class Permission(_Model):
         if not self.roles and not self.scopes:
             raise ValueError("a permission names roles, scopes or both")
         return self
+
+
+LimitKey = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_limit_key)]
+"""A literal, or a JSON Pointer into the input."""
+
+
+class ConcurrencyLimit(_Model):
+    """How many runs may be running at once; those over it wait their turn in the queue."""
+
+    limit: Annotated[int, Field(ge=1, le=1_000_000)]
+    """Runs at once of each key."""
+    key: LimitKey | None = None
+    """Whose runs are counted together: a JSON Pointer into the input (``/customerId``), or a word. Absent means all."""
+
+
+class RateLimit(_Model):
+    """How many runs may start within a time; those over it wait for it to pass."""
+
+    count: Annotated[int, Field(ge=1, le=1_000_000)]
+    """Starts within any ``periodMs``, of each key; attempts after the first count as well."""
+    period_ms: Annotated[int, Field(ge=100, le=_MAX_MS)]
+    """Milliseconds."""
+    key: LimitKey | None = None
+    """Whose starts are counted together: a JSON Pointer into the input (``/customerId``), or a word. Absent means all."""
 
 
 class JobDefinition(_Model):
@@ -157,6 +191,10 @@ class JobDefinition(_Model):
     """Whether running it twice with the same input is as good as once."""
     cost: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     """Units of a budget that each run uses; what an operator set for the job type comes before."""
+    concurrency: ConcurrencyLimit | None = None
+    """How many runs may be running at once."""
+    rate_limit: RateLimit | None = None
+    """How many runs may start within a time."""
 
     @property
     def composition(self) -> Composition | None:
@@ -294,13 +332,16 @@ def job(
     effects: Effects | Literal["none", "internal", "external"] = Effects.INTERNAL,
     idempotent: bool = False,
     cost: int = 1,
+    concurrency: ConcurrencyLimit | int | None = None,
+    rate_limit: RateLimit | None = None,
 ) -> Callable[[Handler], BoundJob]:
     """Make a job of a function ``(input: SomeModel, job: JobContext) -> Output``.
 
     The function's types are the schemas, its docstring the description unless one is given. ``async def`` runs on the
     worker's loop and ``def`` in a child process, unless ``isolation`` says otherwise; ``scopes`` are needed to execute it
     besides ``jobs:execute``. ``permissions`` ask for roles and scopes action by action; ``guard`` is asked about every action
-    and refuses unless it returns ``True``. ``cost`` is what each run uses of a budget of units.
+    and refuses unless it returns ``True``. ``cost`` is what each run uses of a budget of units. ``concurrency`` (a number, or one for each key) and ``rate_limit``
+    hold back runs that are too many at once or within a time.
 
     Raises:
         DefinitionError: An argument or the function's signature does not fit; file and line are named.
@@ -330,6 +371,10 @@ def job(
                 effects=Effects(effects),
                 idempotent=idempotent,
                 cost=cost,
+                concurrency=ConcurrencyLimit(limit=concurrency)
+                if isinstance(concurrency, int)
+                else concurrency,
+                rate_limit=rate_limit,
             )
             bound = BoundJob(
                 definition,

@@ -16,6 +16,7 @@ Scope                   Allows                                      Carries
 ``ops:read``            scan and inspect the installation itself
 ``action:execute``      let jobs act outside: those whose ``effects`` are ``external``
 ``admin:tenant``        revoke tokens of the tenant
+``queues:write``        pause and resume queues
 ``audit:read``          see the tenant's audit log
 ======================  ==========================================  ======================
 
@@ -60,6 +61,8 @@ class Scope(StrEnum):
     """Enqueue and retry jobs that act outside this database, besides what enqueueing itself needs."""
     ADMIN_TENANT = "admin:tenant"
     """Revoke tokens of the tenant, one or all."""
+    QUEUES_WRITE = "queues:write"
+    """Pause and resume the tenant, its job types and its projects."""
     AUDIT_READ = "audit:read"
     """See the audit log of the tenant: who did what, and what was refused."""
 

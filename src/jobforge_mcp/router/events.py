@@ -372,6 +372,7 @@ def fire_object(fire: Fire) -> JsonObject:
             "timeoutMs": fire.job.timeout_ms,
             "cost": fire.job.cost,
             "laneType": fire.job.lane_type,
+            "claimLimits": fire.job.claim_limits,
         }
     return written
 

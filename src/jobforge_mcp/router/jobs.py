@@ -18,8 +18,10 @@ from jobforge_mcp.router.definitions import DefinitionRouter
 from jobforge_mcp.router.errors import run_not_found, translated
 from jobforge_mcp.router.evidence import EvidenceRouter
 from jobforge_mcp.router.patterns import is_confined, may_see_type
+from jobforge_mcp.router.queues import QueueRouter
 from jobforge_mcp.router.rows import (
     job_arrays,
+    job_claim_limits,
     job_costs,
     job_lanes,
     to_attempt,
@@ -60,7 +62,7 @@ ENQUEUE_JOBS: LiteralString = f"""
     select r.* from {SCOPE}, lateral jobforge.enqueue_jobs(s.tenant_id, %s::text[], %s::text[], %s::text[], %s::text[],
       %s::text[], %s::int[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::text[], %s::int[], %s::int[],
       %s::float8[], %s::int[], %s::int[], %s::boolean[], %s::text, %s::int, %s::boolean, null::uuid, %s::int[],
-      %s::text[]) as r
+      %s::text[], %s::text[]) as r
     order by r.ord"""
 _GET_RUN: LiteralString = (
     f"select {_RUN} from {SCOPE}, lateral jobforge.get_run(s.tenant_id, %s) as r"
@@ -103,6 +105,7 @@ class Router:
         self.signer = signer
         self.definitions = DefinitionRouter(database, signer=signer)
         """The functions about definitions, through the same pool."""
+        self.queues = QueueRouter(database, signer=signer)
         self.evidence = EvidenceRouter(database, signer=signer)
         """What runs left behind."""
         self._bundles = BundleRouter(database, signer=signer)
@@ -328,7 +331,14 @@ class Router:
         rows = await self._fetch(
             caller,
             ENQUEUE_JOBS,
-            [*job_arrays(jobs), *lease, is_plan, job_costs(jobs), job_lanes(jobs)],
+            [
+                *job_arrays(jobs),
+                *lease,
+                is_plan,
+                job_costs(jobs),
+                job_lanes(jobs),
+                job_claim_limits(jobs),
+            ],
             origin=origin,
             is_repeatable=is_plan or all(job.idempotency_key is not None for job in jobs),
         )

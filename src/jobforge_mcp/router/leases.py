@@ -58,7 +58,7 @@ _CLAIM_JOBS: LiteralString = """
 _ENQUEUE_CHILD: LiteralString = """
     select r.* from jobforge.enqueue_child(%s::text, %s::uuid, %s::uuid, %s::int, %s::text, %s::text, %s::text, %s::text,
       %s::text, %s::int, %s::timestamptz, %s::text, %s::text, %s::int, %s::int, %s::float8, %s::int, %s::int, %s::int,
-      %s::text) as r"""
+      %s::text, %s::text) as r"""
 _REGISTER_WORKER: LiteralString = "select from jobforge.register_worker(%s::text, %s::text, %s::int, %s::text, %s::text[], %s::int)"
 
 
@@ -196,6 +196,7 @@ class WorkerRouter:
             job.timeout_ms,
             job.cost,
             job.lane_type,
+            job.claim_limits,
         ]
         is_repeatable = job.idempotency_key is not None
         rows = await self._fetch(_ENQUEUE_CHILD, arguments, is_repeatable=is_repeatable)

@@ -221,8 +221,13 @@ def job_costs(jobs: Sequence[NewJob]) -> list[object] | None:
 
 
 def job_lanes(jobs: Sequence[NewJob]) -> list[object] | None:
-    """List the last argument of ``enqueue_jobs``, ``p_lane_types``."""
+    """List the argument ``p_lane_types`` of ``enqueue_jobs``."""
     return _unless_empty(job.lane_type for job in jobs)
+
+
+def job_claim_limits(jobs: Sequence[NewJob]) -> list[object] | None:
+    """List the last argument of ``enqueue_jobs``, ``p_claim_limits``."""
+    return _unless_empty(job.claim_limits for job in jobs)
 
 
 def fence_arrays(fences: Sequence[Fence]) -> list[object]:

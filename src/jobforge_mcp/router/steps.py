@@ -19,7 +19,7 @@ _FENCE: LiteralString = "%s::text, %s::uuid, %s::uuid, %s::int"
 _LIST: LiteralString = f"select r.* from jobforge.list_steps({_FENCE}, %s::text[]) as r"
 _ENQUEUE: LiteralString = f"""
     select r.* from jobforge.enqueue_steps({_FENCE}, %s::text[], %s::text[], %s::text[], %s::text[], %s::int[], %s::text[], %s::int[],
-      %s::int[], %s::float8[], %s::int[], %s::int[], %s::int[], %s::text[]) as r"""
+      %s::int[], %s::float8[], %s::int[], %s::int[], %s::int[], %s::text[], %s::text[]) as r"""
 _DEFINITIONS: LiteralString = f"""
     select r.* from jobforge.list_step_definitions({_FENCE}, %s::text[]) as r"""
 _WAIT: LiteralString = f"""
@@ -72,6 +72,7 @@ class StepRouter:
             [job.timeout_ms for job in jobs],
             [None if job.cost == 1 else job.cost for job in jobs],
             [job.lane_type for job in jobs],
+            [job.claim_limits for job in jobs],
         ]
         rows = await self._fetch(_ENQUEUE, arguments)
         return [(row["step"], row["child_id"]) for row in rows]

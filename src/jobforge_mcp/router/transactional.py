@@ -14,7 +14,13 @@ from psycopg.rows import dict_row
 
 from jobforge_mcp.router.errors import translated
 from jobforge_mcp.router.jobs import ENQUEUE_JOBS, NO_ORIGIN, refuse_foreign_project
-from jobforge_mcp.router.rows import job_arrays, job_costs, job_lanes, to_enqueued
+from jobforge_mcp.router.rows import (
+    job_arrays,
+    job_claim_limits,
+    job_costs,
+    job_lanes,
+    to_enqueued,
+)
 from jobforge_mcp.router.scope import ScopeSigner, scope_arguments
 from jobforge_mcp.types import Caller, CallOrigin, Enqueued, NewJob
 
@@ -63,4 +69,13 @@ def _arguments(
 ) -> list[object]:
     refuse_foreign_project(caller, job)
     scope = scope_arguments(caller, origin, signer)
-    return [*scope, *job_arrays([job]), None, 30_000, False, job_costs([job]), job_lanes([job])]
+    return [
+        *scope,
+        *job_arrays([job]),
+        None,
+        30_000,
+        False,
+        job_costs([job]),
+        job_lanes([job]),
+        job_claim_limits([job]),
+    ]

@@ -14,6 +14,7 @@ from typing import cast
 
 import structlog
 
+from jobforge_mcp.definitions.claim_limits import claim_limits
 from jobforge_mcp.definitions.json_limits import load_limited
 from jobforge_mcp.definitions.mapping import evaluate, matches
 from jobforge_mcp.definitions.registry import Registry
@@ -102,6 +103,7 @@ def job_for(registry: Registry, caller: Caller, job_name: str, given: JsonObject
         max_backoff_ms=definition.retry.max_backoff_ms,
         timeout_ms=definition.timeout_ms,
         cost=definition.cost,
+        claim_limits=claim_limits(definition, prepared.payload),
     )
 
 

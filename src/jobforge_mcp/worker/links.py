@@ -15,6 +15,7 @@ from typing import Any, LiteralString, TypeVar, cast
 import anyio.to_thread
 
 from jobforge_mcp.definitions.catalog import BoundDefinitions
+from jobforge_mcp.definitions.claim_limits import claim_limits
 from jobforge_mcp.definitions.json_limits import load_limited
 from jobforge_mcp.definitions.model import BoundJob, JobDefinition
 from jobforge_mcp.definitions.registry import Registry, handler_values
@@ -267,6 +268,7 @@ def _new_job(definition: JobDefinition, payload: str, received: str) -> NewJob:
         max_backoff_ms=retry.max_backoff_ms,
         timeout_ms=definition.timeout_ms,
         cost=definition.cost,
+        claim_limits=claim_limits(definition, payload),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Literal, cast
 
 import anyio
 
+from jobforge_mcp.definitions.claim_limits import claim_limits
 from jobforge_mcp.definitions.json_limits import check_key
 from jobforge_mcp.definitions.model import BoundJob
 from jobforge_mcp.errors import ConflictError, InvalidInputError
@@ -131,6 +132,7 @@ def _new_job(parts: ServerParts, call: Call, given: args.ExecuteJob, bound: Boun
         timeout_ms=definition.timeout_ms,
         lane_type=bound.lane_type,
         cost=definition.cost,
+        claim_limits=claim_limits(definition, prepared.payload),
     )
 
 
