@@ -173,7 +173,13 @@ comment on function jobforge.lease_new_job(text, uuid, text, integer, integer, t
 -- What a call may do is looked up once, in one statement; then one job takes the short way, several go in one statement per
 -- step, whatever their number. Null arrays and null elements mean the default. A lane type says that the job is one of a
 -- registered definition, of the version given with it. Plans are kept: knowing that an array has one element makes a plan
--- look so much better that the planner would run at every call, for a third of its time.
+-- look so much better that the planner would run at every call, for a third of its time. Traces of calls say that each job
+-- is a call of its own, which came together with the others: each is audited by itself.
+drop function if exists jobforge.enqueue_jobs(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[],
+  text[], text[], integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid, integer[], text[]);
+drop function if exists jobforge.enqueue_jobs(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[],
+  text[], text[], integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid, integer[], text[],
+  text[]);
 drop function if exists jobforge.enqueue_jobs(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[],
   text[], text[], integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid);
 create or replace function jobforge.enqueue_jobs(
@@ -184,7 +190,8 @@ create or replace function jobforge.enqueue_jobs(
   p_backoff_ms integer[] default null, p_backoff_multipliers float8[] default null, p_max_backoff_ms integer[] default null,
   p_timeout_ms integer[] default null, p_dry_runs boolean[] default null, p_worker_id text default null,
   p_lease_ms integer default 30000, p_is_plan boolean default false, p_parent_id uuid default null,
-  p_costs integer[] default null, p_lane_types text[] default null, p_claim_limits text[] default null)
+  p_costs integer[] default null, p_lane_types text[] default null, p_claim_limits text[] default null,
+  p_call_traces text[] default null)
 returns table (ord integer, job_id uuid, outcome text, status text, version bigint, run_at timestamptz,
   created_at timestamptz, lease_id uuid, lease_until timestamptz)
 language plpgsql volatile
@@ -418,9 +425,18 @@ begin
       perform jobforge.wake('ready');
     end if;
   end if;
-  perform jobforge.record_audit(p_tenant_id, 'enqueue', case when v_new_ids is null then v_outcomes[1] else 'created' end,
-    case when v_count = 1 then coalesce(v_found_ids[1], v_ids[1]) end, case when v_count = 1 then p_job_types[1] end,
-    case when v_count > 1 then jsonb_build_object('count', v_count, 'created', coalesce(cardinality(v_new_ids), 0)) end);
+  if p_call_traces is null then
+    perform jobforge.record_audit(p_tenant_id, 'enqueue', case when v_new_ids is null then v_outcomes[1] else 'created' end,
+      case when v_count = 1 then coalesce(v_found_ids[1], v_ids[1]) end, case when v_count = 1 then p_job_types[1] end,
+      case when v_count > 1 then jsonb_build_object('count', v_count, 'created', coalesce(cardinality(v_new_ids), 0)) end);
+  else
+    insert into jobforge.audit_log (tenant_id, id, occurred_at, action, outcome, actor, token_id, tool, trace_id, job_id, job_type)
+    select p_tenant_id, jobforge.new_id(), v_now, 'enqueue', coalesce(v_outcomes[u.ord], 'created'),
+      nullif(pg_catalog.current_setting('jobforge.actor', true), ''),
+      nullif(pg_catalog.current_setting('jobforge.token_id', true), ''),
+      nullif(pg_catalog.current_setting('jobforge.tool', true), ''), nullif(u.trace_id, ''), coalesce(v_found_ids[u.ord], u.id), u.job_type
+    from unnest(v_ids, p_job_types, p_call_traces) with ordinality u(id, job_type, trace_id, ord);
+  end if;
 
   -- what was made just now is known; only what was there before is read
   if v_outcomes is null and v_ordered_ids is null then
@@ -441,7 +457,7 @@ begin
 end $$;
 comment on function jobforge.enqueue_jobs(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[],
   text[], text[], integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid, integer[], text[],
-  text[]) is
+  text[], text[]) is
   'Commit jobs to be run, one row of answer for each: created, replayed or conflict.';
 
 create or replace function jobforge.enqueue_job(

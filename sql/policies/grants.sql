@@ -32,7 +32,8 @@ grant execute on function jobforge.new_id(), jobforge.deadline_of(timestamptz, i
   jobforge.promote_next(text[], text[], uuid[]) to jobforge_sys;
 grant execute on function
   jobforge.enqueue_jobs(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[], text[], text[],
-    integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid, integer[], text[], text[])
+    integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid, integer[], text[], text[],
+    text[])
   to jobforge_api, jobforge_sys;
 grant execute on function
   jobforge.enqueue_job(text, text, jsonb, text, text, integer, timestamptz, text, jsonb, text, text, integer, integer, float8,

@@ -59,7 +59,7 @@ class Way:
         job = NewJob("demo.echo", '{"text": "hello", "repeat": 3}', labels={"team": "a"})
         scope = scope_arguments(self.caller, CallOrigin("execute-job"))
         connection.execute(
-            ENQUEUE_JOBS, [*scope, *job_arrays([job]), None, 30_000, False, None, None, None]
+            ENQUEUE_JOBS, [*scope, *job_arrays([job]), None, 30_000, False, *[None] * 4]
         )
 
 

@@ -52,7 +52,7 @@ class Side:
         job = NewJob("demo.echo", '{"text": "hello", "repeat": 3}', labels={"team": "a"})
         arguments = [*scope_arguments(CALLER, NO_ORIGIN, self.signer), *job_arrays([job])]
         row = self.connection.execute(
-            ENQUEUE_JOBS, [*arguments, None, 30_000, False, None, None, None]
+            ENQUEUE_JOBS, [*arguments, None, 30_000, False, *[None] * 4]
         ).fetchone()
         assert row is not None
         self.run_id = row[1]

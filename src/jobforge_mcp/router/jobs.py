@@ -17,6 +17,7 @@ from jobforge_mcp.router.bundles import BundleRouter
 from jobforge_mcp.router.definitions import DefinitionRouter
 from jobforge_mcp.router.errors import run_not_found, translated
 from jobforge_mcp.router.evidence import EvidenceRouter
+from jobforge_mcp.router.gathering import Gatherer
 from jobforge_mcp.router.patterns import is_confined, may_see_type
 from jobforge_mcp.router.queues import QueueRouter
 from jobforge_mcp.router.rows import (
@@ -62,7 +63,7 @@ ENQUEUE_JOBS: LiteralString = f"""
     select r.* from {SCOPE}, lateral jobforge.enqueue_jobs(s.tenant_id, %s::text[], %s::text[], %s::text[], %s::text[],
       %s::text[], %s::int[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::text[], %s::int[], %s::int[],
       %s::float8[], %s::int[], %s::int[], %s::boolean[], %s::text, %s::int, %s::boolean, null::uuid, %s::int[],
-      %s::text[], %s::text[]) as r
+      %s::text[], %s::text[], %s::text[]) as r
     order by r.ord"""
 _GET_RUN: LiteralString = (
     f"select {_RUN} from {SCOPE}, lateral jobforge.get_run(s.tenant_id, %s) as r"
@@ -102,6 +103,7 @@ class Router:
     def __init__(self, database: Database, *, signer: ScopeSigner | None = None) -> None:
         """Speak through this pool, with scopes signed where the database asks for that."""
         self._database = database
+        self._gatherer = Gatherer()
         self.signer = signer
         self.definitions = DefinitionRouter(database, signer=signer)
         """The functions about definitions, through the same pool."""
@@ -128,6 +130,13 @@ class Router:
             LimitError: the input is too large.
             PolicyDeniedError: the caller may not use the project.
         """
+        if inline is None and not is_plan and _may_go_along(caller, job):
+            refuse_foreign_project(caller, job)
+
+            async def send(jobs: Sequence[NewJob], origins: Sequence[CallOrigin]) -> list[Enqueued]:
+                return await self._enqueue_calls(caller, jobs, origins)
+
+            return await self._gatherer.enqueue((caller, origin.tool), job, origin, send)
         enqueued = await self._enqueue(caller, [job], origin, inline=inline, is_plan=is_plan)
         return enqueued[0]
 
@@ -324,6 +333,7 @@ class Router:
         *,
         inline: InlineLease | None = None,
         is_plan: bool = False,
+        traces: list[str | None] | None = None,
     ) -> list[Enqueued]:
         for job in jobs:
             refuse_foreign_project(caller, job)
@@ -338,11 +348,21 @@ class Router:
                 job_costs(jobs),
                 job_lanes(jobs),
                 job_claim_limits(jobs),
+                traces,
             ],
             origin=origin,
             is_repeatable=is_plan or all(job.idempotency_key is not None for job in jobs),
         )
         return [to_enqueued(row) for row in rows]
+
+    async def _enqueue_calls(
+        self, caller: Caller, jobs: Sequence[NewJob], origins: Sequence[CallOrigin]
+    ) -> list[Enqueued]:
+        """Commit the jobs of several calls of one caller and tool; each is audited by itself, under its own trace."""
+        if len(jobs) == 1:
+            return await self._enqueue(caller, jobs, origins[0])
+        traces = [origin.trace_id for origin in origins]
+        return await self._enqueue(caller, jobs, CallOrigin(origins[0].tool), traces=traces)
 
     async def _require_visible(self, caller: Caller, job_id: JobId) -> None:
         if not await self._may_see(caller, job_id):
@@ -390,6 +410,22 @@ class Router:
                 [*scope_arguments(caller, origin, self.signer), *arguments],
                 is_repeatable=is_repeatable,
             )
+
+
+def _may_go_along(caller: Caller, job: NewJob) -> bool:
+    """Tell whether a job may be enqueued together with others of its caller.
+
+    Not one with a key or with limits of its own: whoever holds their rows in an open transaction would keep the others
+    waiting. Not one of a registered definition, which may be gone, nor a token's only write.
+    """
+    return (
+        job.idempotency_key is None
+        and job.ordering_key is None
+        and job.lane_type is None
+        and job.claim_limits is None
+        and not caller.is_single_use
+        and not caller.single_use_ids
+    )
 
 
 def _is_visible(caller: Caller, run: Run) -> bool:

@@ -194,24 +194,24 @@ def to_held_lease(row: Row) -> HeldLease:
 def job_arrays(jobs: Sequence[NewJob]) -> list[object]:
     """List the array arguments of ``enqueue_jobs``, from ``p_job_types`` to ``p_dry_runs``."""
     return [
-        [job.job_type for job in jobs],
-        [job.payload for job in jobs],
+        text_array([job.job_type for job in jobs]),
+        text_array([job.payload for job in jobs]),
         # the same as the payload where no default was filled in
         _unless_empty(None if job.received == job.payload else job.received for job in jobs),
         _unless_empty(job.idempotency_key for job in jobs),
         _unless_empty(job.ordering_key for job in jobs),
-        [job.priority for job in jobs],
+        _unless_all(2, [job.priority for job in jobs]),
         _unless_empty(job.run_at for job in jobs),
         _unless_empty(job.project_id for job in jobs),
         _unless_empty(labels_json(job.labels) for job in jobs),
         _unless_empty(job.trace_id for job in jobs),
-        [job.job_version for job in jobs],
-        [job.max_attempts for job in jobs],
-        [job.backoff_ms for job in jobs],
-        [job.backoff_multiplier for job in jobs],
-        [job.max_backoff_ms for job in jobs],
-        [job.timeout_ms for job in jobs],
-        [job.is_dry_run for job in jobs],
+        _unless_all("1", [job.job_version for job in jobs]),
+        _unless_all(3, [job.max_attempts for job in jobs]),
+        _unless_all(1_000, [job.backoff_ms for job in jobs]),
+        _unless_all(2.0, [job.backoff_multiplier for job in jobs]),
+        _unless_all(60_000, [job.max_backoff_ms for job in jobs]),
+        _unless_all(300_000, [job.timeout_ms for job in jobs]),
+        _unless_all(False, [job.is_dry_run for job in jobs]),
     ]
 
 
@@ -279,6 +279,11 @@ def storable(text: str) -> str:
 def labels_json(labels: Mapping[str, str] | None) -> str | None:
     """Write labels as a JSON object."""
     return None if labels is None else json.dumps(dict(labels), ensure_ascii=False)
+
+
+def _unless_all(default: object, values: list[Any]) -> list[Any] | None:
+    """Leave out what the function takes for granted, which is most of what there is."""
+    return None if values.count(default) == len(values) else values
 
 
 def _unless_empty(values: Iterable[object]) -> list[object] | None:

@@ -78,4 +78,5 @@ def _arguments(
         job_costs([job]),
         job_lanes([job]),
         job_claim_limits([job]),
+        None,
     ]
