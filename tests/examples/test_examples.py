@@ -38,6 +38,18 @@ KEY_LINES = {
         "register-job: launch.twice version 1 is unchanged",
         'execute-job: succeeded, {"message": "liftoff", "steps": 1}',
     ],
+    "event_to_job.py": [
+        "register-trigger: launch is created",
+        "submit-event: created, then replayed with the same run",
+        "not fired: no_match, its condition does not hold",
+        'run: succeeded, {"message": "liftoff", "steps": 1}',
+    ],
+    "scheduled_report.py": [
+        "dry run: would be created",
+        "register-trigger: created, 3 next times told",
+        "trigger morning-report fired",
+        "run: succeeded, liftoff",
+    ],
     "stdio_poll.py": [
         "execute-job: created, and the agent is free to do other things",
         "get-job-status: succeeded after 1 call",
