@@ -156,7 +156,7 @@ declare
   v_detail text;
 begin
   begin
-    perform jobforge.enter_registrar_scope(v_tenant_id, 'trigger:' || p_trigger.name, p_trigger.token_id, p_trace_id,
+    perform jobforge.enter_registrar_scope(v_tenant_id, coalesce(p_trigger.created_by, 'trigger'), p_trigger.token_id, p_trace_id,
       case when p_trigger.claims <> '{}' then p_trigger.claims::text end);
     select e.outcome, e.job_id into v_outcome, job_id
     from jobforge.enqueue_jobs(v_tenant_id, array[p_trigger.job_name::text], array[p_fire ->> 'payload'],
@@ -258,6 +258,56 @@ begin
 end $$;
 comment on function jobforge.find_obstacle(jobforge.triggers, text, text, integer, integer) is 'Why a trigger may not fire now; null if it may.';
 
+-- The jobs of several triggers of one registrar in one call, which is most of what an event costs; null where any of them
+-- stands in the way of the others: then each is asked by itself.
+create or replace function jobforge.start_fires(
+  p_trigger jobforge.triggers, p_fires jsonb, p_trace_id text, out outcomes text[], out job_ids uuid[])
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+as $$
+declare
+  v_saved text[] := array(select coalesce(current_setting('jobforge.' || n.name, true), '')
+    from unnest(array['actor', 'token_id', 'tool', 'trace_id', 'claims', 'signature']) with ordinality n(name, place) order by n.place);
+  v_state text;
+begin
+  begin
+    perform jobforge.enter_registrar_scope(p_trigger.tenant_id, coalesce(p_trigger.created_by, 'trigger'), p_trigger.token_id,
+      p_trace_id, case when p_trigger.claims <> '{}' then p_trigger.claims::text end);
+    select array_agg(e.outcome order by e.ord), array_agg(e.job_id order by e.ord) into outcomes, job_ids
+    from (
+      select array_agg(f.fire ->> 'jobName' order by f.place) as job_types,
+        array_agg(f.fire ->> 'payload' order by f.place) as payloads,
+        array_agg(f.fire ->> 'received' order by f.place) as received,
+        array_agg('trigger:' || (f.fire ->> 'trigger') || ':' || (f.fire ->> 'fireKey') order by f.place) as keys,
+        array_agg(f.fire ->> 'projectId' order by f.place) as project_ids,
+        array_agg(p_trace_id order by f.place) as trace_ids,
+        array_agg(f.fire ->> 'jobVersion' order by f.place) as job_versions,
+        array_agg((f.fire ->> 'maxAttempts')::integer order by f.place) as max_attempts,
+        array_agg((f.fire ->> 'backoffMs')::integer order by f.place) as backoff_ms,
+        array_agg((f.fire ->> 'backoffMultiplier')::float8 order by f.place) as backoff_multipliers,
+        array_agg((f.fire ->> 'maxBackoffMs')::integer order by f.place) as max_backoff_ms,
+        array_agg((f.fire ->> 'timeoutMs')::integer order by f.place) as timeout_ms,
+        array_agg((f.fire ->> 'cost')::integer order by f.place) as costs,
+        array_agg(f.fire ->> 'laneType' order by f.place) as lane_types
+      from jsonb_array_elements(p_fires) with ordinality f(fire, place)) a
+    cross join lateral jobforge.enqueue_jobs(p_trigger.tenant_id, a.job_types, a.payloads, p_received => a.received,
+      p_idempotency_keys => a.keys, p_project_ids => a.project_ids, p_trace_ids => a.trace_ids,
+      p_job_versions => a.job_versions, p_max_attempts => a.max_attempts, p_backoff_ms => a.backoff_ms,
+      p_backoff_multipliers => a.backoff_multipliers, p_max_backoff_ms => a.max_backoff_ms, p_timeout_ms => a.timeout_ms,
+      p_costs => a.costs, p_lane_types => a.lane_types) e;
+  exception when others then
+    get stacked diagnostics v_state = returned_sqlstate;
+    if v_state ~ '^(40|53|55|57|58|XX)' then
+      raise;
+    end if;
+    outcomes := null;
+  end;
+  perform pg_catalog.set_config('jobforge.' || n.name, v_saved[n.place], true)
+  from unnest(array['actor', 'token_id', 'tool', 'trace_id', 'claims', 'signature']) with ordinality n(name, place);
+end $$;
+comment on function jobforge.start_fires(jobforge.triggers, jsonb, text) is
+  'Enqueue the jobs of several triggers of one registrar at once; null if one of them cannot be.';
+
 -- Once for each event: whoever calls has stored it in this transaction, or holds its row.
 create or replace function jobforge.decide_event_fires(p_event jobforge.events, p_fires jsonb, p_most_depth integer, p_is_plan boolean)
 returns table (trigger_name text, job_name text, decision text, reason text, job_id uuid)
@@ -266,52 +316,97 @@ security definer set search_path = jobforge, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  v_given record;
+  v_fire jsonb;
   v_trigger jobforge.triggers;
   v_key text;
   v_decision text;
   v_reason text;
   v_job_id uuid;
+  v_group record;
+  v_started record;
+  v_triggers jobforge.triggers[];
+  v_given jsonb[];
+  v_keys text[];
+  v_decisions text[];
+  v_reasons text[];
+  v_job_ids uuid[];
 begin
-  for v_given in
-    select f.fire, f.fire ->> 'trigger' as name from jsonb_array_elements(p_fires) f(fire) order by 2
+  for v_fire in
+    select f.fire from jsonb_array_elements(p_fires) f(fire) order by f.fire ->> 'trigger'
   loop
-    select * into v_trigger from jobforge.triggers t where t.tenant_id = p_event.tenant_id and t.name = v_given.name;
+    select * into v_trigger from jobforge.triggers t where t.tenant_id = p_event.tenant_id and t.name = v_fire ->> 'trigger';
     -- a lock only where it must count what others do at the same time
     if found and (v_trigger.cooldown_ms > 0 or v_trigger.max_per_hour is not null or v_trigger.dedupe_key is not null) then
       select * into v_trigger from jobforge.triggers t
-      where t.tenant_id = p_event.tenant_id and t.name = v_given.name for no key update;
+      where t.tenant_id = p_event.tenant_id and t.name = v_fire ->> 'trigger' for no key update;
     end if;
     continue when not found;
-    if v_trigger.version <> (v_given.fire ->> 'version')::integer then
+    if v_trigger.version <> (v_fire ->> 'version')::integer then
       raise exception 'a trigger changed while the event came in' using errcode = 'JF409', detail = 'TRIGGERS_CHANGED',
         hint = 'Nothing was stored: submit the event again.';
     end if;
-    v_key := coalesce('key:' || (v_given.fire ->> 'key'), 'event:' || p_event.id);
-    v_decision := nullif(v_given.fire ->> 'decision', 'fire');
-    v_reason := left(v_given.fire ->> 'reason', 1000);
-    v_job_id := null;
+    v_key := coalesce('key:' || (v_fire ->> 'key'), 'event:' || p_event.id);
+    v_decision := nullif(v_fire ->> 'decision', 'fire');
+    v_reason := left(v_fire ->> 'reason', 1000);
     if v_decision is null then
       select o.decision, o.reason into v_decision, v_reason
       from jobforge.find_obstacle(v_trigger, 'event', v_key, p_event.depth, p_most_depth) o;
     end if;
-    if v_decision is null then
-      select s.decision, s.reason, s.job_id into v_decision, v_reason, v_job_id
-      from jobforge.start_fire(v_trigger, v_given.fire, v_key, p_event.project_id, p_event.trace_id, null, null,
-        p_is_plan or v_trigger.is_dry_run) s;
-      if v_decision = 'planned' and not p_is_plan then
-        v_reason := 'it is on trial and starts nothing';
-      end if;
-    end if;
-    if not p_is_plan then
-      -- only what fired takes the deduplication key: an event that was turned away must not hide the next one
-      insert into jobforge.trigger_fires (tenant_id, trigger_name, fire_key, kind, trigger_version, event_id, decision, reason,
-        job_id, decided_at)
-      values (p_event.tenant_id, v_trigger.name, case when v_decision = 'fired' then v_key else 'event:' || p_event.id end,
-        'event', v_trigger.version, p_event.id, v_decision, v_reason, v_job_id, jobforge.now());
-    end if;
-    return query select v_trigger.name::text, v_trigger.job_name::text, v_decision, v_reason, v_job_id;
+    v_triggers := v_triggers || v_trigger;
+    v_given := v_given || (v_fire || jsonb_build_object('jobName', v_trigger.job_name, 'fireKey', v_key,
+      'projectId', coalesce(v_trigger.project_id, p_event.project_id)));
+    v_keys := v_keys || v_key;
+    v_decisions := v_decisions || v_decision;
+    v_reasons := v_reasons || v_reason;
+    v_job_ids := v_job_ids || null::uuid;
   end loop;
+  if v_triggers is null then
+    return;
+  end if;
+
+  if not p_is_plan then
+    for v_group in
+      select array_agg(u.place::integer order by u.place) as places, jsonb_agg(v_given[u.place] order by u.place) as fires
+      from unnest(v_decisions) with ordinality u(decision, place)
+      where u.decision is null and not v_triggers[u.place].is_dry_run
+      group by v_triggers[u.place].token_id, v_triggers[u.place].claims
+      having count(*) > 1
+    loop
+      select * into v_started from jobforge.start_fires(v_triggers[v_group.places[1]], v_group.fires, p_event.trace_id);
+      if v_started.outcomes is not null then
+        for i in 1 .. cardinality(v_group.places) loop
+          if v_started.outcomes[i] = 'created' then
+            v_decisions[v_group.places[i]] := 'fired';
+            v_job_ids[v_group.places[i]] := v_started.job_ids[i];
+          else
+            v_decisions[v_group.places[i]] := 'skipped';
+            v_reasons[v_group.places[i]] := 'a run was made for this before';
+          end if;
+        end loop;
+      end if;
+    end loop;
+  end if;
+  for i in 1 .. cardinality(v_keys) loop
+    if v_decisions[i] is null then
+      select s.decision, s.reason, s.job_id into v_decision, v_reason, v_job_id
+      from jobforge.start_fire(v_triggers[i], v_given[i], v_keys[i], p_event.project_id, p_event.trace_id, null, null,
+        p_is_plan or v_triggers[i].is_dry_run) s;
+      v_decisions[i] := v_decision;
+      v_reasons[i] := case when v_decision = 'planned' and not p_is_plan then 'it is on trial and starts nothing' else v_reason end;
+      v_job_ids[i] := v_job_id;
+    end if;
+  end loop;
+  if not p_is_plan then
+    -- only what fired takes the deduplication key: an event that was turned away must not hide the next one
+    insert into jobforge.trigger_fires (tenant_id, trigger_name, fire_key, kind, trigger_version, event_id, decision, reason,
+      job_id, decided_at)
+    select p_event.tenant_id, v_triggers[u.place].name, case when u.decision = 'fired' then v_keys[u.place] else 'event:' || p_event.id end,
+      'event', v_triggers[u.place].version, p_event.id, u.decision, v_reasons[u.place], v_job_ids[u.place], jobforge.now()
+    from unnest(v_decisions) with ordinality u(decision, place);
+  end if;
+  return query
+  select v_triggers[u.place].name::text, v_triggers[u.place].job_name::text, u.decision, v_reasons[u.place], v_job_ids[u.place]
+  from unnest(v_decisions) with ordinality u(decision, place) order by u.place;
 end $$;
 comment on function jobforge.decide_event_fires(jobforge.events, jsonb, integer, boolean) is
   'Let triggers decide about an event, and remember what each decided and why.';

@@ -66,7 +66,7 @@ async def test_an_event_starts_the_jobs_that_want_it_and_says_which(
     assert payload["text"] == "hi"
     runs = await router.get_runs(agent, job_ids)
     assert {run.trace_id for run in runs} == {"t1"}
-    assert {run.created_by for run in runs} == {"trigger:one", "trigger:two"}
+    assert {run.created_by for run in runs} == {agent.subject}
 
 
 @pytest.mark.requirement("events.once")
