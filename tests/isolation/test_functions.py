@@ -189,6 +189,7 @@ SPECIAL: dict[str, dict[str, object]] = {
     # without these the call would be refused for another reason, and prove nothing
     "record_denial": {"p_action": "execute-job", "p_reason": "scope"},
     "list_audit": {"p_token_id": None},
+    "limits_left": {"p_token_id": "t", "p_token_limits": '{"budget_jobs": 5}'},
     "enqueue_jobs": {"p_worker_id": None, "p_received": None},
     "pause_queue": {"p_kind": "project"},
     "resume_queue": {"p_kind": "project"},
