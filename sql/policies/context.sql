@@ -17,16 +17,16 @@ drop policy if exists owner_rows on jobforge.tenant_logins;
 create policy owner_rows on jobforge.tenant_logins to jobforge_owner using (true) with check (true);
 
 grant execute on function jobforge.verified_scope(), jobforge.is_context_signed() to jobforge_rpc, jobforge_sys, jobforge_api,
-  jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor, jobforge_tenant;
+  jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor, jobforge_tenant, jobforge_tenant_views;
 grant execute on function jobforge.enter_own_scope() to jobforge_rpc, jobforge_tenant;
 grant execute on function jobforge.enter_trusted_scope(text, text, text, text), jobforge.leave_scope() to jobforge_rpc, jobforge_sys;
 
 reset role;
 set local role jobforge_rpc;
 
-grant execute on function jobforge.now(), jobforge.current_tenant(), jobforge.current_claims() to jobforge_tenant;
+grant execute on function jobforge.now(), jobforge.current_tenant(), jobforge.current_claims() to jobforge_tenant, jobforge_tenant_views;
 -- So that the same script serves every login: what a bound one enters, its own tenant takes the place of.
-grant execute on function jobforge.enter_scope(text, text, text, text, text, text, text) to jobforge_tenant;
+grant execute on function jobforge.enter_scope(text, text, text, text, text, text, text) to jobforge_tenant, jobforge_tenant_views;
 -- Members are confined to no project: the row policies behind the views compare tenants alone.
 grant select on jobforge.runs, jobforge.job_results to jobforge_tenant_views;
 grant execute on function
