@@ -283,6 +283,10 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 5",
         "A webhook is signed as Standard Webhooks has it, keeps its id through all attempts, and fails when it is not accepted.",
     ),
+    "webhooks.completion": Requirement(
+        "design 4",
+        "A completion webhook is told of every run that ends, once for each time, and of no delivery.",
+    ),
     "jobs.report": Requirement(
         "design 10", "A report holds runs of its own tenant and project, and of no other."
     ),

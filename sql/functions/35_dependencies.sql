@@ -89,7 +89,7 @@ end $$;
 comment on function jobforge.lock_ordering_keys(text[], uuid[], text[], uuid[]) is 'Lock the ordering keys of runs that join a line and of those that leave one.';
 
 -- Every run named has just become final, in this transaction: all succeeded, or none did. A tenant in which nothing waits
--- pays one probe. A dependent that goes with a failed dependency is itself a run that ended, and so on: all that could be
+-- and nobody is to be told pays two probes. A dependent that goes with a failed dependency is itself a run that ended, and so on: all that could be
 -- reached are locked first, in order.
 drop function if exists jobforge.after_final(text[], uuid[]);
 create or replace function jobforge.after_final(p_tenant_ids text[], p_job_ids uuid[], p_has_failed boolean default true)
@@ -108,6 +108,11 @@ declare
 begin
   if p_has_failed then
     perform jobforge.leave_orphans(p_tenant_ids, p_job_ids);
+  end if;
+  if exists (
+    select from jobforge.connector_configs c where c.tenant_id = any (p_tenant_ids) and c.kind = 'webhook.completion')
+  then
+    perform jobforge.notify_ended(p_tenant_ids, p_job_ids);
   end if;
   if not exists (select from jobforge.job_dependencies d where d.tenant_id = any (p_tenant_ids)) then
     return;
@@ -168,6 +173,7 @@ begin
     select array_agg(e.tenant_id::text), array_agg(e.id) into v_ended_tenants, v_ended_ids from ended e;
     v_has_failed := true;
     exit when v_ended_ids is null;
+    perform jobforge.notify_ended(v_ended_tenants, v_ended_ids);
   end loop;
 
   -- those that still wait, and for no more than they may
@@ -188,7 +194,7 @@ begin
   perform jobforge.wake('runs');
 end $$;
 comment on function jobforge.after_final(text[], uuid[], boolean) is
-  'Do what is due because runs ended: queue those that waited for them, or cancel them as well.';
+  'Do what is due because runs ended: tell completion webhooks, queue those that waited for them, or cancel them as well.';
 
 -- cancel_job holds the waiting row of its run before after_final takes those of its dependents: all of them in one order.
 create or replace function jobforge.lock_dependents(p_tenant_id text, p_job_id uuid) returns void

@@ -20,7 +20,8 @@ from jobforge_mcp.signatures import sign
 from jobforge_mcp.types import CallOrigin, JobId, NewJob, Run, RunStatus
 from tests.egress.test_client import Receiver, answer, started
 from tests.jobs.conftest import result_of
-from tests.worker.conftest import Desk, PoolMaker
+from tests.postgres import ScratchDatabase
+from tests.worker.conftest import Desk, PoolMaker, eventually
 
 JOB = "connector.webhook.deliver"
 OLD, NEW = (f"whsec_{base64.b64encode(bytes([n]) * 32).decode()}" for n in (1, 2))
@@ -184,3 +185,28 @@ async def test_a_message_goes_nowhere_the_operator_does_not_allow(
     assert unlisted.error is not None
     assert (elsewhere.error.code, unlisted.error.code) == ("URL_REFUSED", "SECRET_NOT_ALLOWED")
     assert receiver.asked == []
+
+
+@pytest.mark.requirement("webhooks.completion")
+async def test_a_receiver_is_told_that_a_run_ended(
+    receiver: Receiver, desk: Desk, database: ScratchDatabase
+) -> None:
+    receiver.answers["/"] = answer(b"204 No Content", b"")
+    config = {"url": receiver.url(), "secrets": ["old", "new"], "scope": "label"}
+    with database.connect() as admin:
+        admin.execute(
+            "select jobforge.set_completion_webhook('acme', 'erp', %s)", [json.dumps(config)]
+        )
+    job = NewJob("demo.flaky", '{"failures": 0}', labels={"webhook": "erp"})
+
+    enqueued = await desk.router.enqueue_job(desk.caller, job, origin=CallOrigin("test"))
+    await eventually(lambda: bool(receiver.asked))
+
+    ((_, headers, body),) = receiver.asked
+    run = await desk.until_final(enqueued.job_id)
+    assert headers["webhook-id"] == f"completion_erp_{run.job_id}_{run.epoch}"
+    assert headers["webhook-signature"] == f"{mac(OLD, headers, body)} {mac(NEW, headers, body)}"
+    message = json.loads(body)
+    assert message["type"] == f"run.{run.status}"
+    assert (message["data"]["runId"], message["data"]["jobName"]) == (str(run.job_id), "demo.flaky")
+    assert "result" not in message["data"]

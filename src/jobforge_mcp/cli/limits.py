@@ -37,7 +37,7 @@ def set_(
 
     kind, name = _target(job_type, tool)
     values = dict(_parse(text) for text in limits)
-    held = set_limit(_admin_url(), tenant, kind, name, values)
+    held = set_limit(admin_url(), tenant, kind, name, values)
     document: JsonObject = {"tenant": tenant, "kind": kind, "name": name, "limits": held}
     show(
         document,
@@ -56,7 +56,7 @@ def list_(
     from jobforge_mcp.cli.output import table
     from jobforge_mcp.db.limits import list_limits
 
-    found = list_limits(_admin_url(), tenant)
+    found = list_limits(admin_url(), tenant)
     show(
         [
             {
@@ -93,7 +93,7 @@ def remove(
     from jobforge_mcp.db.limits import remove_limit
 
     kind, name = _target(job_type, tool)
-    is_removed = remove_limit(_admin_url(), tenant, kind, name)
+    is_removed = remove_limit(admin_url(), tenant, kind, name)
     title = _title(tenant, kind, name)
     show(
         {"isRemoved": is_removed},
@@ -139,7 +139,8 @@ def _words(limits: JsonObject) -> str:
     return ", ".join(f"{name}={value}" for name, value in limits.items())
 
 
-def _admin_url() -> str:
+def admin_url() -> str:
+    """Return the URL of whoever administers the schema, with the embedded server started if that is meant."""
     from jobforge_mcp.db.installation import open_installation
 
     settings = read_settings()

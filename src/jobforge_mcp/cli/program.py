@@ -26,6 +26,7 @@ from jobforge_mcp.cli import (
     serving,
     token_life,
     tokens,
+    webhooks,
 )
 from jobforge_mcp.cli.output import (
     CALLER_EXIT,
@@ -81,6 +82,7 @@ def build_program() -> typer.Typer:
         ("context-key", "Keys that sign the tenant of each call for the database.", CONTEXT_KEY),
         ("limit", "What tenants, job types and tools may use.", LIMIT),
         ("queue", "Pause and resume what may start.", QUEUE),
+        ("webhooks", "Who is told when runs end.", WEBHOOKS),
         ("audit", "What was done, and the proof that nobody rewrote it.", AUDIT),
         ("events", "What was told to have happened, and what it started.", EVENTS),
         ("triggers", "Rules that turn times and events into jobs.", TRIGGERS),
@@ -157,6 +159,11 @@ TRIGGERS: tuple[tuple[str, Callable[..., object]], ...] = (
     ("run", events.run),
     ("history", events.history),
 )
+WEBHOOKS: tuple[tuple[str, Callable[..., object]], ...] = (
+    ("add", webhooks.add),
+    ("list", webhooks.list_all),
+    ("remove", webhooks.remove),
+)
 AUDIT: tuple[tuple[str, Callable[..., object]], ...] = (
     ("list", audit.list_entries),
     ("seal", audit.seal),
@@ -194,6 +201,7 @@ def _help_for(given: Sequence[str]) -> str:
         "queue": QUEUE,
         "token": TOKEN,
         "triggers": TRIGGERS,
+        "webhooks": WEBHOOKS,
     }
     words = [word for word in given if not word.startswith("-")]
     known = [word for word in words[:1] if word in groups or word in COMMANDS]

@@ -55,7 +55,7 @@ def set_limit(
         InvalidInputError: a limit is unknown or has a value that it cannot have.
         SettingsError: the login may not administer the schema.
     """
-    with _administering(admin_url) as connection:
+    with administering(admin_url) as connection:
         row = connection.execute(
             "select jobforge.set_limit(%s, %s, %s, %s)", [tenant, kind, name, Jsonb(dict(limits))]
         ).fetchone()
@@ -65,7 +65,7 @@ def set_limit(
 
 def remove_limit(admin_url: str, tenant: str, kind: Kind, name: str) -> bool:
     """Take all limits of this one away, with what was used of them; say whether there were any."""
-    with _administering(admin_url) as connection:
+    with administering(admin_url) as connection:
         row = connection.execute(
             "select jobforge.remove_limit(%s, %s, %s)", [tenant, kind, name]
         ).fetchone()
@@ -74,7 +74,7 @@ def remove_limit(admin_url: str, tenant: str, kind: Kind, name: str) -> bool:
 
 def list_limits(admin_url: str, tenant: str | None = None) -> list[LimitRecord]:
     """List the limits of a tenant, or of all."""
-    with _administering(admin_url) as connection:
+    with administering(admin_url) as connection:
         rows = connection.execute(
             "select l.tenant_id, l.kind, l.name, l.limits, l.used, l.set_at from jobforge.list_limits(%s) l",
             [tenant],
@@ -83,7 +83,7 @@ def list_limits(admin_url: str, tenant: str | None = None) -> list[LimitRecord]:
 
 
 @contextmanager
-def _administering(admin_url: str) -> Generator[psycopg.Connection[TupleRow]]:
+def administering(admin_url: str) -> Generator[psycopg.Connection[TupleRow]]:
     """Act as the owner of the schema, in one transaction."""
     try:
         connection = psycopg.connect(admin_url, prepare_threshold=None, **CONNECTION_OPTIONS)
@@ -106,7 +106,8 @@ def _administering(admin_url: str) -> Generator[psycopg.Connection[TupleRow]]:
             raise InvalidInputError("a limit is a number that the database can hold") from error
         except (errors.UndefinedTable, errors.UndefinedFunction, errors.InvalidSchemaName) as error:
             raise SchemaError(
-                "the schema of this database is older than limits", hint="run: jobforge migrate"
+                "the schema of this database is older than this command",
+                hint="run: jobforge migrate",
             ) from error
         except (errors.InsufficientPrivilege, errors.InvalidParameterValue) as error:
             raise SettingsError(

@@ -1,0 +1,119 @@
+"""``webhooks``: who is told when runs of a tenant end, kept in the database through the admin URL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobforge_mcp.cli.limits import admin_url
+from jobforge_mcp.cli.output import CALLER_EXIT, Json, show
+
+if TYPE_CHECKING:
+    from jobforge_mcp.types import JsonObject
+
+Name = Annotated[str, typer.Argument(help="Small letters, digits, _ and -.")]
+Tenant = Annotated[str, typer.Option("--tenant", help="Whose runs.")]
+
+
+def add(
+    name: Name,
+    url: Annotated[str, typer.Option("--url", help="Where messages go.")],
+    secrets: Annotated[
+        list[str],
+        typer.Option("--secret", help="Name of a worker's secret that signs; again for another."),
+    ],
+    tenant: Tenant = "local",
+    project: Annotated[
+        str | None, typer.Option("--project", help="Only runs of this project.")
+    ] = None,
+    jobs: Annotated[
+        list[str] | None, typer.Option("--job", help="Only jobs of this pattern, such as shop.**.")
+    ] = None,
+    statuses: Annotated[
+        list[str] | None,
+        typer.Option("--status", help="Only runs that end so: succeeded, failed, dead, canceled."),
+    ] = None,
+    is_labelled: Annotated[
+        bool, typer.Option("--labelled", help="Only runs with the label webhook=NAME.")
+    ] = False,
+    has_result: Annotated[
+        bool, typer.Option("--include-result", help="Send results of up to 32 KiB along.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Tell a receiver when runs end, or change the webhook of this name."""
+    from jobforge_mcp.db.webhooks import set_webhook
+
+    config: JsonObject = {
+        "url": url,
+        "secrets": [*secrets],
+        "scope": "label" if is_labelled else "tenant",
+        "includeResult": has_result,
+    }
+    if jobs:
+        config["jobs"] = [*jobs]
+    if statuses:
+        config["statuses"] = [*statuses]
+    is_new = set_webhook(admin_url(), tenant, name, config, project)
+    show(
+        {"tenant": tenant, "name": name, "isNew": is_new},
+        is_json=json,
+        people=lambda console: console.print(
+            f"tenant {tenant}: webhook {name} {'added' if is_new else 'changed'}", markup=False
+        ),
+    )
+
+
+def list_all(
+    tenant: Annotated[str | None, typer.Option("--tenant", help="Only those of a tenant.")] = None,
+    json: Json = False,
+) -> None:
+    """Show who is told when runs end."""
+    from jobforge_mcp.cli.output import table
+    from jobforge_mcp.db.webhooks import list_webhooks
+
+    found = list_webhooks(admin_url(), tenant)
+    show(
+        [
+            {
+                "tenant": one.tenant_id,
+                "name": one.name,
+                "projectId": one.project_id,
+                "config": one.config,
+                "setAt": one.set_at.isoformat(),
+            }
+            for one in found
+        ],
+        is_json=json,
+        people=lambda console: console.print(
+            table(
+                ("tenant", "webhook", "url", "runs"),
+                [
+                    (one.tenant_id, one.name, str(one.config["url"]), _runs(one.name, one.config))
+                    for one in found
+                ],
+            )
+        ),
+    )
+
+
+def remove(name: Name, tenant: Tenant = "local", json: Json = False) -> int:
+    """Tell nobody any more; what was enqueued is still delivered."""
+    from jobforge_mcp.db.webhooks import remove_webhook
+
+    is_removed = remove_webhook(admin_url(), tenant, name)
+    text = f"webhook {name} removed" if is_removed else f"there is no webhook {name}"
+    show(
+        {"isRemoved": is_removed},
+        is_json=json,
+        people=lambda console: console.print(f"tenant {tenant}: {text}", markup=False),
+    )
+    return 0 if is_removed else CALLER_EXIT
+
+
+def _runs(name: str, config: JsonObject) -> str:
+    jobs, statuses = config.get("jobs"), config.get("statuses")
+    words = [f"label webhook={name}" if config["scope"] == "label" else "all"]
+    words += [f"{title} {value}" for title, value in (("job", jobs), ("status", statuses)) if value]
+    return ", ".join(words)

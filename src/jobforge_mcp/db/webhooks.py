@@ -1,0 +1,58 @@
+"""The completion webhooks that operators set up, through the admin URL, as `jobforge_mcp.db.limits` sets limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from psycopg.types.json import Jsonb
+
+from jobforge_mcp.db.limits import administering
+from jobforge_mcp.types import JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionWebhook:
+    """One completion webhook of a tenant."""
+
+    tenant_id: str
+    name: str
+    project_id: str | None
+    config: JsonObject
+    set_at: datetime
+
+
+def set_webhook(
+    admin_url: str, tenant: str, name: str, config: JsonObject, project: str | None = None
+) -> bool:
+    """Set one up, or change the one of this name; say whether it is new.
+
+    Raises:
+        InvalidInputError: it could not be delivered as it is written.
+        SettingsError: the login may not administer the schema.
+    """
+    with administering(admin_url) as connection:
+        row = connection.execute(
+            "select jobforge.set_completion_webhook(%s, %s, %s, %s)",
+            [tenant, name, Jsonb(config), project],
+        ).fetchone()
+    return row is not None and row[0] is True
+
+
+def list_webhooks(admin_url: str, tenant: str | None = None) -> list[CompletionWebhook]:
+    """List those of a tenant, or of all."""
+    with administering(admin_url) as connection:
+        rows = connection.execute(
+            "select w.tenant_id, w.name, w.project_id, w.config, w.set_at from jobforge.list_completion_webhooks(%s) w",
+            [tenant],
+        ).fetchall()
+    return [CompletionWebhook(*row) for row in rows]
+
+
+def remove_webhook(admin_url: str, tenant: str, name: str) -> bool:
+    """Take one away; say whether there was one."""
+    with administering(admin_url) as connection:
+        row = connection.execute(
+            "select jobforge.remove_completion_webhook(%s, %s)", [tenant, name]
+        ).fetchone()
+    return row is not None and row[0] is True

@@ -1,0 +1,39 @@
+"""webhooks add, list and remove."""
+
+from __future__ import annotations
+
+import json
+
+from tests.cli.conftest import Runner
+
+
+def test_an_operator_adds_lists_and_removes_webhooks(installed: Runner) -> None:
+    add = ("webhooks", "add", "erp", "--tenant", "acme", "--url", "https://erp.example/", "--secret", "k")  # fmt: skip
+
+    added = installed(*add, "--json")
+    changed = installed(*add, "--job", "shop.**", "--status", "dead", "--labelled", "--json")
+
+    assert (added.document["isNew"], changed.document["isNew"]) == (True, False)
+    (listed,) = json.loads(installed("webhooks", "list", "--json").out)
+    assert (listed["tenant"], listed["name"], listed["config"]) == (
+        "acme",
+        "erp",
+        {
+            "url": "https://erp.example/",
+            "secrets": ["k"],
+            "scope": "label",
+            "includeResult": False,
+            "jobs": ["shop.**"],
+            "statuses": ["dead"],
+        },
+    )
+    assert "label webhook=erp" in installed("webhooks", "list", "--tenant", "acme").out
+    assert installed("webhooks", "remove", "erp", "--tenant", "acme").code == 0
+    assert installed("webhooks", "remove", "erp", "--tenant", "acme").code == 1
+
+
+def test_a_webhook_that_cannot_be_is_refused_in_words(installed: Runner) -> None:
+    ran = installed("webhooks", "add", "erp", "--url", "ftp://x", "--secret", "k", "--json")
+
+    assert (ran.code, ran.document["error"]["code"]) == (1, "INVALID_INPUT")
+    assert "url" in ran.document["error"]["message"]
