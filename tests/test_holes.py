@@ -203,7 +203,9 @@ def test_hole_10_what_is_to_start_later_starts_and_no_table_promises_what_nothin
     queue.advance(3_601)
     promised = queue.look(
         """select c.relname as name from pg_class c where c.relnamespace = 'jobforge'::regnamespace
-        and c.relkind = 'r' and c.relname ~ 'trigger|schedule|cron' and (
+        and c.relkind = 'r' and c.relname ~ 'trigger|schedule|cron'
+        and c.relname <> 'trigger_fires' -- what was decided is a record and promises nothing
+        and (
           not exists (select from pg_proc p where p.pronamespace = c.relnamespace
             and p.prosrc ~ ('insert into jobforge\\.' || c.relname))
           or not exists (select from pg_proc p where p.pronamespace = c.relnamespace

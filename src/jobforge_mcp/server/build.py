@@ -218,9 +218,10 @@ class _Doors:
         caller = await self._identify(ctx)
         if Scope.JOBS_LIST not in caller.scopes:
             return types.ListResourcesResult(resources=[], cache_scope="private")
-        jobs, _ = await self._parts.catalog.list(
-            caller, Wanted(limit=RESOURCES_MOST), is_visible=may_list(caller)
-        )
+        with _protocol_errors(ctx, ctx.method):
+            jobs, _ = await self._parts.catalog.list(
+                caller, Wanted(limit=RESOURCES_MOST), is_visible=may_list(caller)
+            )
         return types.ListResourcesResult(
             resources=[
                 types.Resource(
