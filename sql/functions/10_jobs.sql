@@ -221,27 +221,32 @@ begin
   if v_claims ? 'projects' then
     perform jobforge.require_projects(p_project_ids, v_count);
   end if;
-  if v_count is distinct from cardinality(p_payloads) or v_count not between 1 and 10000 then
-    raise exception 'enqueue needs as many payloads as job types, 1 to 10,000 of each' using errcode = 'JF400';
+  if v_count is distinct from cardinality(p_payloads) or v_count not between 1 and 10000 or array_position(p_payloads, null) is not null then
+    raise exception 'enqueue needs as many payloads as job types, 1 to 10,000 of each, and none may be missing' using errcode = 'JF400';
   end if;
-  if array_position(p_payloads, null) is not null then
-    raise exception 'an input is missing' using errcode = 'JF400';
+  -- one expression less is a microsecond less: each is made ready anew in every transaction
+  if v_count > 1 or p_received is not null or octet_length(p_payloads[1]) > 1048576 or octet_length(p_labels[1]) > 16384
+    or p_payloads[1] || coalesce(p_labels[1], '') ~ '[0-9][eE][+-]?0*[1-9][0-9]|[0-9]{200}'
+  then
+    perform jobforge.require_small_json(p_payloads, 1048576, 'an input'),
+      jobforge.require_small_json(p_received, 1048576, 'an input'),
+      jobforge.require_small_json(p_labels, 16384, 'a set of labels');
   end if;
-  perform jobforge.require_small_json(p_payloads, 1048576, 'an input');
-  if p_received is not null then
-    perform jobforge.require_small_json(p_received, 1048576, 'an input');
-  end if;
-  if p_labels is not null then
-    perform jobforge.require_small_json(p_labels, 16384, 'a set of labels');
-  end if;
-  if p_parent_id is not null or v_claims ?| array['jobTypes', 'denyTypes'] then
-    v_confinement := jobforge.require_types(p_tenant_id, p_job_types, p_parent_id);
-  end if;
-  if p_lane_types is not null then
-    v_lanes := jobforge.require_definitions(p_tenant_id, p_job_types, p_job_versions, p_lane_types);
-  end if;
-  if not p_is_plan and v_claims ? 'once' and current_setting('jobforge.token_id', true) <> '' then
-    perform jobforge.use_token();
+  if p_parent_id is not null or p_lane_types is not null or p_claim_limits is not null
+    or v_claims ?| array['jobTypes', 'denyTypes', 'once']
+  then
+    if p_parent_id is not null or v_claims ?| array['jobTypes', 'denyTypes'] then
+      v_confinement := jobforge.require_types(p_tenant_id, p_job_types, p_parent_id);
+    end if;
+    if p_lane_types is not null then
+      v_lanes := jobforge.require_definitions(p_tenant_id, p_job_types, p_job_versions, p_lane_types);
+    end if;
+    if not p_is_plan and v_claims ? 'once' and current_setting('jobforge.token_id', true) <> '' then
+      perform jobforge.use_token();
+    end if;
+    if array_remove(p_claim_limits, null) = '{}' then
+      p_claim_limits := null;
+    end if;
   end if;
   -- all that a plain call asks of the tables
   select v_claims ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id),
@@ -256,9 +261,6 @@ begin
   if v_is_limited then
     v_counters := jobforge.check_policy(p_tenant_id, 'enqueue', p_job_types, p_payloads, p_priorities, p_project_ids,
       p_idempotency_keys, p_parent_id, p_is_plan, p_costs);
-  end if;
-  if array_remove(p_claim_limits, null) = '{}' then
-    p_claim_limits := null;
   end if;
   if p_claim_limits is not null then
     perform jobforge.require_claim_limits(p_claim_limits);

@@ -158,9 +158,11 @@ comment on function jobforge.limits_of_call(text, text[], uuid) is 'The limits t
 -- Take permits and count jobs of a call against one limit, under the lock of its counter: one row, written once.
 drop function if exists jobforge.use_limit(text, jobforge.rate_limits, text, text[], text[], text[], integer, boolean);
 drop function if exists jobforge.use_limit(text, jobforge.rate_limits, text, text[], text[], text[], integer, boolean, integer[]);
+drop function if exists jobforge.use_limit(text, jobforge.rate_limits, text, integer, text[], text[], text[], integer, boolean, integer[]);
 create or replace function jobforge.use_limit(
   p_tenant_id text, p_limit jobforge.rate_limits, p_scope text, p_permits integer, p_job_types text[], p_project_ids text[],
-  p_idempotency_keys text[], p_count integer, p_is_plan boolean, p_costs integer[] default null)
+  p_idempotency_keys text[], p_count integer, p_is_plan boolean, p_costs integer[] default null,
+  p_is_counted boolean default false)
 returns void
 language plpgsql volatile
 set search_path = jobforge, pg_temp
@@ -197,26 +199,30 @@ begin
     select n.units into v_units from jobforge.count_new_jobs(p_tenant_id, p_job_types, null, null, v_type, v_now, p_costs) n;
     v_added_units := case when p_is_plan then 0 else v_units end;
   end if;
-  insert into jobforge.limit_usage as u
-    (tenant_id, counter, jobs, units, period_started_at, touched_at, permits, refilled_at)
-  values (p_tenant_id, v_counter, v_added, v_added_units, v_now, v_now, v_burst - p_permits,
-    case when p_permits is not null then v_now end)
-  on conflict (tenant_id, counter) do update
-    set permits = case when p_permits is null then u.permits
-        else coalesce(least(v_burst, u.permits + p_limit.rps * greatest(0, extract(epoch from v_now - u.refilled_at)::float8)),
-          v_burst) - p_permits end,
-      refilled_at = greatest(u.refilled_at, excluded.refilled_at),
-      jobs = excluded.jobs + case when u.period_started_at > v_now - p_limit.period_seconds * interval '1 second'
-        or p_limit.period_seconds is null then u.jobs else 0 end,
-      units = excluded.units + case when u.period_started_at > v_now - p_limit.period_seconds * interval '1 second'
-        or p_limit.period_seconds is null then u.units else 0 end,
-      run_ms = case when u.period_started_at > v_now - p_limit.period_seconds * interval '1 second'
-        or p_limit.period_seconds is null then u.run_ms else 0 end,
-      period_started_at = case when u.period_started_at > v_now - p_limit.period_seconds * interval '1 second'
-        or p_limit.period_seconds is null then u.period_started_at else v_now end,
-      open_ceiling = u.open_ceiling + v_added,
-      touched_at = v_now
-  returning u.* into v_usage;
+  if p_is_counted then
+    select u.* into v_usage from jobforge.limit_usage u where u.tenant_id = p_tenant_id and u.counter = v_counter;
+  else
+    insert into jobforge.limit_usage as u
+      (tenant_id, counter, jobs, units, period_started_at, touched_at, permits, refilled_at)
+    values (p_tenant_id, v_counter, v_added, v_added_units, v_now, v_now, v_burst - p_permits,
+      case when p_permits is not null then v_now end)
+    on conflict (tenant_id, counter) do update
+      set permits = case when p_permits is null then u.permits
+          else coalesce(least(v_burst, u.permits + p_limit.rps * greatest(0, extract(epoch from v_now - u.refilled_at)::float8)),
+            v_burst) - p_permits end,
+        refilled_at = greatest(u.refilled_at, excluded.refilled_at),
+        jobs = excluded.jobs + case when u.period_started_at > v_now - p_limit.period_seconds * interval '1 second'
+          or p_limit.period_seconds is null then u.jobs else 0 end,
+        units = excluded.units + case when u.period_started_at > v_now - p_limit.period_seconds * interval '1 second'
+          or p_limit.period_seconds is null then u.units else 0 end,
+        run_ms = case when u.period_started_at > v_now - p_limit.period_seconds * interval '1 second'
+          or p_limit.period_seconds is null then u.run_ms else 0 end,
+        period_started_at = case when u.period_started_at > v_now - p_limit.period_seconds * interval '1 second'
+          or p_limit.period_seconds is null then u.period_started_at else v_now end,
+        open_ceiling = u.open_ceiling + v_added,
+        touched_at = v_now
+    returning u.* into v_usage;
+  end if;
   if p_permits is not null and v_usage.permits < -0.000001 then
     perform jobforge.refuse_over_rate(p_limit, p_scope, v_burst, v_usage.permits);
   end if;
@@ -286,8 +292,82 @@ begin
     where u.tenant_id = p_tenant_id and u.counter = v_counter;
   end if;
 end $$;
-comment on function jobforge.use_limit(text, jobforge.rate_limits, text, integer, text[], text[], text[], integer, boolean, integer[]) is
+comment on function jobforge.use_limit(text, jobforge.rate_limits, text, integer, text[], text[], text[], integer, boolean, integer[],
+  boolean) is
   'Count jobs against the rate, the queue and the budgets of one limit, or refuse.';
+
+-- The same for one new job, in one statement. Every expression of a function is made ready anew in every transaction, so what
+-- the limit is about to refuse, or has to count anew, is only found here; use_limit then says what and why.
+create or replace function jobforge.count_one(
+  p_tenant_id text, p_limit jobforge.rate_limits, p_permits integer, p_cost integer)
+returns boolean
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+as $$
+declare
+  v_now timestamptz := jobforge.now();
+  v_burst float8 := coalesce(p_limit.burst, greatest(1, ceil(p_limit.rps)));
+  v_since timestamptz := coalesce(v_now - p_limit.period_seconds * interval '1 second', '-infinity');
+  v_is_in_doubt boolean;
+begin
+  insert into jobforge.limit_usage as u
+    (tenant_id, counter, jobs, units, period_started_at, touched_at, permits, refilled_at)
+  values (p_tenant_id, p_limit.kind || ':' || p_limit.name, 1, case when p_limit.budget_units is null then 0 else p_cost end, v_now,
+    v_now, v_burst - p_permits, case when p_permits is not null then v_now end)
+  on conflict (tenant_id, counter) do update
+    set permits = case when p_permits is null then u.permits
+        else least(v_burst, u.permits + p_limit.rps * greatest(0, extract(epoch from v_now - u.refilled_at)::float8)) - p_permits end,
+      refilled_at = greatest(u.refilled_at, excluded.refilled_at),
+      jobs = excluded.jobs + case when u.period_started_at > v_since then u.jobs else 0 end,
+      units = excluded.units + case when u.period_started_at > v_since then u.units else 0 end,
+      run_ms = case when u.period_started_at > v_since then u.run_ms else 0 end,
+      period_started_at = case when u.period_started_at > v_since then u.period_started_at else v_now end,
+      open_ceiling = u.open_ceiling + 1,
+      touched_at = v_now
+  returning coalesce(p_permits is not null and u.permits < -0.000001, false)
+    or coalesce(u.jobs > p_limit.budget_jobs, false) or coalesce(u.units > p_limit.budget_units, false)
+    or p_limit.budget_run_seconds is not null
+    or (p_limit.max_queued is not null
+      and coalesce(u.open_ceiling > p_limit.max_queued or u.counted_at <= v_now - interval '10 seconds', true))
+  into v_is_in_doubt;
+  return v_is_in_doubt;
+end $$;
+comment on function jobforge.count_one(text, jobforge.rate_limits, integer, integer) is
+  'Count one new job against a limit; true when the limit may have no room for it.';
+
+create or replace function jobforge.check_shape(
+  p_tenant_id text, p_limit jobforge.rate_limits, p_job_types text[], p_payloads text[], p_priorities integer[])
+returns void
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+as $$
+declare
+  v_scope text;
+  v_bytes integer;
+  v_priority integer;
+begin
+  if cardinality(p_job_types) = 1 then
+    if coalesce(octet_length(p_payloads[1]) <= p_limit.max_payload_bytes, true)
+      and coalesce(coalesce(p_priorities[1], 2) >= p_limit.max_priority, true)
+    then
+      return;
+    end if;
+  end if;
+  select max(octet_length(u.payload)), min(coalesce(u.priority, 2)) into v_bytes, v_priority
+  from unnest(p_job_types, p_payloads, p_priorities) u(job_type, payload, priority)
+  where p_limit.kind <> 'type' or u.job_type = p_limit.name;
+  v_scope := p_limit.kind || ' ' || case when p_limit.kind = 'tenant' then p_tenant_id else p_limit.name end;
+  if v_bytes > p_limit.max_payload_bytes then
+    perform jobforge.refuse_over_limit('PAYLOAD_TOO_LARGE', 'max_payload_bytes', v_scope, p_limit.max_payload_bytes,
+      v_bytes, 'Store large data elsewhere and pass a reference.');
+  end if;
+  if v_priority < p_limit.max_priority then
+    perform jobforge.refuse_over_limit('PRIORITY_TOO_HIGH', 'max_priority', v_scope, p_limit.max_priority,
+      v_priority, format('Ask for priority %s or a higher number, which is less urgent.', p_limit.max_priority));
+  end if;
+end $$;
+comment on function jobforge.check_shape(text, jobforge.rate_limits, text[], text[], integer[]) is
+  'Refuse jobs that are larger or more urgent than a limit allows.';
 
 -- Returns the counters that the new jobs are to be tracked under, for track_jobs; null if none. p_action cancel takes
 -- from the rates alone. A child takes from none: its handler is bound by fan-out, depth, queue and budget.
@@ -306,31 +386,15 @@ declare
   v_scope text;
   v_count integer;
   v_permits integer;
-  v_bytes integer;
-  v_priority integer;
+  v_is_single boolean := cardinality(p_job_types) = 1 and p_action <> 'cancel' and p_idempotency_keys[1] is null
+    and p_parent_id is null and not p_is_plan;
   v_is_rated boolean := p_parent_id is null and jobforge.current_claims() -> 'rates' is distinct from 'false'::jsonb;
   v_is_tracked boolean;
   v_tracked text[];
 begin
   foreach v_limit in array v_limits loop
-    v_scope := v_limit.kind || ' ' || case when v_limit.kind = 'tenant' then p_tenant_id else v_limit.name end;
     if p_action <> 'cancel' and coalesce(v_limit.max_payload_bytes, v_limit.max_priority) is not null then
-      if cardinality(p_job_types) = 1 then
-        v_bytes := octet_length(p_payloads[1]);
-        v_priority := coalesce(p_priorities[1], 2);
-      else
-        select max(octet_length(u.payload)), min(coalesce(u.priority, 2)) into v_bytes, v_priority
-        from unnest(p_job_types, p_payloads, p_priorities) u(job_type, payload, priority)
-        where v_limit.kind <> 'type' or u.job_type = v_limit.name;
-      end if;
-      if v_bytes > v_limit.max_payload_bytes then
-        perform jobforge.refuse_over_limit('PAYLOAD_TOO_LARGE', 'max_payload_bytes', v_scope, v_limit.max_payload_bytes,
-          v_bytes, 'Store large data elsewhere and pass a reference.');
-      end if;
-      if v_priority < v_limit.max_priority then
-        perform jobforge.refuse_over_limit('PRIORITY_TOO_HIGH', 'max_priority', v_scope, v_limit.max_priority,
-          v_priority, format('Ask for priority %s or a higher number, which is less urgent.', v_limit.max_priority));
-      end if;
+      perform jobforge.check_shape(p_tenant_id, v_limit, p_job_types, p_payloads, p_priorities);
     end if;
     if v_limit.unit_cost is not null and cardinality(p_job_types) = 1 then
       p_costs := array[v_limit.unit_cost];  -- what the operator set goes before what the definition declares
@@ -364,8 +428,12 @@ begin
       end if;
     end if;
     if v_is_tracked or num_nonnulls(v_permits, v_limit.max_queued, v_limit.budget_jobs, v_limit.budget_units) > 0 then
-      perform jobforge.use_limit(p_tenant_id, v_limit, v_scope, v_permits, p_job_types, p_project_ids, p_idempotency_keys, v_count,
-        p_is_plan, p_costs);
+      if not v_is_single then
+        perform jobforge.use_limit(p_tenant_id, v_limit, v_scope, v_permits, p_job_types, p_project_ids, p_idempotency_keys, v_count,
+          p_is_plan, p_costs);
+      elsif jobforge.count_one(p_tenant_id, v_limit, v_permits, coalesce(p_costs[1], 1)) then
+        perform jobforge.use_limit(p_tenant_id, v_limit, v_scope, v_permits, p_job_types, null, null, 1, false, p_costs, true);
+      end if;
     end if;
     if p_parent_id is not null then
       perform jobforge.check_family(p_tenant_id, v_limit, v_scope, p_parent_id, p_job_types, p_project_ids, p_idempotency_keys);
