@@ -110,7 +110,7 @@ async def plant(client: Client) -> list[str]:
         given = {"values": values, "how": WAYS[start // PER_JOB % len(WAYS)]}
         call = {"name": "leak", "input": given, "background": True, "labels": {"n": str(start)}}
         answer = await client.call_tool("execute-job", call)
-        ids.append((answer.structured_content or {})["runId"])
+        ids.append(str((answer.structured_content or {}).get("runId")))
     for run_id in ids:
         look = {"runId": run_id, "waitSeconds": 40, "include": ["logs", "attempts"]}
         told = await client.call_tool("get-job-status", look)
