@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 from pydantic import BaseModel, Field
@@ -36,5 +37,6 @@ class StubbornOutput(BaseModel):
 def stubborn(input: StubbornInput, job: JobContext) -> StubbornOutput:
     """Block, and never look at ``job.cancelled``."""
     job.log(f"blocking for {input.seconds:g} s and deaf to cancellation", level="warning")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the worker sets it anew for the next job
     time.sleep(input.seconds)
     return StubbornOutput(seconds=input.seconds, pid=os.getpid())

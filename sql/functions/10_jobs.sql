@@ -474,6 +474,7 @@ security definer set search_path = jobforge, pg_temp
 as $$
 declare
   v_problem text;
+  v_payload text := p_payload::text;
 begin
   perform jobforge.require_tenant(p_tenant_id);
   -- The table's own constraints refuse these as well; here, where people and applications call, they are told in words.
@@ -489,13 +490,20 @@ begin
       then 'a project id has 1 to 63 letters, digits, dots, colons, hyphens or underscores'
     when octet_length(p_trace_id) > 255 then 'a trace id has at most 255 bytes'
     when pg_catalog.jsonb_typeof(p_labels) <> 'object' then 'labels are one object'
+    -- what a worker could not read, or not as it was written; few inputs get past the first half of either question
+    when octet_length(v_payload) - octet_length(translate(v_payload, '[{', '')) > 64
+      and jsonb_path_exists(p_payload, 'strict $.**{64} ? (@.type() == "array" || @.type() == "object")')
+      then 'an input is nested at most 64 deep'
+    when v_payload ~ '[0-9]{16}' and jsonb_path_exists(p_payload, 'strict $.** ? (@.type() == "number" && @ == @.floor()
+        && (@ > 9007199254740992 || @ < -9007199254740992))')
+      then 'an integer in an input is from -2^53 to 2^53: send larger ones as text'
   end;
   if v_problem is not null then
     raise exception '%', v_problem using errcode = 'JF400', hint = 'Nothing was enqueued: correct the value.';
   end if;
   return query
   select e.job_id, e.outcome, e.status, e.version, e.run_at, e.created_at
-  from jobforge.enqueue_jobs(p_tenant_id, array[p_job_type], array[p_payload::text], null, array[p_idempotency_key],
+  from jobforge.enqueue_jobs(p_tenant_id, array[p_job_type], array[v_payload], null, array[p_idempotency_key],
     array[p_ordering_key], array[p_priority], array[p_run_at], array[p_project_id], array[p_labels::text],
     array[p_trace_id], array[p_job_version], array[p_max_attempts], array[p_backoff_ms], array[p_backoff_multiplier],
     array[p_max_backoff_ms], array[p_timeout_ms]) e;
@@ -877,6 +885,9 @@ declare
 begin
   perform jobforge.require_tenant(p_tenant_id);
   perform jobforge.require_run(p_tenant_id, p_job_id);
+  if not (p_run_at >= '1970-01-01 00:00:00+00' and p_run_at < '10000-01-01 00:00:00+00') then
+    raise exception 'a run is due from 1970 to 9999, in UTC' using errcode = 'JF400', hint = 'Nothing was retried: correct the value.';
+  end if;
   if current_setting('jobforge.token_id', true) <> '' then
     perform jobforge.use_token();
   end if;

@@ -121,7 +121,7 @@ async def open_app(settings: Settings, *, with_workers: bool | None = None) -> A
             pool=pool,
             denials=denials,
             living=LivingTokens(TokenRouter(database, signer=installation.signer)),
-            checks=_checks(database, listener, installation),
+            checks=_checks(database, listener, installation, pool),
         )
         yield App(
             settings, installation, registry, router, worker_router, gate, watcher, pool, parts
@@ -213,7 +213,9 @@ def _worker_database(settings: Settings, installation: Installation) -> Database
     )
 
 
-def _checks(database: Database, listener: Listener, installation: Installation) -> dict[str, Check]:
+def _checks(
+    database: Database, listener: Listener, installation: Installation, pool: WorkerPool | None
+) -> dict[str, Check]:
     """What ``/ready`` asks; each raises when the answer is no."""
 
     async def database_answers() -> None:
@@ -230,8 +232,13 @@ def _checks(database: Database, listener: Listener, installation: Installation) 
         if not report.is_current:
             raise SchemaError("migrations are pending", hint="run: jobforge migrate")
 
-    return {
+    async def pool_serves() -> None:
+        if pool is not None and not pool.is_serving:
+            raise OperatorError("the worker pool of this server claims no jobs", hint="restart it")
+
+    checks: dict[str, Check] = {
         "database": database_answers,
         "listener": listener_hears,
         "migrations": schema_is_current,
     }
+    return checks if pool is None else {**checks, "pool": pool_serves}

@@ -56,6 +56,10 @@ async def audit(input: Nothing, job: JobContext) -> None: ...
 async def secret(input: Nothing, job: JobContext) -> JsonValue: ...
 
 
+@job(name="shop.loose", hidden=True)
+async def loose(input: Nothing, job: JobContext) -> dict[str, object]: ...
+
+
 @pytest.fixture
 def registry() -> Registry:
     return Registry([order, audit, secret])
@@ -137,6 +141,8 @@ def test_output_is_written_by_its_declared_type(registry: Registry, value: objec
         (secret, "a\0b", "RESULT_NOT_TEXT"),
         (secret, "x" * 17_000_000, "RESULT_TOO_LARGE"),
         (secret, float("inf"), "RESULT_NUMBER_RANGE"),
+        (loose, {"a": [None, float("nan")]}, "OUTPUT_INVALID"),
+        (loose, {"a": {"b": (float("-inf"),)}}, "OUTPUT_INVALID"),
     ],
 )
 def test_output_that_does_not_fit_fails_the_run_for_good(

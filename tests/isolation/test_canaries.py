@@ -109,8 +109,8 @@ async def plant(client: Client) -> list[str]:
         values = [v for n in numbers for v in (f"secret://c{n}", f"{TEXT}{n:04}-end")]
         given = {"values": values, "how": WAYS[start // PER_JOB % len(WAYS)]}
         call = {"name": "leak", "input": given, "background": True, "labels": {"n": str(start)}}
-        answer = await client.call_tool("execute-job", call)
-        ids.append(str((answer.structured_content or {}).get("runId")))
+        run: JsonObject = (await client.call_tool("execute-job", call)).structured_content or {}
+        ids.append(str(run["runId"]))
     for run_id in ids:
         look = {"runId": run_id, "waitSeconds": 40, "include": ["logs", "attempts"]}
         told = await client.call_tool("get-job-status", look)

@@ -217,6 +217,10 @@ def test_a_value_out_of_range_is_refused_by_name(
         {"project_id": "no spaces"},
         {"trace_id": "t" * 256},
         {"labels": "[1]"},
+        {"payload": "[" * 65 + "]" * 65},
+        {"payload": '{"a": ' * 64 + "[]" + "}" * 64},
+        {"payload": '{"a": [9007199254740993]}'},
+        {"payload": '{"a": -1e20}'},
     ],
 )
 def test_who_enqueues_one_job_is_told_in_words_what_is_wrong(
@@ -227,6 +231,19 @@ def test_who_enqueues_one_job_is_told_in_words_what_is_wrong(
 
     assert caught.value.sqlstate == "JF400"
     assert "constraint" not in str(caught.value.diag.message_primary)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "[" * 64 + "]" * 64,
+        '{"a": [' + "[]," * 100 + "[]]}",
+        '{"a": 9007199254740992, "b": -9007199254740992}',
+        '{"a": "9007199254740993", "b": 0.12345678901234567}',
+    ],
+)
+def test_an_input_at_the_limits_is_taken(queue: Queue, payload: str) -> None:
+    assert queue.enqueue(payload=payload).outcome == "created"
 
 
 @pytest.mark.parametrize("tenant", ["", " ", "-acme", "a" * 64, "acme corp", "acme/x"])

@@ -183,3 +183,12 @@ def test_a_run_whose_definition_was_removed_is_not_queued_again(queue: Queue) ->
         queue.retry(job_id)
 
     assert queue.status(job_id) == "failed"
+
+
+@pytest.mark.parametrize("run_at", ["10000-01-01 00:00Z", "infinity", "1969-12-31 23:59Z"])
+def test_a_run_cannot_be_retried_at_a_time_that_no_calendar_has(queue: Queue, run_at: str) -> None:
+    job_id = queue.enqueue().job_id
+    queue.cancel(job_id)
+
+    with refused("JF400"):
+        queue.retry(job_id, run_at=run_at)

@@ -147,16 +147,18 @@ async def test_a_second_signal_ends_a_worker_at_once(desk: Desk, start_worker: S
     assert (run.status, run.attempt_no) == (RunStatus.QUEUED, 0)
 
 
-async def test_children_die_with_a_killed_worker(desk: Desk, start_worker: Starter) -> None:
+async def test_children_and_theirs_die_with_a_killed_worker(
+    desk: Desk, start_worker: Starter
+) -> None:
     worker = start_worker()
     job_id = await desk.enqueue("stubborn.process")
     run = await desk.until(job_id, lambda run: run.progress_message is not None)
-    pid = int((run.progress_message or "").split()[0])
-    assert is_alive(pid)
+    pids = [int(pid) for pid in (run.progress_message or "").split()]
+    assert [is_alive(pid) for pid in pids] == [True, True]
 
     worker.kill()
 
-    await eventually(lambda: not is_alive(pid))
+    await eventually(lambda: not any(is_alive(pid) for pid in pids))
 
 
 @pytest.mark.requirement("worker.stdout")

@@ -6,6 +6,7 @@ may come from ``psql``. A result is checked before the run may be ``succeeded``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -257,6 +258,9 @@ def check_output(bound: BoundJob, value: object) -> str:
             bound.output_type.dump_python(checked, mode="json", by_alias=True, warnings="error"),
         )
         text = dump_limited(result, what="result", max_bytes=MAX_RESULT_BYTES)
+        # where the type says nothing of a number, pydantic writes null for NaN
+        if "null" in text and _is_infinite(bound.output_type.dump_python(checked)):
+            raise _bad_output("a number is infinite or NaN, which JSON cannot say")
     except ValidationError as error:
         raise _bad_output(complaint(error)) from None
     except PydanticSerializationError:
@@ -267,6 +271,19 @@ def check_output(bound: BoundJob, value: object) -> str:
     if problems:
         raise _bad_output("; ".join(problems))
     return text
+
+
+def _is_infinite(value: object) -> bool:
+    """Whether any number in a value is infinite or NaN."""
+    match value:
+        case float():
+            return not math.isfinite(value)
+        case dict():
+            return any(_is_infinite(item) for item in cast("dict[object, object]", value).values())
+        case list() | tuple() | set() | frozenset():
+            return any(_is_infinite(item) for item in cast("Iterable[object]", value))
+        case _:
+            return False
 
 
 def _check_schema(bound: BoundJob, value: JsonValue) -> JsonObject:

@@ -379,9 +379,26 @@ def _die_with(parent: int) -> None:
     """Have the kernel end this process when its worker ends, where it can."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
+            _guard(ctypes.CDLL(None).prctl)
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os.killpg(0, signal.SIGKILL)
+
+
+def _guard(prctl: Callable[..., int]) -> None:
+    """Leave a process in this group that ends all of it when this process does: what a handler started has no other end."""
+    child = os.getpid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    if os.fork() != 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        return
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    prctl(PR_SET_PDEATHSIG, signal.SIGUSR1)
+    os.closerange(0, 1_024)  # the worker must see the end of what this process says
+    if os.getppid() == child:
+        signal.sigwait({signal.SIGUSR1})
+    os.killpg(0, signal.SIGKILL)
 
 
 def _limit_memory(megabytes: int) -> None:

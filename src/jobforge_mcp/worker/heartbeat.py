@@ -96,6 +96,11 @@ class Heartbeat:
         self._handler_code = handler_code
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread beats."""
+        return self._thread.is_alive() and not self._stopping.is_set()
+
     def stop(self, timeout: float = 5.0) -> None:
         """End the thread; blocks until its last beat returned, so not to be called on the loop."""
         self._stopping.set()

@@ -138,6 +138,11 @@ class WorkerPool:
         return 0 if self._is_draining else self._slots.free
 
     @property
+    def is_serving(self) -> bool:
+        """Whether jobs are claimed, and their leases kept."""
+        return not self._is_draining and self._heartbeat.is_alive
+
+    @property
     def running(self) -> int:
         """How many handlers run."""
         return len(self._running)
