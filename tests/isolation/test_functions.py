@@ -602,7 +602,7 @@ def test_views_show_each_scope_its_own_rows_and_no_scope_none(
     views = queue.look(
         """select c.relname as name, r.rolname::text as login from pg_class c cross join pg_roles r
         where c.relnamespace = 'jobforge'::regnamespace and r.rolname like 'jobforge\\_%%'
-          and r.rolname <> all (%s) and has_table_privilege(r.oid, c.oid, 'select')""",
+          and r.rolname <> all (%s) and r.rolcanlogin and has_table_privilege(r.oid, c.oid, 'select')""",
         list(OWNERS),
     )
     seen: dict[tuple[str, str, str | None], set[str]] = {}

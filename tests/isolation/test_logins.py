@@ -32,6 +32,7 @@ from tests.isolation.world import TENANTS, Belongings, canary, settle_in
 from tests.sql.acting import Queue
 
 MEMBER = "jobforge_tenant"
+VIEWS = "jobforge_tenant_views"
 DENIED = "42501 permission denied for function"
 
 
@@ -72,7 +73,9 @@ def scope_roles(queue: Queue) -> tuple[str, ...]:
     """Every role that gives a bound login functions, which the product names ``jobforge_<noun>_<verb>``."""
     rows = queue.look(
         """select r.rolname::text as name from pg_roles r
-        where not r.rolcanlogin and r.rolname ~ '^jobforge_[a-z]+_[a-z]+$' order by 1"""
+        where not r.rolcanlogin and r.rolname ~ '^jobforge_[a-z]+_[a-z]+$' and r.rolname <> %s
+        order by 1""",
+        VIEWS,
     )
     return tuple(row.name for row in rows)
 
@@ -108,6 +111,11 @@ def ask(
     return without(answer, target), after
 
 
+def is_asked(function: Function) -> bool:
+    """Whether a function is of a tenant; ``enter_scope`` only says which, and of a bound login nobody listens."""
+    return function.is_tenants and function.name not in OF_THE_INSTALLATION
+
+
 def test_every_scope_of_a_login_has_a_role_and_every_role_a_scope(queue: Queue) -> None:
     assert sorted(ROLES.values()) == sorted(scope_roles(queue)), (
         "say in db/logins.py which scope the role is for, or revoke its functions"
@@ -117,11 +125,13 @@ def test_every_scope_of_a_login_has_a_role_and_every_role_a_scope(queue: Queue) 
 def test_no_bound_login_may_call_what_acts_for_all_tenants(functions: list[Function]) -> None:
     harmless = {
         "now", "current_tenant", "current_claims", "verified_scope", "is_context_signed", "enter_own_scope",
+        "note_refusal",
     }  # fmt: skip
     found = {function.name for function in functions if not function.is_tenants} - harmless
 
     assert found == set(), "a login of one tenant may call functions that take no tenant"
-    assert harmless <= OF_THE_INSTALLATION.keys()
+    # it counts a refusal of the scope it is called in, and returns nothing
+    assert harmless - {"note_refusal"} <= OF_THE_INSTALLATION.keys()
 
 
 @pytest.mark.requirement("isolation.logins")
@@ -132,7 +142,7 @@ def test_a_bound_login_finds_of_others_what_it_finds_of_nobody(
     others = [world[name] for name in TENANTS if name != tenant]
     marks = [canary(owner.tenant) for owner in others] + [str(i) for o in others for i in o.runs]
     known = {str(job_id) for owner in world.values() for job_id in owner.runs}
-    asked = [function for function in functions if function.is_tenants]
+    asked = [function for function in functions if is_asked(function)]
     foreign = [Target.of(other, job_id) for other in others for job_id in other.runs]
     own = [Target.of(world[tenant], job_id) for job_id in world[tenant].runs]
     malformed = [Target(text, text, text) for text in MALFORMED]
@@ -179,7 +189,7 @@ def test_a_bound_login_that_names_or_claims_another_tenant_is_refused_in_the_sam
         login.create(queue)
         before = rows_of_others(queue, tenant)
         for function in functions:
-            if not function.is_tenants or not {MEMBER, *login.roles} & set(function.logins):
+            if not is_asked(function) or not {MEMBER, *login.roles} & set(function.logins):
                 continue
             refusals = set[str]()
             for name in strangers:
@@ -218,7 +228,7 @@ def test_a_bound_login_that_sets_what_a_scope_is_made_of_changes_nothing_by_it(
     for login in confined:
         login.create(queue)
         for function in functions:
-            if not function.is_tenants:
+            if not is_asked(function):
                 continue
             for job_id in world["acme"].runs:
                 target = Target.of(world["acme"], job_id)
@@ -234,7 +244,37 @@ def test_a_bound_login_that_sets_what_a_scope_is_made_of_changes_nothing_by_it(
 
 
 @pytest.mark.requirement("isolation.logins")
-def test_a_bound_login_can_enter_no_scope_and_read_no_table_or_view(
+@pytest.mark.parametrize("tenant", TENANTS)
+def test_a_bound_login_that_may_read_views_sees_its_own_rows_whatever_it_sets(
+    queue: Queue, world: dict[str, Belongings], tenant: str
+) -> None:
+    login = Login(f"app_{os.getpid()}_{tenant}_views", tenant, {}, (VIEWS,))
+    login.create(queue)
+    views = queue.look(
+        "select c.relname as name from pg_class c where c.relnamespace = 'jobforge'::regnamespace"
+        " and c.relkind in ('r', 'v', 'm') and has_table_privilege(%s, c.oid, 'select')",
+        VIEWS,
+    )
+    seen: dict[tuple[str, str], set[str]] = {}
+
+    for view in views:
+        for forged in ("", *TENANTS, "nobody"):
+            with queue.acting("super") as connection, connection.transaction(force_rollback=True):
+                name = sql.Identifier(login.name)
+                connection.execute(sql.SQL("set local session authorization {}").format(name))
+                connection.execute("select set_config('jobforge.tenant_id', %s, true)", [forged])
+                query = sql.SQL("select distinct tenant_id from jobforge.{}")
+                rows = connection.execute(query.format(sql.Identifier(view.name))).fetchall()
+                connection.execute("reset session authorization")
+            seen[view.name, forged] = {row[0] for row in rows}
+
+    assert world.keys() == set(TENANTS)
+    assert seen != {}
+    assert {place: rows for place, rows in seen.items() if rows != {tenant}} == {}
+
+
+@pytest.mark.requirement("isolation.logins")
+def test_a_bound_login_can_read_no_table_or_view(
     queue: Queue, world: dict[str, Belongings]
 ) -> None:
     (login, *_) = logins(queue, "acme")
@@ -243,8 +283,7 @@ def test_a_bound_login_can_enter_no_scope_and_read_no_table_or_view(
         "select c.relname as name from pg_class c where c.relnamespace = 'jobforge'::regnamespace"
         " and c.relkind in ('r', 'v', 'm', 'p', 'S', 'f')"
     )
-    attempts = [sql.SQL("select jobforge.enter_scope('globex', 'x')")]
-    attempts += [
+    attempts = [
         sql.SQL("select * from jobforge.{}").format(sql.Identifier(row.name)) for row in relations
     ]
     told: dict[str, str | None] = {}

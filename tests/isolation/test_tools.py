@@ -55,6 +55,11 @@ PROBES: dict[str, list[Asked]] = {
     "register-job": [
         lambda id_, mark: {"name": "made.up", "handler": "test.noop", "dryRun": True},
         lambda id_, mark: {"name": "made.up", "handler": mark, "dryRun": True},
+        lambda id_, mark: {"name": mark, "handler": "test.noop", "version": id_, "tags": [mark], "dryRun": True},
+        lambda id_, mark: {"name": "made.up", "chain": [{"name": "a", "handler": mark}], "dryRun": True},
+        lambda id_, mark: {"name": "made.up", "map": {"items": [1], "do": {"handler": mark}}, "dryRun": True},
+        lambda id_, mark: {"name": "made.up", "switch": {"cases": [{"when": {"$ref": "/input/x"}, "do": {"handler": mark}}]},
+            "dryRun": True},
     ],
     "remove-job": [lambda id_, mark: {"name": mark}],
     "submit-event": [
@@ -91,12 +96,22 @@ one answer does not change the next: `test_functions` enqueues with the keys of 
 RESOURCES: dict[str, Callable[[str], str]] = {
     "jobforge://runs/{runId}": lambda id_: f"jobforge://runs/{id_}",
     "jobforge://runs/{runId}/result": lambda id_: f"jobforge://runs/{id_}/result",
+    "jobforge://runs/{runId}/result{?offset,limit}": lambda id_: (
+        f"jobforge://runs/{id_}/result?offset=0&limit=10"
+    ),
+    "jobforge://runs/{runId}/manifest": lambda id_: f"jobforge://runs/{id_}/manifest",
+    "jobforge://runs/{runId}/report": lambda id_: f"jobforge://runs/{id_}/report",
+    "jobforge://runs/{runId}/artifacts/{name}{?attempt,offset,limit}": lambda id_: (
+        f"jobforge://runs/{id_}/artifacts/note.txt?attempt=1&offset=0&limit=10"
+    ),
     "jobforge://runs/{runId}/logs": lambda id_: f"jobforge://runs/{id_}/logs",
     "jobforge://jobs/{name}": lambda id_: f"jobforge://jobs/{id_}",
 }
 
 OF_THE_CALL = {
     *("kind", "cron", "timezone", "catchUp", "overlap", "jitterMs", "cooldownMs", "maxPerHour", "enabled", "trial"),
+    *("result", "title", "description", "inputSchema", "outputSchema", "timeoutMs", "retry", "hidden", "permissions"),
+    *("effects", "idempotent", "cost"),
     *("containsPii", "retentionDays", "occurredAt", "history"),
     "input", "limit", "since", "status", "detail", "runAt", "priority", "labels", "dryRun", "background", "waitSeconds",
     "sinceVersion", "cancelOnDisconnect",
