@@ -49,7 +49,8 @@ TEXT_RESULT_CHARS = 2_000
 PREVIEW_CHARS = 600
 MESSAGE_CHARS = 120
 ERROR_CHARS = 600
-DESCRIPTION_CHARS = 240
+TITLE_CHARS = 44
+"""Of the line that a job has in a list without detail."""
 
 
 class WireModel(BaseModel):
@@ -171,9 +172,6 @@ class JobRow(WireModel):
 
     name: str
     title: str | None = None
-    description: str | None = None
-    tags: list[str] | None = None
-    effects: str | None = None
 
 
 class JobPage(WireModel):
@@ -372,15 +370,16 @@ def view_definition(definition: JobDefinition, *, is_detailed: bool) -> JsonObje
                 exclude={"handler", "input", "hidden", "chain", "map", "switch", "result"},
             ),
         )
-    return JobRow(
-        name=definition.name,
-        title=definition.title,
-        description=_cut(definition.description, DESCRIPTION_CHARS)
-        if definition.description
-        else None,
-        tags=list(definition.tags) or None,
-        effects="external" if definition.effects == "external" else None,
-    ).wire()
+    return JobRow(name=definition.name, title=_title_of(definition)).wire()
+
+
+def _title_of(definition: JobDefinition) -> str | None:
+    """Return one short line: the title, or the first words of the description."""
+    text = " ".join((definition.title or definition.description or "").split())
+    if len(text) <= TITLE_CHARS:
+        return text or None
+    kept, _, cut = text[:TITLE_CHARS].rpartition(" ")
+    return (kept or cut[: TITLE_CHARS - 1]).rstrip(" ,;:.") + "…"
 
 
 def schema_of(models: tuple[type[WireModel], ...]) -> JsonObject:

@@ -53,9 +53,7 @@ def _next_after_jobs(shown: Sequence[object], *, is_more: bool, is_detailed: boo
 
 def _describe_jobs(page: wire.JobPage, *, is_detailed: bool) -> str:
     lines = [
-        wire.compact(job)
-        if is_detailed
-        else f"{job['name']}: {job.get('description') or job.get('title') or ''}"
+        wire.compact(job) if is_detailed else f"{job['name']}: {job.get('title') or ''}"
         for job in page.jobs
     ]
     return "\n".join([*lines, *more_of(page.next_cursor), page.next])
