@@ -589,6 +589,14 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 7",
         "Every tenant with due work gets an equal share of a claim, and leftovers go to the rest.",
     ),
+    "sql.retention": Requirement(
+        "features G19",
+        "Ended runs go once their tenant has kept them long enough, in small batches, and never before.",
+    ),
+    "tools.dry-run": Requirement(
+        "design 5",
+        "Every tool that writes can say what it would do, and then writes nothing but its audit row.",
+    ),
     "sql.frontier": Requirement(
         "design 7",
         "A claim reads nothing in front of the place it is told, so old transactions do not slow claims down.",

@@ -776,7 +776,8 @@ comment on function jobforge.promote_next(text[], text[], uuid[]) is 'Let the ne
 
 -- A job can move from place to place while we look for it; each place is tried under its row's lock, and if it moved past
 -- us we look again.
-create or replace function jobforge.cancel_job(p_tenant_id text, p_job_id uuid, p_reason text default null)
+drop function if exists jobforge.cancel_job(text, uuid, text);
+create or replace function jobforge.cancel_job(p_tenant_id text, p_job_id uuid, p_reason text default null, p_is_plan boolean default false)
 returns setof jobforge.runs
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
@@ -790,13 +791,13 @@ declare
 begin
   perform jobforge.require_tenant(p_tenant_id);
   perform jobforge.require_run(p_tenant_id, p_job_id);
-  if current_setting('jobforge.token_id', true) <> '' then
+  if not p_is_plan and current_setting('jobforge.token_id', true) <> '' then
     perform jobforge.use_token();
   end if;
   if jobforge.current_claims() ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id) then
     -- before the counters, as an attempt does that makes a child
     perform from jobforge.leases l where l.tenant_id = p_tenant_id and p_job_id = any (l.job_ids) for update;
-    perform jobforge.check_policy(p_tenant_id, 'cancel', array[j.job_type::text])
+    perform jobforge.check_policy(p_tenant_id, 'cancel', array[j.job_type::text], p_is_plan => p_is_plan)
     from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
   end if;
   for v_try in 1..20 loop
@@ -811,6 +812,10 @@ begin
     if v_job.final_status is not null then
       raise exception 'run % is % and cannot be canceled', p_job_id, v_job.final_status using errcode = 'JF409',
         hint = 'Only queued, waiting or running runs can be canceled.';
+    end if;
+    if p_is_plan then
+      v_outcome := 'planned';
+      exit;
     end if;
 
     update jobforge.leases l set cancel_ids = array_append(array_remove(l.cancel_ids, p_job_id), p_job_id)
@@ -856,7 +861,7 @@ begin
     raise exception 'run % kept moving while it was to be canceled', p_job_id using errcode = '40001';
   end if;
 
-  if v_outcome <> 'unchanged' then
+  if v_outcome not in ('unchanged', 'planned') then
     insert into jobforge.run_progress as p (tenant_id, job_id, changes, cancel_requested_at, cancel_reason)
     values (p_tenant_id, p_job_id, 1, v_now, v_reason)
     on conflict (tenant_id, job_id) do update
@@ -867,12 +872,13 @@ begin
   perform jobforge.record_audit(p_tenant_id, 'cancel', v_outcome, p_job_id, v_job.job_type);
   return query select r.* from jobforge.runs r where r.tenant_id = p_tenant_id and r.job_id = p_job_id;
 end $$;
-comment on function jobforge.cancel_job(text, uuid, text) is
+comment on function jobforge.cancel_job(text, uuid, text, boolean) is
   'Cancel a run: at once while it is queued or waiting, by request to its worker while it runs.';
 
+drop function if exists jobforge.retry_job(text, uuid, bigint, timestamptz, boolean, boolean);
 create or replace function jobforge.retry_job(
   p_tenant_id text, p_job_id uuid, p_if_version bigint default null, p_run_at timestamptz default null,
-  p_reset_attempts boolean default false, p_force boolean default false)
+  p_reset_attempts boolean default false, p_force boolean default false, p_is_plan boolean default false)
 returns setof jobforge.runs
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
@@ -888,12 +894,12 @@ begin
   if not (p_run_at >= '1970-01-01 00:00:00+00' and p_run_at < '10000-01-01 00:00:00+00') then
     raise exception 'a run is due from 1970 to 9999, in UTC' using errcode = 'JF400', hint = 'Nothing was retried: correct the value.';
   end if;
-  if current_setting('jobforge.token_id', true) <> '' then
+  if not p_is_plan and current_setting('jobforge.token_id', true) <> '' then
     perform jobforge.use_token();
   end if;
   if jobforge.current_claims() ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id) then
     select jobforge.check_policy(p_tenant_id, 'retry', array[j.job_type::text], p_priorities => array[j.priority::integer],
-      p_costs => array[j.cost]) into v_counters
+      p_costs => array[j.cost], p_is_plan => p_is_plan) into v_counters
     from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
   end if;
   select * into v_job from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id for update;
@@ -922,6 +928,11 @@ begin
       hint = 'Register the definition again, or enqueue a job of another type.';
   end if;
 
+  if p_is_plan then
+    perform jobforge.record_audit(p_tenant_id, 'retry', 'planned', p_job_id, v_job.job_type);
+    return query select r.* from jobforge.runs r where r.tenant_id = p_tenant_id and r.job_id = p_job_id;
+    return;
+  end if;
   if v_job.lane_type is not null then
     perform jobforge.forget_steps(p_tenant_id, p_job_id, v_job.final_status = 'succeeded');
   end if;
@@ -953,7 +964,7 @@ begin
     jsonb_build_object('resetAttempts', p_reset_attempts, 'force', p_force));
   return query select r.* from jobforge.runs r where r.tenant_id = p_tenant_id and r.job_id = p_job_id;
 end $$;
-comment on function jobforge.retry_job(text, uuid, bigint, timestamptz, boolean, boolean) is
+comment on function jobforge.retry_job(text, uuid, bigint, timestamptz, boolean, boolean, boolean) is
   'Queue a run again that had ended, with one more attempt or with fresh ones.';
 
 -- One named cause. A future worker sees the same facts, so the order of the questions is the order in which they matter.

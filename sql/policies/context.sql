@@ -48,7 +48,7 @@ grant execute on function
   jobforge.enqueue_job(text, text, jsonb, text, text, integer, timestamptz, text, jsonb, text, text, integer, integer, float8,
     integer, integer)
   to jobforge_jobs_execute;
-grant execute on function jobforge.cancel_job(text, uuid, text) to jobforge_jobs_cancel;
-grant execute on function jobforge.retry_job(text, uuid, bigint, timestamptz, boolean, boolean) to jobforge_jobs_retry;
+grant execute on function jobforge.cancel_job(text, uuid, text, boolean) to jobforge_jobs_cancel;
+grant execute on function jobforge.retry_job(text, uuid, bigint, timestamptz, boolean, boolean, boolean) to jobforge_jobs_retry;
 
 reset role;

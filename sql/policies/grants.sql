@@ -45,8 +45,8 @@ grant execute on function
   jobforge.list_attempts(text, uuid),
   jobforge.list_logs(text, uuid, integer, integer),
   jobforge.queue_stats(text),
-  jobforge.cancel_job(text, uuid, text),
-  jobforge.retry_job(text, uuid, bigint, timestamptz, boolean, boolean),
+  jobforge.cancel_job(text, uuid, text, boolean),
+  jobforge.retry_job(text, uuid, bigint, timestamptz, boolean, boolean, boolean),
   jobforge.explain_run(text, uuid)
   to jobforge_api;
 grant execute on function jobforge.read_runs(text, uuid, integer, text, text, timestamptz, integer) to jobforge_worker;
@@ -296,5 +296,25 @@ grant execute on function jobforge.unpark_jobs(text[], text[], integer[]), jobfo
   jobforge.count_starts(timestamptz[], integer[], integer, timestamptz) to jobforge_sys;
 grant execute on function jobforge.pause_queue(text, text, text, text), jobforge.resume_queue(text, text, text),
   jobforge.list_pauses(text) to jobforge_api;
+
+reset role;
+
+-- Retention: small batches by whoever maintains, and what operators set; views for people with psql.
+set local role jobforge_owner;
+
+grant delete on jobforge.jobs to jobforge_sys;
+grant delete, update (expires_at) on jobforge.idempotency_keys to jobforge_sys;  -- to lock a row
+grant insert (retain_days), update (retain_days) on jobforge.tenants to jobforge_sys;
+
+reset role;
+set local role jobforge_sys;
+
+grant execute on function jobforge.purge_finished(integer), jobforge.purge_events(integer) to jobforge_worker, jobforge_scheduler;
+grant execute on function jobforge.set_retention(text, integer), jobforge.list_retention() to jobforge_owner;
+
+reset role;
+set local role jobforge_rpc;
+
+grant select on jobforge.running_runs, jobforge.failed_runs, jobforge.queue_depth, jobforge.trigger_status to jobforge_readonly;
 
 reset role;

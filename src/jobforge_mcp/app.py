@@ -27,13 +27,16 @@ from jobforge_mcp.definitions.catalog import Catalog
 from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import DatabaseUnavailableError, OperatorError, SchemaError
+from jobforge_mcp.evidence.stores import open_store
 from jobforge_mcp.maintenance import Maintenance
 from jobforge_mcp.policy.denials import Denials
 from jobforge_mcp.policy.gate import Credential, Gate
 from jobforge_mcp.policy.living import LivingTokens
 from jobforge_mcp.progress import RunWatcher
+from jobforge_mcp.purging import Purger
 from jobforge_mcp.router.audit import AuditRouter
 from jobforge_mcp.router.events import EventRouter
+from jobforge_mcp.router.evidence import ArtifactRouter
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.router.leases import WorkerRouter
 from jobforge_mcp.router.maintenance import MaintenanceRouter
@@ -184,9 +187,10 @@ async def _enter_pool(
 ) -> tuple[WorkerRouter, WorkerPool]:
     database = await stack.enter_async_context(_worker_database(settings, installation))
     worker_router = WorkerRouter(database)
+    tasks = await stack.enter_async_context(anyio.create_task_group())
+    stack.callback(tasks.cancel_scope.cancel)
+    tasks.start_soon(_purger(settings, database).run)
     if settings.triggers_enabled:
-        tasks = await stack.enter_async_context(anyio.create_task_group())
-        stack.callback(tasks.cancel_scope.cancel)
         tasks.start_soon(_maintenance(settings, registry, database).run)
     pool = WorkerPool(
         worker_router,
@@ -198,6 +202,10 @@ async def _enter_pool(
         heartbeat_url=installation.worker_url,
     )
     return worker_router, await stack.enter_async_context(pool)
+
+
+def _purger(settings: Settings, database: Database) -> Purger:
+    return Purger(MaintenanceRouter(database), ArtifactRouter(database), open_store(settings))
 
 
 def _maintenance(settings: Settings, registry: Registry, database: Database) -> Maintenance:

@@ -52,6 +52,8 @@ OF_THE_INSTALLATION = {
     "scan_rights": "the database itself",
     "scan_work": "counts; the job that calls it needs ops:read",
     "keep_environment": "a process of the installation",
+    "purge_finished": "removes what each tenant kept long enough, of all tenants",
+    "purge_events": "removes what expired, of all tenants",
     "purge_artifacts": "forgets what nothing needs, of all tenants, as reap_expired frees what lost workers held",
     "lock_sealing": "the auditor seals the logs of all tenants",
     "list_unsealed": "the same",

@@ -22,6 +22,7 @@ from jobforge_mcp.cli import (
     migration,
     node,
     queues,
+    retention,
     runs,
     serving,
     token_life,
@@ -83,6 +84,7 @@ def build_program() -> typer.Typer:
         ("limit", "What tenants, job types and tools may use.", LIMIT),
         ("queue", "Pause and resume what may start.", QUEUE),
         ("webhooks", "Who is told when runs end.", WEBHOOKS),
+        ("retention", "For how long ended runs are kept.", RETENTION),
         ("audit", "What was done, and the proof that nobody rewrote it.", AUDIT),
         ("events", "What was told to have happened, and what it started.", EVENTS),
         ("triggers", "Rules that turn times and events into jobs.", TRIGGERS),
@@ -126,6 +128,10 @@ QUEUE: tuple[tuple[str, Callable[..., object]], ...] = (
     ("resume", queues.resume),
     ("list", queues.list_),
     ("stats", queues.stats),
+)
+RETENTION: tuple[tuple[str, Callable[..., object]], ...] = (
+    ("set", retention.set_),
+    ("list", retention.list_),
 )
 CONTEXT_KEY: tuple[tuple[str, Callable[..., object]], ...] = (
     ("create", context_keys.create),
@@ -199,6 +205,7 @@ def _help_for(given: Sequence[str]) -> str:
         "login": LOGIN,
         "node": NODE,
         "queue": QUEUE,
+        "retention": RETENTION,
         "token": TOKEN,
         "triggers": TRIGGERS,
         "webhooks": WEBHOOKS,

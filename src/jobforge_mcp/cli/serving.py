@@ -51,10 +51,15 @@ def worker(
     ] = None,
 ) -> None:
     """Run jobs until told to stop: SIGTERM lets them finish, a second one releases them at once."""
+    import anyio
+
     from jobforge_mcp.db.installation import open_installation
     from jobforge_mcp.definitions.installed import load_registry
     from jobforge_mcp.errors import InvalidInputError
+    from jobforge_mcp.evidence.stores import open_store
     from jobforge_mcp.maintenance import Maintenance
+    from jobforge_mcp.purging import Purger
+    from jobforge_mcp.router.evidence import ArtifactRouter
     from jobforge_mcp.router.maintenance import MaintenanceRouter
     from jobforge_mcp.types import TenantId
     from jobforge_mcp.worker.main import run_worker
@@ -75,7 +80,11 @@ def worker(
 
     async def maintain(database: Database) -> None:
         router = MaintenanceRouter(database)
-        await Maintenance(router, registry, most_depth=settings.event_depth_most).run()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(Purger(router, ArtifactRouter(database), open_store(settings)).run)
+            if settings.triggers_enabled:
+                maintenance = Maintenance(router, registry, most_depth=settings.event_depth_most)
+                tasks.start_soon(maintenance.run)
 
     with open_installation(settings, on_progress=say) as installation:
 
@@ -87,7 +96,7 @@ def worker(
                 tenant_ids=[TenantId(name) for name in tenant] if tenant else None,
                 type_patterns=patterns,
                 on_started=announce,
-                beside=maintain if settings.triggers_enabled else None,
+                beside=maintain,
             )
 
         _run(work, settings)

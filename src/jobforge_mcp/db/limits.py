@@ -22,6 +22,7 @@ Kind: TypeAlias = Literal["tenant", "type", "tool"]
 """What a limit is set for: a tenant as a whole, or one of its job types or tools."""
 
 _RULES: Final = {
+    "tenants_id_is_well_formed": "a tenant id has 1 to 63 letters, digits or . _ : -",
     "rate_limits_tenant_is_well_formed": "a tenant id has 1 to 63 letters, digits or . _ : -",
     "rate_limits_name_fits": "a job type or tool has a name of at most 200 bytes, a tenant none",
     "rate_limits_rate_in_range": "a rate is more than 0 and at most 1,000,000 a second",
@@ -80,6 +81,23 @@ def list_limits(admin_url: str, tenant: str | None = None) -> list[LimitRecord]:
             [tenant],
         ).fetchall()
     return [LimitRecord(*row) for row in rows]
+
+
+def set_retention(admin_url: str, tenant: str, days: int) -> int:
+    """Set for how many days after their end a tenant's runs are kept."""
+    with _administering(admin_url) as connection:
+        row = connection.execute("select jobforge.set_retention(%s, %s)", [tenant, days]).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def list_retention(admin_url: str) -> dict[str, int]:
+    """Tell for how many days each tenant's runs are kept."""
+    with _administering(admin_url) as connection:
+        rows = connection.execute(
+            "select r.tenant_id, r.retain_days from jobforge.list_retention() r"
+        ).fetchall()
+    return dict(rows)
 
 
 @contextmanager

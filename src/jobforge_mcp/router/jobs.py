@@ -77,12 +77,10 @@ _GET_PAYLOAD: LiteralString = (
 _LIST_RUNS: LiteralString = f"""
     select {_RUN} from {SCOPE}, lateral jobforge.list_runs(s.tenant_id, %s::text, %s::text, %s::text[], %s::text,
       %s::timestamptz, %s::uuid, %s::int) as r"""
-_CANCEL_JOB: LiteralString = (
-    f"select {_RUN} from {SCOPE}, lateral jobforge.cancel_job(s.tenant_id, %s, %s::text) as r"
-)
+_CANCEL_JOB: LiteralString = f"select {_RUN} from {SCOPE}, lateral jobforge.cancel_job(s.tenant_id, %s, %s::text, %s::boolean) as r"
 _RETRY_JOB: LiteralString = f"""
     select {_RUN} from {SCOPE}, lateral jobforge.retry_job(s.tenant_id, %s, %s::bigint, %s::timestamptz, %s::boolean,
-      %s::boolean) as r"""
+      %s::boolean, %s::boolean) as r"""
 _EXPLAIN_RUN: LiteralString = (
     f"select r.* from {SCOPE}, lateral jobforge.explain_run(s.tenant_id, %s) as r"
 )
@@ -236,9 +234,12 @@ class Router:
         job_id: JobId,
         *,
         reason: str | None = None,
+        is_plan: bool = False,
         origin: CallOrigin = NO_ORIGIN,
     ) -> Run:
         """Cancel a run that is not final: at once, or by request to its worker while it runs.
+
+        With ``is_plan`` it is only checked whether that may be done; the run comes back as it is.
 
         Raises:
             NotFoundError: there is none, or not for this caller.
@@ -247,7 +248,12 @@ class Router:
         await self._require_visible(caller, job_id)
         # Not repeated by us: while the run is running a second request would count as a change and be audited twice.
         rows = await self._fetch_of_run(
-            caller, job_id, _CANCEL_JOB, [job_id, reason], origin=origin, is_repeatable=False
+            caller,
+            job_id,
+            _CANCEL_JOB,
+            [job_id, reason, is_plan],
+            origin=origin,
+            is_repeatable=False,
         )
         return to_run(rows[0])
 
@@ -260,16 +266,19 @@ class Router:
         run_at: datetime | None = None,
         reset_attempts: bool = False,
         force: bool = False,
+        is_plan: bool = False,
         origin: CallOrigin = NO_ORIGIN,
     ) -> Run:
         """Queue a final run again, with one more attempt or with fresh ones; ``force`` also one that succeeded.
+
+        With ``is_plan`` it is only checked whether that may be done; the run comes back as it is.
 
         Raises:
             NotFoundError: there is none, or not for this caller.
             ConflictError: it is not final, or its version is not ``if_version``.
         """
         await self._require_visible(caller, job_id)
-        arguments = [job_id, if_version, run_at, reset_attempts, force]
+        arguments = [job_id, if_version, run_at, reset_attempts, force, is_plan]
         rows = await self._fetch_of_run(
             caller, job_id, _RETRY_JOB, arguments, origin=origin, is_repeatable=False
         )

@@ -28,6 +28,10 @@ from jobforge_mcp.types import (
 )
 
 _CLAIM_EVENTS: LiteralString = "select r.* from jobforge.claim_events(%s::int) as r"
+_PURGE_FINISHED: LiteralString = (
+    "select r.runs, r.idempotency_keys from jobforge.purge_finished(%s::int) as r"
+)
+_PURGE_EVENTS: LiteralString = "select r.count from jobforge.purge_events(%s::int) as r(count)"
 _MATCH_EVENTS: LiteralString = "select r.* from jobforge.match_events(%s::text[], %s::uuid[]) as r"
 _DUE_TRIGGERS: LiteralString = "select r.* from jobforge.due_triggers(%s::int) as r"
 _NEXT_DUE: LiteralString = """
@@ -63,6 +67,19 @@ class MaintenanceRouter:
             )
             for row in rows
         ]
+
+    async def purge_finished(self, limit: int = 1_000) -> int:
+        """Remove runs that were kept long enough, and expired idempotency keys; return how many rows."""
+        (row,) = await self._fetch(_PURGE_FINISHED, [limit])
+        runs: int = row["runs"]
+        keys: int = row["idempotency_keys"]
+        return runs + keys
+
+    async def purge_events(self, limit: int = 1_000) -> int:
+        """Remove events that expired, with the decisions about them; return how many rows."""
+        (row,) = await self._fetch(_PURGE_EVENTS, [limit])
+        count: int = row["count"]
+        return count
 
     async def match_events(self, events: Sequence[PendingEvent]) -> dict[UUID, list[Candidate]]:
         """Find the triggers that could want each of these events."""

@@ -199,6 +199,7 @@ class CancelJob(Arguments):
 
     run_id: _RunId
     reason: Annotated[str | None, Field(max_length=500)] = None
+    dry_run: Annotated[bool | None, Field(description="only say what would happen")] = None
 
 
 class RetryJob(Arguments):
@@ -211,6 +212,7 @@ class RetryJob(Arguments):
     run_at: Annotated[_RunAt | None, Field(description="do not start before")] = None
     reset_attempts: Annotated[bool | None, Field(description="grant all attempts anew")] = None
     force: Annotated[bool | None, Field(description="needed for a succeeded run")] = None
+    dry_run: Annotated[bool | None, Field(description="only say what would happen")] = None
 
 
 class RegisterJob(Arguments):

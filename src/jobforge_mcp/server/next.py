@@ -63,6 +63,12 @@ def next_after_plan(outcome: str) -> str:
             return "Nothing was written: this key already made the run named here, which the call would return."
         case "conflict":
             return "Nothing was written: this key was used with another input, so use another key."
+        case "canceled":
+            return "Nothing was written: without dryRun the run would be canceled at once."
+        case "requested":
+            return "Nothing was written: without dryRun the worker would be asked to stop the run."
+        case "queued":
+            return "Nothing was written: without dryRun the run would be queued again."
         case _:
             return "Nothing was written: call again without dryRun to create the run."
 

@@ -187,7 +187,8 @@ class PlanView(WireModel):
 
     dry_run: Literal[True] = True
     job_name: str
-    outcome: Literal["created", "replayed", "conflict"]
+    outcome: Literal["created", "replayed", "conflict", "canceled", "requested", "queued"]
+    """What the call would come to."""
     run_id: str | None = None
     status: str | None = None
     input: PydanticJson = None

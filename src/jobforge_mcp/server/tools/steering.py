@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from jobforge_mcp.policy.permissions import (
     require_run,
     require_runnable,
 )
 from jobforge_mcp.server import arguments as args
 from jobforge_mcp.server import wire
+from jobforge_mcp.server.next import next_after_plan
 from jobforge_mcp.server.parts import Call, ServerParts
 from jobforge_mcp.server.tools.answers import (
     answer_run,
@@ -17,6 +20,8 @@ from jobforge_mcp.server.tools.answers import (
 from jobforge_mcp.types import (
     JobAction,
     JobId,
+    Run,
+    RunStatus,
 )
 
 
@@ -25,6 +30,13 @@ async def cancel_job(parts: ServerParts, call: Call, given: args.CancelJob) -> w
     parts.registry.scan({"reason": given.reason})
     with unknown_is_unknown():
         await _require_run(parts, call, JobId(given.run_id), JobAction.CANCEL)
+        if given.dry_run:
+            planned = await parts.router.cancel_job(
+                call.caller, JobId(given.run_id), is_plan=True, origin=call.origin
+            )
+            return _plan(
+                planned, "requested" if planned.status is RunStatus.RUNNING else "canceled"
+            )
         run = await cancel_and_tell(parts, call, JobId(given.run_id), given.reason)
     return answer_run(run, call)
 
@@ -41,11 +53,26 @@ async def retry_job(parts: ServerParts, call: Call, given: args.RetryJob) -> wir
             run_at=given.run_at,
             reset_attempts=bool(given.reset_attempts),
             force=bool(given.force),
+            is_plan=bool(given.dry_run),
             origin=call.origin,
         )
+    if given.dry_run:
+        return _plan(run, "queued")
     parts.watcher.publish(run.job_id)
     return answer_run(run, call)
 
 
 async def _require_run(parts: ServerParts, call: Call, job_id: JobId, action: JobAction) -> None:
     await require_run(parts.router, parts.registry.by_name, call.caller, job_id, action)
+
+
+def _plan(run: Run, outcome: Literal["canceled", "requested", "queued"]) -> wire.Answer:
+    view = wire.PlanView(
+        job_name=run.job_type,
+        outcome=outcome,
+        run_id=str(run.job_id),
+        status=run.status.value,
+        next=next_after_plan(outcome),
+    )
+    text = f"dry run: {view.job_name} {view.run_id} is {view.status}"
+    return wire.Answer(view.wire(), "\n".join((text, view.next)))

@@ -87,7 +87,7 @@ TOOLS: tuple[AnyTool, ...] = (
         title="Cancel a run",
         description="Stop a run that is not final. A running job is asked to stop and ends soon after; get-job-status tells.",
         arguments=args.CancelJob,
-        answers=(wire.RunView,),
+        answers=(wire.RunView, wire.PlanView),
         run=cancel_job,
         is_destructive=True,
         is_idempotent=True,
@@ -98,7 +98,7 @@ TOOLS: tuple[AnyTool, ...] = (
         title="Retry a run",
         description="Run a failed, dead or canceled run again under the same runId, after its cause was mended.",
         arguments=args.RetryJob,
-        answers=(wire.RunView,),
+        answers=(wire.RunView, wire.PlanView),
         run=retry_job,
     ),
     Tool(
