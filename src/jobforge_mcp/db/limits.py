@@ -85,7 +85,7 @@ def list_limits(admin_url: str, tenant: str | None = None) -> list[LimitRecord]:
 
 def set_retention(admin_url: str, tenant: str, days: int) -> int:
     """Set for how many days after their end a tenant's runs are kept."""
-    with _administering(admin_url) as connection:
+    with administering(admin_url) as connection:
         row = connection.execute("select jobforge.set_retention(%s, %s)", [tenant, days]).fetchone()
     assert row is not None
     return row[0]
@@ -93,7 +93,7 @@ def set_retention(admin_url: str, tenant: str, days: int) -> int:
 
 def list_retention(admin_url: str) -> dict[str, int]:
     """Tell for how many days each tenant's runs are kept."""
-    with _administering(admin_url) as connection:
+    with administering(admin_url) as connection:
         rows = connection.execute(
             "select r.tenant_id, r.retain_days from jobforge.list_retention() r"
         ).fetchall()
