@@ -99,6 +99,19 @@ def test_every_security_definer_has_its_search_path_pinned(functions: list[Row])
     assert names(functions, lambda row: row.is_definer and pinned not in (row.settings or [])) == []
 
 
+def test_no_login_calls_what_follows_its_own_search_path_but_what_is_qualified(
+    functions: list[Row],
+) -> None:
+    """An operator of the caller's own would take part in it. These hold no name or operator without its schema."""
+    qualified = {"now", "current_tenant", "current_claims"}
+
+    def is_wrong(row: Row) -> bool:
+        is_pinned = any(setting.startswith("search_path=") for setting in row.settings or [])
+        return row.logins and not is_pinned and row.name not in qualified
+
+    assert names(functions, is_wrong) == []
+
+
 def test_what_logins_call_runs_as_a_role_that_cannot_log_in(functions: list[Row]) -> None:
     owners = {"jobforge_rpc", "jobforge_sys", "jobforge_owner"}
     assert {row.owner for row in functions} <= owners
