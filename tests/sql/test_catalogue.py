@@ -106,8 +106,9 @@ def test_no_login_calls_what_follows_its_own_search_path_but_what_is_qualified(
     qualified = {"now", "current_tenant", "current_claims"}
 
     def is_wrong(row: Row) -> bool:
-        is_pinned = any(setting.startswith("search_path=") for setting in row.settings or [])
-        return row.logins and not is_pinned and row.name not in qualified
+        settings: list[str] = row.settings or []
+        is_pinned = any(setting.startswith("search_path=") for setting in settings)
+        return bool(row.logins) and not is_pinned and row.name not in qualified
 
     assert names(functions, is_wrong) == []
 
