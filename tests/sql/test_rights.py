@@ -116,6 +116,8 @@ def filled(queue: Queue) -> Queue:
             ECHO,
         )
         leave_event(queue, tenant, "x")
+        hook = '{"url": "https://a.example/", "secrets": ["k"], "scope": "label"}'
+        queue.look("select jobforge.set_completion_webhook(%s, 'erp', %s)", tenant, hook)
         queue.look(
             """insert into jobforge.audit_seals
             values (%s, 1, 1, 1, 0, 1, gen_random_uuid(), sha256(''), jobforge.now(), 'k', sha256('') || sha256(''))""",
