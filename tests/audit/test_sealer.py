@@ -181,9 +181,9 @@ async def test_a_running_sealer_takes_the_new_key(
     sealer = Sealer(seals, key, reload=KeyFolder(folder).ensure)
     write_rows("acme", 3)
 
+    sealed: list[tuple[str]] = []
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(sealer.run, 0.05)
-        sealed: list[tuple[str]] = []
         with anyio.fail_after(60):
             while not sealed:
                 await anyio.sleep(0.05)

@@ -8,7 +8,8 @@ import pytest
 
 from jobforge_mcp.errors import InvalidInputError, PermanentError, RetryLater
 from jobforge_mcp.types import FailureKind
-from jobforge_mcp.worker.failures import MAX_DELAY_MS, capped, tell
+from jobforge_mcp.worker.evidence import capped
+from jobforge_mcp.worker.failures import MAX_DELAY_MS, tell
 from jobforge_mcp.worker.framing import MAX_FRAME_BYTES, FrameError, FrameReader, encode_frame
 
 
