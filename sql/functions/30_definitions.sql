@@ -469,7 +469,7 @@ end $$;
 comment on function jobforge.list_definition_versions(text, text) is 'Versions of a definition, newest first.';
 
 -- Asked inside the enqueue, so that neither a stale replica nor a caller who makes lanes up gets past a removal or a
--- quarantine. Returns the lane of each job.
+-- quarantine. Returns the lane of each job. A version that is left out is 1, as in the enqueue.
 create or replace function jobforge.require_definitions(
   p_tenant_id text, p_job_types text[], p_job_versions text[], p_lane_types text[])
 returns text[]
@@ -482,10 +482,10 @@ begin
   if cardinality(p_lane_types) is distinct from cardinality(p_job_types) then
     raise exception 'the arrays of a batch must all have one element for each job' using errcode = 'JF400';
   end if;
-  select u.job_type, u.job_version, d.approved_at, r.job_type as name, r.removed_at into v_job
+  select u.job_type, coalesce(u.job_version, '1') as job_version, d.approved_at, r.job_type as name, r.removed_at into v_job
   from unnest(p_job_types, p_job_versions, p_lane_types) with ordinality u(job_type, job_version, lane_type, ord)
   left join jobforge.job_definitions d on d.tenant_id = p_tenant_id and d.job_type = u.job_type
-    and d.job_version = u.job_version and d.lane_type = u.lane_type
+    and d.job_version = coalesce(u.job_version, '1') and d.lane_type = u.lane_type
   left join jobforge.registered_jobs r on r.tenant_id = p_tenant_id and r.job_type = d.job_type
   where u.lane_type is not null and (r.job_type is null or r.removed_at is not null or d.approved_at is null)
   order by u.ord limit 1;

@@ -360,7 +360,9 @@ async def test_whoever_registers_must_be_allowed_to_run_what_it_uses(
                 runs[who] = error_of(answer)["code"] if answer.is_error else "ok"
         async with Client(build_server(stage.parts, callers["cashier"])) as client:
             without_key = await client.call_tool("execute-job", {"name": "acme.pay"})
-            listed = told(await client.call_tool("list-jobs", {"query": "acme.pay"}))
+            listed = told(
+                await client.call_tool("list-jobs", {"query": "acme.pay", "detail": True})
+            )
             weaker = await register(client, **{**wanted, "effects": "none", "name": "acme.weak"})
 
     denied = {"nobody": "POLICY_DENIED", "stranger": "POLICY_DENIED", "inside": "POLICY_DENIED"}
