@@ -17,6 +17,7 @@ from jobforge_mcp.cli import (
     events,
     evidence,
     follow,
+    jobs,
     limits,
     logins,
     migration,
@@ -77,6 +78,7 @@ def build_program() -> typer.Typer:
     for name, command in COMMANDS.items():
         program.command(name)(command)
     for name, text, members in (
+        ("jobs", "Jobs that may be run; those that are data are registered and approved.", JOBS),
         ("node", "The local node: the one process that owns embedded Postgres and workers.", NODE),
         ("token", "Policy tokens and the keys that sign them.", TOKEN),
         ("login", "Logins for plain SQL, each bound to one tenant.", LOGIN),
@@ -89,7 +91,13 @@ def build_program() -> typer.Typer:
         ("events", "What was told to have happened, and what it started.", EVENTS),
         ("triggers", "Rules that turn times and events into jobs.", TRIGGERS),
     ):
-        group = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
+        is_default = members is JOBS
+        group = typer.Typer(
+            cls=jobs.ListsByDefault if is_default else None,
+            help=text,
+            no_args_is_help=not is_default,
+            rich_markup_mode=None,
+        )
         for verb, command in members:
             group.command(verb)(command)
         program.add_typer(group, name=name)
@@ -104,7 +112,6 @@ COMMANDS: Mapping[str, Callable[..., object]] = {
     "install": node.install,
     "migrate": migration.migrate,
     "doctor": diagnosis.doctor,
-    "jobs": runs.jobs,
     "run": follow.run,
     "bundle": bundles.bundle,
     "runs": runs.runs,
@@ -113,6 +120,14 @@ COMMANDS: Mapping[str, Callable[..., object]] = {
     "cancel": runs.cancel,
     "retry": runs.retry,
 }
+JOBS: tuple[tuple[str, Callable[..., object]], ...] = (
+    ("list", jobs.list_),
+    ("show", jobs.show_),
+    ("register", jobs.register),
+    ("approve", jobs.approve),
+    ("remove", jobs.remove),
+    ("require-approval", jobs.require_approval),
+)
 NODE: tuple[tuple[str, Callable[..., object]], ...] = (
     ("status", node.status),
     ("start", node.start),
@@ -201,6 +216,7 @@ def _help_for(given: Sequence[str]) -> str:
         "audit": AUDIT,
         "context-key": CONTEXT_KEY,
         "events": EVENTS,
+        "jobs": JOBS,
         "limit": LIMIT,
         "login": LOGIN,
         "node": NODE,

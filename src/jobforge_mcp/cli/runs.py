@@ -1,4 +1,4 @@
-"""``jobs``, ``runs``, ``cancel`` and ``retry``: what the tools of these names do, for people."""
+"""``runs``, ``cancel`` and ``retry``: what the tools of these names do, for people."""
 
 from __future__ import annotations
 
@@ -8,50 +8,11 @@ from typing import Annotated
 import typer
 
 from jobforge_mcp.cli.output import Json, show
-from jobforge_mcp.cli.session import call, open_client, read_settings, require_living
+from jobforge_mcp.cli.session import call, open_client, read_settings
 from jobforge_mcp.errors import InvalidInputError
 from jobforge_mcp.types import JobId, JsonObject, Run, RunFilter, RunStatus
 
 RunId = Annotated[str, typer.Argument(help="Id of the run.", metavar="RUN_ID")]
-
-
-def jobs(
-    query: Annotated[str | None, typer.Argument(help="Words that must all occur.")] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="A tag the job has; repeatable.")] = None,
-    detail: Annotated[bool, typer.Option("--detail", help="Show schemas and policies.")] = False,
-    json: Json = False,
-) -> None:
-    """List the jobs that may be run."""
-    from jobforge_mcp.cli.output import table
-    from jobforge_mcp.definitions.installed import load_registry
-    from jobforge_mcp.policy.gate import Credential, Gate
-    from jobforge_mcp.policy.permissions import may_list
-    from jobforge_mcp.policy.scopes import Scope
-    from jobforge_mcp.server.wire import compact, view_definition
-
-    settings = read_settings()
-    token = settings.token.get_secret_value() if settings.token is not None else None
-    caller = Gate.from_settings(settings).authorize(Credential(token), Scope.JOBS_LIST)
-    if token is not None:
-        call(lambda: require_living(settings, caller))
-    found = load_registry(settings).list(query, tag, is_visible=may_list(caller))
-    rows = [
-        (
-            bound.name,
-            compact(bound.definition.input_schema) if detail else bound.definition.title or "",
-            bound.definition.description or "",
-        )
-        for bound in found
-    ]
-    show(
-        {"jobs": [view_definition(bound.definition, is_detailed=detail) for bound in found]},
-        is_json=json,
-        people=lambda console: console.print(
-            table(("job", "input" if detail else "title", "description"), rows)
-            if rows
-            else "no jobs"
-        ),
-    )
 
 
 def runs(
