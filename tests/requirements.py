@@ -252,6 +252,10 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 5",
         "Registered jobs are found among the installed ones by text, tag and label, page by page.",
     ),
+    "registering.triggers": Requirement(
+        "features B",
+        "Triggers start registered jobs in the version that runs now, whoever evaluates them.",
+    ),
     "registering.approval": Requirement(
         "security",
         "Where a tenant asks for it, a definition runs only after somebody other than its author approved it.",

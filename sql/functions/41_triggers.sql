@@ -118,11 +118,13 @@ as $$
 $$;
 comment on function jobforge.find_triggers(text, text, text, text) is 'Triggers that could want an event.';
 
+drop function if exists jobforge.match_triggers(text, text, text, text, text, boolean, jsonb);
 create or replace function jobforge.match_triggers(
   p_tenant_id text, p_event_type text, p_source text default null, p_project_id text default null, p_payload text default null,
   p_contains_pii boolean default false, p_redaction_hints jsonb default null)
 returns table (trigger_name text, version integer, job_name text, project_id text, match text, input_mapping text, input text,
-  dedupe_key text, created_by text, token_id text, claims text, scopes text[], roles text[], payload text)
+  dedupe_key text, created_by text, token_id text, claims text, scopes text[], roles text[], payload text,
+  job_version text, lane_type text, definition text)
 language plpgsql stable
 security definer set search_path = jobforge, pg_temp
 as $$
@@ -133,8 +135,12 @@ begin
   select t.name::text, t.version, t.job_name::text, t.project_id::text, t.match::text, t.input_mapping::text, t.input::text,
     t.dedupe_key::text, t.created_by, t.token_id, t.claims::text, t.scopes, t.roles,
     case when p_contains_pii or p_redaction_hints is not null
-      then jobforge.shown_payload(p_payload::jsonb, p_contains_pii, p_redaction_hints)::text end
-  from jobforge.find_triggers(p_tenant_id, p_event_type, p_source, p_project_id) t;
+      then jobforge.shown_payload(p_payload::jsonb, p_contains_pii, p_redaction_hints)::text end,
+    d.job_version, d.lane_type::text, d.definition::text
+  from jobforge.find_triggers(p_tenant_id, p_event_type, p_source, p_project_id) t
+  left join jobforge.registered_jobs r on r.tenant_id = t.tenant_id and r.job_type = t.job_name and r.removed_at is null
+  left join jobforge.job_definitions d on d.tenant_id = r.tenant_id and d.job_type = r.job_type
+    and d.job_version = r.job_version and d.approved_at is not null;
 end $$;
 comment on function jobforge.match_triggers(text, text, text, text, text, boolean, jsonb) is
   'Triggers that could want an event, for the server to evaluate; with the payload as they may see it, where that differs.';
@@ -732,17 +738,23 @@ comment on function jobforge.disable_triggers_of(text, text) is 'Switch off what
 reset role;
 set local role jobforge_sys;
 
+drop function if exists jobforge.match_events(text[], uuid[]);
 create or replace function jobforge.match_events(p_tenant_ids text[], p_event_ids uuid[])
 returns table (event_id uuid, trigger_name text, version integer, job_name text, project_id text, match text, input_mapping text,
-  input text, dedupe_key text, created_by text, token_id text, claims text, scopes text[], roles text[])
+  input text, dedupe_key text, created_by text, token_id text, claims text, scopes text[], roles text[],
+  job_version text, lane_type text, definition text)
 language sql stable
 security definer set search_path = jobforge, pg_temp
 as $$
   select e.id, t.name::text, t.version, t.job_name::text, t.project_id::text, t.match::text, t.input_mapping::text, t.input::text,
-    t.dedupe_key::text, t.created_by, t.token_id, t.claims::text, t.scopes, t.roles
+    t.dedupe_key::text, t.created_by, t.token_id, t.claims::text, t.scopes, t.roles,
+    d.job_version, d.lane_type::text, d.definition::text
   from unnest(p_tenant_ids, p_event_ids) u(tenant_id, event_id)
   join jobforge.events e on e.tenant_id = u.tenant_id and e.id = u.event_id
   cross join lateral jobforge.find_triggers(e.tenant_id, e.event_type, e.source, e.project_id) t
+  left join jobforge.registered_jobs r on r.tenant_id = t.tenant_id and r.job_type = t.job_name and r.removed_at is null
+  left join jobforge.job_definitions d on d.tenant_id = r.tenant_id and d.job_type = r.job_type
+    and d.job_version = r.job_version and d.approved_at is not null
 $$;
 comment on function jobforge.match_events(text[], uuid[]) is 'Triggers that could want stored events, for maintenance to evaluate.';
 

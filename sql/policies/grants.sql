@@ -163,7 +163,7 @@ revoke all on jobforge.job_dependencies, jobforge.composition_steps
 grant select, insert, update, delete on jobforge.job_dependencies to jobforge_rpc, jobforge_sys;
 grant select, delete on jobforge.composition_steps to jobforge_rpc;
 grant select, insert on jobforge.composition_steps to jobforge_sys;
-grant select on jobforge.idempotency_keys, jobforge.registered_jobs to jobforge_sys;
+grant select on jobforge.idempotency_keys to jobforge_sys;
 
 reset role;
 set local role jobforge_rpc;
@@ -227,6 +227,7 @@ set local role jobforge_owner;
 revoke all on jobforge.registered_jobs
   from public, jobforge_rpc, jobforge_sys, jobforge_api, jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor;
 grant select, insert, update on jobforge.registered_jobs to jobforge_rpc;
+grant select on jobforge.registered_jobs to jobforge_sys;
 grant insert, update on jobforge.job_definitions to jobforge_rpc;
 grant insert (tenant_id, created_at, requires_approval), update (requires_approval) on jobforge.tenants to jobforge_sys;
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import anyio
 import structlog
 
+from jobforge_mcp.definitions.catalog import BoundDefinitions
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import ConflictError, JobForgeError
 from jobforge_mcp.router.maintenance import MaintenanceRouter
 from jobforge_mcp.triggers.evaluating import evaluate_trigger, event_scope
 from jobforge_mcp.triggers.planning import plan_due
-from jobforge_mcp.types import Candidate, PendingEvent
+from jobforge_mcp.types import Candidate, PendingEvent, TenantId
 
 POLL_SECONDS = 1.0
 """Most time between two looks, whatever is due when."""
@@ -35,7 +36,7 @@ class Maintenance:
     ) -> None:
         """Act through this router; ``most_depth`` is where the loop guard stops a chain of events."""
         self._router = router
-        self._registry = registry
+        self._definitions = BoundDefinitions(registry)
         self._most_depth = most_depth
 
     async def run(self) -> None:
@@ -59,10 +60,10 @@ class Maintenance:
         decided = 0
         for due in await self._router.due_triggers(BATCH):
             waited = (due.observed_at - due.due_at).total_seconds()
-            if not self._knows([due.candidate]) and waited < STRANGE_SECONDS:
+            if not self._knows(due.tenant_id, [due.candidate]) and waited < STRANGE_SECONDS:
                 continue
             try:
-                fires = await self._router.fire_due_triggers([plan_due(self._registry, due)])
+                fires = await self._router.fire_due_triggers([plan_due(self._definitions, due)])
             except JobForgeError as error:  # the others are due as well
                 _log.warning(
                     "schedule_failed",
@@ -92,11 +93,11 @@ class Maintenance:
         return len(events)
 
     async def _process(self, event: PendingEvent, candidates: list[Candidate]) -> None:
-        if not self._knows(candidates) and event.waited_seconds < STRANGE_SECONDS:
+        if not self._knows(event.tenant_id, candidates) and event.waited_seconds < STRANGE_SECONDS:
             return  # left to a process with more jobs, when this claim has ended
         scope = event_scope(event, event.payload)
         fires = [
-            evaluate_trigger(self._registry, event.tenant_id, candidate, scope)
+            evaluate_trigger(self._definitions, event.tenant_id, candidate, scope)
             for candidate in candidates
         ]
         try:
@@ -105,10 +106,13 @@ class Maintenance:
             # one of its triggers changed meanwhile: once, with what they are now; else when the claim has ended
             found = await self._router.match_events([event])
             fires = [
-                evaluate_trigger(self._registry, event.tenant_id, candidate, scope)
+                evaluate_trigger(self._definitions, event.tenant_id, candidate, scope)
                 for candidate in found[event.event_id]
             ]
             await self._router.process_event(event, fires, most_depth=self._most_depth)
 
-    def _knows(self, candidates: list[Candidate]) -> bool:
-        return all(candidate.job_name in self._registry.by_name for candidate in candidates)
+    def _knows(self, tenant_id: TenantId, candidates: list[Candidate]) -> bool:
+        return all(
+            self._definitions.is_known(tenant_id, candidate.job_name, candidate.definition)
+            for candidate in candidates
+        )

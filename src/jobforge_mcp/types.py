@@ -580,8 +580,8 @@ class Bundled:
 
 
 @dataclass(frozen=True, slots=True)
-class StepDefinition:
-    """A registered definition as a step of a composition runs it."""
+class CurrentDefinition:
+    """A registered definition as a new run gets it: of a trigger, or as a step of a composition."""
 
     job_type: str
     job_version: str
@@ -935,6 +935,8 @@ class Candidate:
     input: JsonObject | None
     dedupe_key: JsonValue
     registrar: Registrar
+    definition: CurrentDefinition | None = None
+    """What is registered under the name of its job, if anything is and may be run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,7 +144,7 @@ async def ratio(database: ScratchDatabase, *, calls: int = 300) -> tuple[float, 
     async with Database(database.url("jobforge_api"), role="jobforge_api") as api:
         desk, router = EventDesk(EventRouter(api), registry), Router(api)
         await register(desk, 1_000)
-        job = job_for(registry, CALLER, "test.echo", {"text": "17"})
+        job = job_for(registry, CALLER, registry.get("test.echo"), {"text": "17"})
         for number in range(calls + 50):
             for place in (0, 1):
                 began = time.perf_counter()

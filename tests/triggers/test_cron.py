@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from jobforge_mcp.db.pool import Database
+from jobforge_mcp.definitions.catalog import BoundDefinitions
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.maintenance import Maintenance
 from jobforge_mcp.router.jobs import Router
@@ -90,7 +91,7 @@ async def test_who_looked_earlier_and_fires_later_fires_nothing(
     await desk.register(agent, scheduled())
     clock.advance(timedelta(seconds=40))
     (due,) = await maintenance.due_triggers()
-    plan = plan_due(registry, due)
+    plan = plan_due(BoundDefinitions(registry), due)
 
     first = await maintenance.fire_due_triggers([plan])
     second = await maintenance.fire_due_triggers([plan])

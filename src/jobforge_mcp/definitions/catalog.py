@@ -25,7 +25,13 @@ from jobforge_mcp.errors import (
     NotFoundError,
 )
 from jobforge_mcp.router.definitions import DefinitionRouter
-from jobforge_mcp.types import Caller, ClaimedJob, JsonObject, RegisteredDefinition
+from jobforge_mcp.types import (
+    Caller,
+    ClaimedJob,
+    CurrentDefinition,
+    JsonObject,
+    RegisteredDefinition,
+)
 
 _KEPT = 4_096
 """Versions kept in memory; the one that was longest not asked for goes first."""
@@ -55,7 +61,7 @@ class BoundDefinitions:
 
     def __init__(self, registry: Registry) -> None:
         """Take what is installed."""
-        self._registry = registry
+        self.registry = registry
         self._known: OrderedDict[tuple[str, str, str], BoundJob] = OrderedDict()
 
     def of(self, claimed: ClaimedJob) -> BoundJob:
@@ -67,9 +73,31 @@ class BoundDefinitions:
             DefinitionError: it does not fit the handler that is installed here.
         """
         if claimed.lane_type is None or claimed.definition is None:
-            return self._registry.get(claimed.job_type)
+            return self.registry.get(claimed.job_type)
         tenant_id, name, version = claimed.fence.tenant_id, claimed.job_type, claimed.job_version
         return self.bind(tenant_id, name, version, claimed.lane_type, claimed.definition)
+
+    def current(self, tenant_id: str, name: str, found: CurrentDefinition | None) -> BoundJob:
+        """Return the job that a new run of a name gets: what is installed, else what was found registered.
+
+        Raises:
+            NotFoundError: there is none.
+            PolicyDeniedError: it is switched off here.
+            DefinitionError: it does not fit the handler that is installed here.
+        """
+        if found is None or name in self.registry.by_name:
+            return self.registry.get(name)
+        return self.bind(tenant_id, name, found.job_version, found.lane_type, found.definition)
+
+    def is_known(self, tenant_id: str, name: str, found: CurrentDefinition | None) -> bool:
+        """Whether there is a job of this name here."""
+        if name in self.registry.by_name:
+            return True
+        try:
+            self.current(tenant_id, name, found)
+        except (CallerError, DefinitionError):
+            return False
+        return True
 
     def bind(self, tenant_id: str, name: str, version: str, lane_type: str, text: str) -> BoundJob:
         """Return the job of one version.
@@ -91,7 +119,7 @@ class BoundDefinitions:
             raise DefinitionError(
                 f"version {version} of the job {name} cannot be read here: {complaint(error)}"
             ) from None
-        bound = replace(bind_data(definition, self._registry), lane_type=lane_type, source=text)
+        bound = replace(bind_data(definition, self.registry), lane_type=lane_type, source=text)
         self._known[key] = bound
         if len(self._known) > _KEPT:
             self._known.popitem(last=False)
@@ -152,7 +180,7 @@ class Catalog:
         """Take what is installed, and where the rest is asked for."""
         self.registry = registry
         self.router = router
-        self._bound = BoundDefinitions(registry)
+        self.bound = BoundDefinitions(registry)
 
     async def find(
         self, caller: Caller, name: str, *, is_visible: IsVisible | None = None
@@ -198,7 +226,7 @@ class Catalog:
 
     def bind(self, caller: Caller, row: RegisteredDefinition) -> BoundJob:
         """Join a registered definition with its handler."""
-        return self._bound.bind(
+        return self.bound.bind(
             caller.tenant_id, row.job_type, row.job_version, row.lane_type, row.definition
         )
 

@@ -13,6 +13,7 @@ from typing import Any, LiteralString, cast
 from uuid import UUID
 
 from jobforge_mcp.db.pool import Database, Row
+from jobforge_mcp.router.definitions import DefinitionRouter
 from jobforge_mcp.router.errors import translated
 from jobforge_mcp.router.jobs import NO_ORIGIN
 from jobforge_mcp.router.scope import SCOPE, ScopeSigner, scope_arguments
@@ -20,6 +21,7 @@ from jobforge_mcp.types import (
     Caller,
     CallOrigin,
     Candidate,
+    CurrentDefinition,
     EnqueueOutcome,
     Event,
     EventFilter,
@@ -78,6 +80,8 @@ class EventRouter:
         """Speak through this pool, with scopes signed where the database asks for that."""
         self._database = database
         self._signer = signer
+        self.definitions = DefinitionRouter(database, signer=signer)
+        """About the jobs that are registered."""
 
     async def now(self) -> datetime:
         """Read the database's clock, by which schedules go."""
@@ -389,6 +393,15 @@ def to_candidate(row: Row) -> Candidate:
         input=cast("JsonObject | None", _from_json(row["input"])),
         dedupe_key=_from_json(row["dedupe_key"]),
         registrar=_to_registrar(row),
+        definition=_to_definition(row),
+    )
+
+
+def _to_definition(row: Row) -> CurrentDefinition | None:
+    if row["definition"] is None:
+        return None
+    return CurrentDefinition(
+        row["job_name"], row["job_version"], row["lane_type"], row["definition"]
     )
 
 

@@ -13,7 +13,7 @@ from typing import LiteralString
 from jobforge_mcp.db.pool import Database, Row
 from jobforge_mcp.router.errors import translated
 from jobforge_mcp.router.rows import to_settled
-from jobforge_mcp.types import Fence, JobId, NewJob, Settled, StepDefinition, StepRun
+from jobforge_mcp.types import CurrentDefinition, Fence, JobId, NewJob, Settled, StepRun
 
 _FENCE: LiteralString = "%s::text, %s::uuid, %s::uuid, %s::int"
 _LIST: LiteralString = f"select r.* from jobforge.list_steps({_FENCE}, %s::text[]) as r"
@@ -79,11 +79,13 @@ class StepRouter:
 
     async def list_step_definitions(
         self, fence: Fence, names: Sequence[str]
-    ) -> list[StepDefinition]:
+    ) -> list[CurrentDefinition]:
         """Read the registered definitions that new runs of these names get; what is not registered is not there."""
         rows = await self._fetch(_DEFINITIONS, [*_fence(fence), list(names)])
         return [
-            StepDefinition(row["job_type"], row["job_version"], row["lane_type"], row["definition"])
+            CurrentDefinition(
+                row["job_type"], row["job_version"], row["lane_type"], row["definition"]
+            )
             for row in rows
         ]
 

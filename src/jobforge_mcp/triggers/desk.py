@@ -9,24 +9,25 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final, TypeVar
 
+from jobforge_mcp.definitions.catalog import Catalog
 from jobforge_mcp.definitions.json_limits import check_key, load_limited
+from jobforge_mcp.definitions.model import BoundJob
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import ConflictError, InvalidInputError, NotFoundError
 from jobforge_mcp.policy.permissions import may_list, require_job, require_scope, require_type
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.router.events import EventRouter
 from jobforge_mcp.router.jobs import NO_ORIGIN
+from jobforge_mcp.router.scope import registrar_caller
 from jobforge_mcp.triggers.evaluating import (
     evaluate_trigger,
     event_scope,
     job_for,
-    prepare_job,
 )
 from jobforge_mcp.triggers.specs import check_spec, first_time
 from jobforge_mcp.types import (
     Caller,
     CallOrigin,
-    Candidate,
     EnqueueOutcome,
     Event,
     EventFilter,
@@ -57,7 +58,7 @@ class EventDesk:
     def __init__(self, router: EventRouter, registry: Registry, *, most_depth: int = 20) -> None:
         """Act through these parts; ``most_depth`` is where the loop guard stops a chain of events."""
         self.router = router
-        self._registry = registry
+        self._catalog = Catalog(registry, router.definitions)
         self._most_depth = most_depth
 
     async def submit(
@@ -116,9 +117,9 @@ class EventDesk:
         spec = _with_defaults(replace(spec, project_id=spec.project_id or _only_project(caller)))
         check_spec(spec)
         require_scope(caller, Scope.JOBS_EXECUTE)
-        self._require_job(caller, spec.job_name)
+        bound = await self._require_job(caller, spec.job_name)
         if spec.kind is TriggerKind.CRON:
-            job_for(self._registry, caller, spec.job_name, spec.input or {})
+            job_for(self._catalog.registry, caller, bound, spec.input or {})
 
         async def try_once() -> Registered:
             now = await self.router.now() if spec.kind is TriggerKind.CRON else None
@@ -206,10 +207,9 @@ class EventDesk:
                     hint="submit an event that it wants, with dryRun to see what it would do",
                 )
             require_scope(caller, Scope.JOBS_EXECUTE)
-            self._require_job(caller, spec.job_name)
-            job = prepare_job(
-                self._registry, caller.tenant_id, _candidate(trigger), spec.input or {}
-            )
+            bound = await self._require_job(caller, spec.job_name)
+            registrar = registrar_caller(caller.tenant_id, trigger.registrar)
+            job = job_for(self._catalog.registry, registrar, bound, spec.input or {})
             return await self.router.run_trigger(
                 caller,
                 Fire(spec.name, trigger.version, job),
@@ -230,7 +230,7 @@ class EventDesk:
             return []
         scope = event_scope(event, shown)
         return [
-            evaluate_trigger(self._registry, caller.tenant_id, candidate, scope)
+            evaluate_trigger(self._catalog.bound, caller.tenant_id, candidate, scope)
             for candidate in candidates
         ]
 
@@ -247,10 +247,11 @@ class EventDesk:
             caller, event, fires, most_depth=self._most_depth, origin=origin, is_plan=is_plan
         )
 
-    def _require_job(self, caller: Caller, job_name: str) -> None:
+    async def _require_job(self, caller: Caller, job_name: str) -> BoundJob:
         require_type(caller, job_name)
-        bound = self._registry.get(job_name, is_visible=may_list(caller))
+        bound = await self._catalog.find(caller, job_name, is_visible=may_list(caller))
         require_job(caller, bound, JobAction.EXECUTE)
+        return bound
 
 
 def trigger_not_found() -> NotFoundError:
@@ -294,21 +295,6 @@ def _with_defaults(spec: TriggerSpec) -> TriggerSpec:
         catch_up_most=spec.catch_up_most or 10,
         overlap=spec.overlap or "skip",
         jitter_ms=spec.jitter_ms or 0,
-    )
-
-
-def _candidate(trigger: Trigger) -> Candidate:
-    spec = trigger.spec
-    return Candidate(
-        trigger_name=spec.name,
-        version=trigger.version,
-        job_name=spec.job_name,
-        project_id=spec.project_id,
-        match=spec.match,
-        input_mapping=spec.input_mapping,
-        input=spec.input,
-        dedupe_key=spec.dedupe_key,
-        registrar=trigger.registrar,
     )
 
 

@@ -14,11 +14,13 @@ from typing import cast
 
 import structlog
 
+from jobforge_mcp.definitions.catalog import BoundDefinitions
 from jobforge_mcp.definitions.claim_limits import claim_limits
 from jobforge_mcp.definitions.json_limits import load_limited
 from jobforge_mcp.definitions.mapping import evaluate, matches
+from jobforge_mcp.definitions.model import BoundJob
 from jobforge_mcp.definitions.registry import Registry
-from jobforge_mcp.errors import CallerError, InvalidInputError
+from jobforge_mcp.errors import CallerError, DefinitionError, InvalidInputError
 from jobforge_mcp.policy.permissions import ask_guards, require_job, require_type
 from jobforge_mcp.router.scope import registrar_caller
 from jobforge_mcp.types import (
@@ -55,15 +57,15 @@ def event_scope(event: NewEvent | PendingEvent, payload: str) -> JsonObject:
 
 
 def evaluate_trigger(
-    registry: Registry, tenant_id: TenantId, candidate: Candidate, scope: JsonObject
+    definitions: BoundDefinitions, tenant_id: TenantId, candidate: Candidate, scope: JsonObject
 ) -> Fire:
     """Say what a trigger would do about an event; never raises."""
     try:
         if candidate.match is not None and not matches(candidate.match, scope):
             return _refusal(candidate, FireDecision.NO_MATCH, "its condition does not hold")
-        job = prepare_job(registry, tenant_id, candidate, _input_of(candidate, scope))
+        job = prepare_job(definitions, tenant_id, candidate, _input_of(candidate, scope))
         key = None if candidate.dedupe_key is None else _key_of(candidate.dedupe_key, scope)
-    except CallerError as error:
+    except (CallerError, DefinitionError) as error:
         return _refusal(candidate, FireDecision.ERROR, f"{error.code}: {error.message}")
     except Exception:  # noqa: BLE001  # a rule that breaks in a way nobody thought of must not lose the event
         _log.exception("trigger_failed", tenant_id=tenant_id, trigger=candidate.trigger_name)
@@ -72,23 +74,25 @@ def evaluate_trigger(
 
 
 def prepare_job(
-    registry: Registry, tenant_id: TenantId, candidate: Candidate, given: JsonObject
+    definitions: BoundDefinitions, tenant_id: TenantId, candidate: Candidate, given: JsonObject
 ) -> NewJob:
     """Check that whoever registered the trigger may start its job with this input, and return it ready.
 
     Raises:
         CallerError: the job is unknown or switched off, the input does not fit, or the registrar may not.
+        DefinitionError: the job is registered, and does not fit the handler that is installed here.
     """
     caller = registrar_caller(tenant_id, candidate.registrar)
-    return job_for(registry, caller, candidate.job_name, given)
+    require_type(caller, candidate.job_name)
+    bound = definitions.current(tenant_id, candidate.job_name, candidate.definition)
+    return job_for(definitions.registry, caller, bound, given)
 
 
-def job_for(registry: Registry, caller: Caller, job_name: str, given: JsonObject) -> NewJob:
+def job_for(registry: Registry, caller: Caller, bound: BoundJob, given: JsonObject) -> NewJob:
     """Check that a caller may start a job with this input, and return it ready."""
-    require_type(caller, job_name)
-    bound = registry.get(job_name)
+    require_type(caller, bound.name)
     require_job(caller, bound, JobAction.EXECUTE)
-    prepared = registry.prepare(job_name, given)
+    prepared = registry.prepare_bound(bound, given)
     if bound.guards:
         ask_guards(caller, bound, JobAction.EXECUTE, json.loads(prepared.payload))
     definition = prepared.definition
@@ -103,6 +107,7 @@ def job_for(registry: Registry, caller: Caller, job_name: str, given: JsonObject
         max_backoff_ms=definition.retry.max_backoff_ms,
         timeout_ms=definition.timeout_ms,
         cost=definition.cost,
+        lane_type=bound.lane_type,
         claim_limits=claim_limits(definition, prepared.payload),
     )
 

@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from jobforge_mcp.definitions.registry import Registry
-from jobforge_mcp.errors import CallerError
+from jobforge_mcp.definitions.catalog import BoundDefinitions
+from jobforge_mcp.errors import CallerError, DefinitionError
 from jobforge_mcp.triggers.evaluating import prepare_job
 from jobforge_mcp.triggers.schedule import Schedule, delay_of
 from jobforge_mcp.types import DuePlan, DueTime, DueTrigger, Fire, FireDecision
@@ -27,7 +27,7 @@ MOST_TOLD = 1_000
 _log = structlog.stdlib.get_logger(__name__)
 
 
-def plan_due(registry: Registry, due: DueTrigger) -> DuePlan:
+def plan_due(definitions: BoundDefinitions, due: DueTrigger) -> DuePlan:
     """Say what a schedule that is due would do; never raises."""
     try:
         schedule = Schedule(due.cron, due.timezone)
@@ -36,7 +36,7 @@ def plan_due(registry: Registry, due: DueTrigger) -> DuePlan:
         fire = _refusal(due, FireDecision.ERROR, problem)
         return DuePlan(due, (DueTime(due.due_at, fire, due.due_at),), None, problem)
     times, next_at = _times(schedule, due)
-    fire = _fire(registry, due)
+    fire = _fire(definitions, due)
     return DuePlan(due, tuple(_decide(due, times, fire)), next_at)
 
 
@@ -50,11 +50,11 @@ def _times(schedule: Schedule, due: DueTrigger) -> tuple[list[datetime], datetim
     return times, following
 
 
-def _fire(registry: Registry, due: DueTrigger) -> Fire:
+def _fire(definitions: BoundDefinitions, due: DueTrigger) -> Fire:
     try:
         given = due.candidate.input or {}
-        job = prepare_job(registry, due.tenant_id, due.candidate, given)
-    except CallerError as error:
+        job = prepare_job(definitions, due.tenant_id, due.candidate, given)
+    except (CallerError, DefinitionError) as error:
         return _refusal(due, FireDecision.ERROR, f"{error.code}: {error.message}")
     except Exception:  # noqa: BLE001  # a rule that breaks in a way nobody thought of must not stop the others
         _log.exception(
