@@ -285,6 +285,9 @@ class Settings(BaseSettings):
     """Whether ``register-job`` and ``remove-job`` are listed and allowed; for the local tenant on embedded Postgres they
     always are."""
 
+    bundles_enabled: bool = False
+    """Whether ``execute-bundle`` is listed and allowed; the client and ``jobforge bundle`` always may."""
+
     http_allow_hosts: _Words = ()
     """Hosts the connectors may call, comma separated, ``*.example.com`` for all below. Empty: every public one."""
 

@@ -41,6 +41,11 @@ PROBES: dict[str, list[Asked]] = {
         lambda id_, mark: {"name": "test.noop", "dryRun": True, "orderingKey": mark},
         lambda id_, mark: {"name": "test.noop", "dryRun": True, "projectId": mark},
     ],
+    "execute-bundle": [
+        lambda id_, mark: {"requests": [{"id": mark, "name": "test.noop", "projectId": mark, "orderingKey": mark}],
+            "idempotencyKey": mark, "dryRun": True},
+        lambda id_, mark: {"requests": [{"id": "a", "name": mark, "dependsOn": [mark]}], "dryRun": True},
+    ],
     "get-job-status": [
         lambda id_, mark: {"runId": id_, "include": ["input", "logs", "attempts"]},
         lambda id_, mark: {"runId": id_, "waitSeconds": 0.01},
@@ -125,7 +130,9 @@ SCOPES: list[frozenset[Scope]] = [ALL_SCOPES, *(frozenset({scope}) for scope in 
 @pytest.fixture
 async def stage(database: ScratchDatabase, tmp_path: Path) -> AsyncGenerator[Stage]:
     """A server that answers and runs nothing, so that what was enqueued stays as it is."""
-    async with open_stage(database, tmp_path, has_pool=False, register_job_enabled=True) as opened:
+    async with open_stage(
+        database, tmp_path, has_pool=False, register_job_enabled=True, bundles_enabled=True
+    ) as opened:
         yield opened
 
 

@@ -159,6 +159,7 @@ async def test_the_server_says_what_it_allows_and_no_secret(
             "registerJob": "off: set JOBFORGE_REGISTER_JOB_ENABLED=true to switch it on",
             "events": "on",
             "triggers": "on",
+            "bundles": "off: set JOBFORGE_BUNDLES_ENABLED=true to switch it on",
             "rateLimits": "on",
         },
         "limits": {

@@ -63,6 +63,7 @@ FEATURES = (
     Feature("registerJob", "register_job_enabled", _is_no_job),
     Feature("events", "events_enabled", _is_no_job),
     Feature("triggers", "triggers_enabled", _is_no_job),
+    Feature("bundles", "bundles_enabled", _is_no_job),
 )
 
 NOT_AVAILABLE: tuple[str, ...] = ()

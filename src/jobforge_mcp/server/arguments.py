@@ -160,6 +160,32 @@ class ExecuteJob(Arguments):
     ] = None
 
 
+class BundleRequest(ExecuteJob):
+    """One request of a bundle: what `execute-job` takes, but for the wait, and what it depends on."""
+
+    id: _Name
+    depends_on: Annotated[list[_Name] | None, Field(max_length=100)] = None
+    on_failure: Literal["cancel", "continue"] | None = None
+
+
+class ExecuteBundle(Arguments):
+    """Requests, each of which is checked by itself."""
+
+    requests: Annotated[
+        _Objects,
+        Field(
+            min_length=1,
+            max_length=100,
+            description="of {id,name,input,dependsOn:[ids],onFailure:cancel|continue,orderingKey,priority,runAt,projectId,"
+            "labels,idempotencyKey}",
+        ),
+    ]
+    idempotency_key: Annotated[
+        str | None, Field(description="of the whole: repeated it returns the same runs")
+    ] = None
+    dry_run: Annotated[bool | None, Field(description="only say what would happen")] = None
+
+
 class GetJobStatus(Arguments):
     """Which runs to tell about."""
 

@@ -195,6 +195,25 @@ class PlanView(WireModel):
     next: str
 
 
+class VerdictView(WireModel):
+    """What became of one request of a bundle."""
+
+    id: str
+    outcome: Literal["created", "replayed", "conflict", "refused"]
+    run_id: str | None = None
+    status: str | None = None
+    code: str | None = None
+    message: str | None = None
+
+
+class BundleView(WireModel):
+    """What became of a bundle, in the order of its requests."""
+
+    dry_run: Literal[True] | None = None
+    items: list[VerdictView]
+    next: str
+
+
 class RegistrationView(WireModel):
     """What became of a registered definition."""
 

@@ -56,8 +56,8 @@ DETACH_SECONDS = 5.0
 
 async def execute_job(parts: ServerParts, call: Call, given: args.ExecuteJob) -> wire.Answer:
     """Commit a run, then wait for it as long as asked."""
-    bound = await _find(parts, call, given)
-    job = _new_job(parts, call, given, bound)
+    bound = await find_job(parts, call, given)
+    job = new_job(parts, call, given, bound)
     if given.dry_run:
         return await _plan(parts, call, job)
     seconds = (
@@ -85,12 +85,14 @@ async def execute_job(parts: ServerParts, call: Call, given: args.ExecuteJob) ->
     return replace(answer, is_error=is_lost and seconds > 0)
 
 
-async def _find(parts: ServerParts, call: Call, given: args.ExecuteJob) -> BoundJob:
+async def find_job(parts: ServerParts, call: Call, given: args.ExecuteJob) -> BoundJob:
+    """Find the job that a caller names."""
     require_type(call.caller, given.name)
     return await parts.catalog.find(call.caller, given.name, is_visible=may_list(call.caller))
 
 
-def _new_job(parts: ServerParts, call: Call, given: args.ExecuteJob, bound: BoundJob) -> NewJob:
+def new_job(parts: ServerParts, call: Call, given: args.ExecuteJob, bound: BoundJob) -> NewJob:
+    """Check what a caller wants to run, and return it ready to be enqueued."""
     definition = bound.definition
     require_job(call.caller, bound, JobAction.EXECUTE)
     prepared = parts.registry.prepare_bound(bound, cast("JsonValue", given.input))

@@ -11,6 +11,7 @@ from jobforge_mcp.registering import may_register
 from jobforge_mcp.server import arguments as args
 from jobforge_mcp.server import event_arguments, event_wire, wire
 from jobforge_mcp.server.tools import events
+from jobforge_mcp.server.tools.bundles import execute_bundle
 from jobforge_mcp.server.tools.definitions import register_job, remove_job
 from jobforge_mcp.server.tools.executing import execute_job
 from jobforge_mcp.server.tools.listing import list_jobs
@@ -21,6 +22,7 @@ from jobforge_mcp.server.tools.tool import Tool
 AnyTool = (
     Tool[args.ListJobs]
     | Tool[args.ExecuteJob]
+    | Tool[args.ExecuteBundle]
     | Tool[args.GetJobStatus]
     | Tool[args.ListRuns]
     | Tool[args.CancelJob]
@@ -126,6 +128,18 @@ TOOLS: tuple[AnyTool, ...] = (
         is_on=may_register,
         is_destructive=True,
         is_idempotent=True,
+    ),
+    Tool(
+        name="execute-bundle",
+        scope=Scope.JOBS_EXECUTE,
+        title="Execute jobs that wait for each other",
+        description="Enqueue up to 100 jobs at once; one with dependsOn starts when those have ended, and is canceled if one of them "
+        "fails, unless its onFailure is continue. Returns a runId or the reason of the refusal for each, at once.",
+        arguments=args.ExecuteBundle,
+        answers=(wire.BundleView,),
+        run=execute_bundle,
+        setting="bundles_enabled",
+        is_destructive=True,
     ),
     Tool(
         name="submit-event",

@@ -1,0 +1,70 @@
+"""execute-bundle: jobs that wait for each other, in one call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mcp.client import Client
+from mcp.types import CallToolResult
+
+from jobforge_mcp.server.build import build_server
+from tests.postgres import ScratchDatabase
+from tests.server.stage import Stage, open_stage
+
+REQUESTS = [
+    {"id": "then", "name": "test.echo", "input": {"text": "b"}, "dependsOn": ["first"]},
+    {"id": "first", "name": "test.echo", "input": {"text": "a"}},
+    {"id": "never", "name": "test.echo", "input": {"text": 1}},
+    {"id": "after", "name": "test.noop", "dependsOn": ["never"]},
+]
+
+
+def told(answer: CallToolResult) -> dict[str, Any]:
+    assert answer.structured_content is not None
+    return answer.structured_content
+
+
+@pytest.mark.requirement("bundles.idempotent")
+async def test_a_bundle_runs_in_order_once_and_each_request_has_its_verdict(
+    database: ScratchDatabase, tmp_path: Path
+) -> None:
+    async with (
+        open_stage(database, tmp_path, bundles_enabled=True) as stage,
+        Client(build_server(stage.parts, stage.credential())) as client,
+    ):
+        wanted = {"requests": REQUESTS, "idempotencyKey": "k"}
+        planned = told(await client.call_tool("execute-bundle", {**wanted, "dryRun": True}))
+        made = told(await client.call_tool("execute-bundle", wanted))
+        again = told(await client.call_tool("execute-bundle", wanted))
+        run_id = made["items"][0]["runId"]
+        ended = told(await client.call_tool("get-job-status", {"runId": run_id, "waitSeconds": 40}))
+        circle = await client.call_tool(
+            "execute-bundle", {"requests": [{"id": "a", "name": "test.noop", "dependsOn": ["a"]}]}
+        )
+        waiting = await client.call_tool(
+            "execute-bundle", {"requests": [{"id": "a", "name": "test.noop", "waitSeconds": 1}]}
+        )
+
+    outcomes = ["created", "created", "refused", "refused"]
+    assert [item["outcome"] for item in planned["items"]] == outcomes
+    assert [item["outcome"] for item in made["items"]] == outcomes
+    assert [item.get("runId") for item in planned["items"]] == [None] * 4
+    assert [item.get("code") for item in made["items"]][2:] == [
+        "INVALID_INPUT",
+        "DEPENDENCY_REFUSED",
+    ]
+    assert [item["outcome"] for item in again["items"]][:2] == ["replayed", "replayed"]
+    assert again["items"][0]["runId"] == run_id
+    assert (ended["status"], ended["result"]) == ("succeeded", {"said": "b"})
+    assert [told(answer)["error"]["code"] for answer in (circle, waiting)] == ["BUNDLE_INVALID"] * 2
+
+
+async def test_it_is_off_until_somebody_switches_it_on(stage: Stage) -> None:
+    async with Client(build_server(stage.parts, stage.credential())) as client:
+        tools = [tool.name for tool in (await client.list_tools()).tools]
+        refused = await client.call_tool("execute-bundle", {"requests": REQUESTS})
+
+    assert "execute-bundle" not in tools
+    assert refused.is_error
