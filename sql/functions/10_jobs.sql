@@ -217,7 +217,7 @@ declare
   v_lanes text[] := p_job_types;
 begin
   perform jobforge.require_tenant(p_tenant_id);
-  v_claims := jobforge.current_claims();
+  v_claims := coalesce(nullif(pg_catalog.current_setting('jobforge.claims', true), ''), '{}')::jsonb;  -- as current_claims, without its call
   if v_claims ? 'projects' then
     perform jobforge.require_projects(p_project_ids, v_count);
   end if;

@@ -138,7 +138,7 @@ begin
       or (l.kind = 'tool' and l.name = pg_catalog.current_setting('jobforge.tool', true)))
     order by l.kind, l.name);
   if p_parent_id is null then
-    v_claims := jobforge.current_claims();
+    v_claims := coalesce(nullif(pg_catalog.current_setting('jobforge.claims', true), ''), '{}')::jsonb;
     if v_claims ? 'limits' and v_claims ->> 'jti' is not null then
       v_own := v_claims -> 'limits' || jsonb_build_object('kind', 'token', 'name', v_claims ->> 'jti');
     end if;
@@ -388,7 +388,7 @@ declare
   v_permits integer;
   v_is_single boolean := cardinality(p_job_types) = 1 and p_action <> 'cancel' and p_idempotency_keys[1] is null
     and p_parent_id is null and not p_is_plan;
-  v_is_rated boolean := p_parent_id is null and jobforge.current_claims() -> 'rates' is distinct from 'false'::jsonb;
+  v_is_rated boolean := p_parent_id is null and coalesce(nullif(pg_catalog.current_setting('jobforge.claims', true), ''), '{}')::jsonb -> 'rates' is distinct from 'false'::jsonb;
   v_is_tracked boolean;
   v_tracked text[];
 begin
@@ -503,7 +503,7 @@ declare
   v_token_limits jsonb;
 begin
   if p_parent_id is null then
-    v_token_limits := jobforge.current_claims() -> 'limits';
+    v_token_limits := coalesce(nullif(pg_catalog.current_setting('jobforge.claims', true), ''), '{}')::jsonb -> 'limits';
   else
     select t.token_limits into v_token_limits from jobforge.limited_jobs t
     where t.tenant_id = p_tenant_id and t.job_id = p_parent_id and t.token_limits is not null;

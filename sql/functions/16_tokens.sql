@@ -98,7 +98,7 @@ language plpgsql stable
 set search_path = jobforge, pg_temp
 as $$
 declare
-  v_claims jsonb := jobforge.current_claims();
+  v_claims jsonb := coalesce(nullif(pg_catalog.current_setting('jobforge.claims', true), ''), '{}')::jsonb;
   v_tenant_id text := jobforge.current_tenant();
   v_ids text[];
   v_is_of_past boolean;
@@ -133,7 +133,7 @@ language plpgsql volatile
 set search_path = jobforge, pg_temp
 as $$
 declare
-  v_claims jsonb := jobforge.current_claims();
+  v_claims jsonb := coalesce(nullif(pg_catalog.current_setting('jobforge.claims', true), ''), '{}')::jsonb;
   v_now timestamptz := jobforge.now();
   v_ids text[];
   v_used integer;
