@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,12 +176,20 @@ class Drain:
 
 
 def measure_drain(
-    contender: Contender, jobs: int, processes: int, *, max_seconds: float = 60
+    contender: Contender,
+    jobs: int,
+    processes: int,
+    *,
+    max_seconds: float = 60,
+    fill: Sequence[str] = ("bulk",),
 ) -> Drain:
-    """Time from the first handled job to "nothing pending"; the workers' start-up is left out."""
+    """Time from the first handled job to "nothing pending"; the workers' start-up is left out.
+
+    ``fill`` is the command that enqueues the jobs.
+    """
     contender.prepare()
     query = contender.meta()["pending_sql"]
-    contender.call("bulk", jobs)
+    contender.call(*fill, jobs)
     stage = contender.stage
     before = stage.vitals(contender.database)
     with running_workers(contender, processes) as workers:

@@ -7,6 +7,7 @@
     probe N INTERVAL          N jobs, each carrying its time of sending     -> {"n"}
     backlog N FUTURE          N more jobs, due now or (FUTURE 1) tomorrow   -> {"n"}
     tenants N EACH            EACH jobs of each of N tenants                -> {"n"}
+    limited KIND N            N jobs under a limit of that kind
     newcomer N                N jobs of another tenant, carrying their time of sending
     fair BIG SMALL            BIG jobs of one tenant, then SMALL of another, the small ones carrying their time of sending
     worker FILE               run one worker process until SIGTERM; the handler counts in FILE and, for a probe,
@@ -90,6 +91,9 @@ class Contender:
     async def tenants(self, count: int, each: int) -> None:
         raise NotImplementedError
 
+    async def limited(self, kind: str, count: int) -> None:
+        raise NotImplementedError
+
     async def newcomer(self, count: int) -> None:
         raise NotImplementedError
 
@@ -147,6 +151,11 @@ async def _run(contender: Contender, command: str, arguments: list[str]) -> dict
                 await contender.tenants(int(count), int(each))
                 await contender.close()
                 return {"n": int(count) * int(each)}
+            case "limited", [kind, count]:
+                await contender.open(1)
+                await contender.limited(kind, int(count))
+                await contender.close()
+                return {"n": int(count)}
             case "newcomer", [count]:
                 await contender.open(1)
                 await contender.newcomer(int(count))

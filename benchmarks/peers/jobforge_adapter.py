@@ -21,10 +21,11 @@ from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.loader import load_jobs
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.router.jobs import Router
-from jobforge_mcp.types import Caller, TenantId
+from jobforge_mcp.types import Caller, JsonValue, TenantId
 
 NOOP_JOB = Path(__file__).with_name("noop_job.py")
 CHUNK = 1_000
+KEYS = 500
 
 
 class Jobforge(Contender):
@@ -32,7 +33,7 @@ class Jobforge(Contender):
     version = version("jobforge-mcp")
     config = f"jobforge worker --concurrency {CONCURRENCY or 'default'}; results, attempts, fence and RLS on"
     pending_sql = (
-        "select (select count(*) from jobforge.ready)"
+        "select (select count(*) from jobforge.ready) + (select count(*) from jobforge.waiting)"
         " + (select coalesce(sum(cardinality(job_ids)), 0) from jobforge.leases)"
     )
 
@@ -70,6 +71,13 @@ class Jobforge(Contender):
         for number in range(count):
             await _enqueue_many(self._client(f"tenant-{number:04}"), each)
 
+    async def limited(self, kind: str, count: int) -> None:
+        for start in range(0, count, CHUNK):
+            await self._clients[0].enqueue_many(
+                (f"bench.{kind}", _input(kind, number), Options())
+                for number in range(start, min(start + CHUNK, count))
+            )
+
     async def newcomer(self, count: int) -> None:
         await _enqueue_many(self._client("newcomer"), count, sent_at=time.time())
 
@@ -90,6 +98,10 @@ class Jobforge(Contender):
         if CONCURRENCY:
             arguments += ["--concurrency", str(CONCURRENCY)]
         os.execve(program, arguments, environment)  # noqa: S606 - the process that was started is to be the worker
+
+
+def _input(kind: str, number: int) -> dict[str, JsonValue]:
+    return {"i": number, "key": number % KEYS} if kind == "keyed" else {"i": number}
 
 
 async def _enqueue_many(

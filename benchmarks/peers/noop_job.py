@@ -7,6 +7,7 @@ import os
 from pydantic import BaseModel
 
 from jobforge_mcp import JobContext, job
+from jobforge_mcp.definitions.model import ConcurrencyLimit, RateLimit
 
 from .contract import Counter  # noqa: TID252 - a file of job definitions has no other name for its neighbours
 
@@ -20,6 +21,11 @@ class Numbered(BaseModel):
     """When it was sent, for a probe; else 0."""
 
 
+class Keyed(Numbered):
+    key: int
+    """Whose slots it takes."""
+
+
 class Done(BaseModel):
     i: int
 
@@ -27,6 +33,34 @@ class Done(BaseModel):
 @job(name="bench.noop", effects="none")
 async def noop(input: Numbered, _: JobContext) -> Done:
     """Count one run."""
+    return _count(input)
+
+
+@job(name="bench.wide", effects="none", concurrency=ConcurrencyLimit(limit=10_000))
+async def wide(input: Numbered, _: JobContext) -> Done:
+    """Count one run, under a limit that is never reached."""
+    return _count(input)
+
+
+@job(name="bench.keyed", effects="none", concurrency=ConcurrencyLimit(limit=20, key="/key"))
+async def keyed(input: Keyed, _: JobContext) -> Done:
+    """Count one run, under one of many keys."""
+    return _count(input)
+
+
+@job(name="bench.tight", effects="none", concurrency=ConcurrencyLimit(limit=10))
+async def tight(input: Numbered, _: JobContext) -> Done:
+    """Count one run, under a limit as large as the slots of one worker."""
+    return _count(input)
+
+
+@job(name="bench.rated", effects="none", rate_limit=RateLimit(count=1_000_000, period_ms=60_000))
+async def rated(input: Numbered, _: JobContext) -> Done:
+    """Count one run, under a rate that is never reached."""
+    return _count(input)
+
+
+def _count(input: Numbered) -> Done:
     if _counter is not None:
         _counter.hit(input.t)
     return Done(i=input.i)

@@ -13,7 +13,7 @@ create or replace function jobforge.enqueue_bundle(
   p_priorities integer[], p_run_ats timestamptz[], p_project_ids text[], p_labels text[], p_trace_ids text[], p_job_versions text[],
   p_max_attempts integer[], p_backoff_ms integer[], p_backoff_multipliers float8[], p_max_backoff_ms integer[],
   p_timeout_ms integer[], p_dry_runs boolean[], p_costs integer[], p_lane_types text[], p_depends_on text[], p_on_failures text[],
-  p_is_plan boolean default false)
+  p_is_plan boolean default false, p_claim_limits text[] default null)
 returns table (ord integer, job_id uuid, outcome text, status text, version bigint, run_at timestamptz, created_at timestamptz)
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
@@ -48,7 +48,8 @@ begin
   from jobforge.enqueue_jobs(p_tenant_id, p_job_types, p_payloads, p_received, p_idempotency_keys,
     array(select case when not coalesce(u.ord = any (v_items), false) then p_ordering_keys[u.ord] end from generate_series(1, v_count) u(ord) order by u.ord),
     p_priorities, p_run_ats, p_project_ids, p_labels, p_trace_ids, p_job_versions, p_max_attempts, p_backoff_ms,
-    p_backoff_multipliers, p_max_backoff_ms, p_timeout_ms, p_dry_runs, null, 30000, p_is_plan, null, p_costs, p_lane_types) e;
+    p_backoff_multipliers, p_max_backoff_ms, p_timeout_ms, p_dry_runs, null, 30000, p_is_plan, null, p_costs, p_lane_types,
+    p_claim_limits) e;
 
   for v_link in
     select u.item, u.needed, u.policy from unnest(v_items, v_needed, v_policies) u(item, needed, policy)
@@ -105,7 +106,8 @@ begin
   order by u.ord;
 end $$;
 comment on function jobforge.enqueue_bundle(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[],
-  text[], text[], integer[], integer[], float8[], integer[], integer[], boolean[], integer[], text[], text[], text[], boolean) is
+  text[], text[], integer[], integer[], float8[], integer[], integer[], boolean[], integer[], text[], text[], text[], boolean,
+  text[]) is
   'Commit up to 100 jobs in one call, of which some wait until others of them have ended.';
 
 -- Items with an ordering key that depend on others got their key only now. One whose dependencies had all ended before the

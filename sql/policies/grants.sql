@@ -273,7 +273,7 @@ set local role jobforge_rpc;
 
 grant execute on function
   jobforge.enqueue_bundle(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[], text[], text[],
-    integer[], integer[], float8[], integer[], integer[], boolean[], integer[], text[], text[], text[], boolean)
+    integer[], integer[], float8[], integer[], integer[], boolean[], integer[], text[], text[], text[], boolean, text[])
   to jobforge_api;
 
 reset role;

@@ -8,14 +8,15 @@ from typing import LiteralString
 
 from jobforge_mcp.db.pool import Database
 from jobforge_mcp.router.errors import translated
-from jobforge_mcp.router.rows import job_arrays, job_costs, job_lanes
+from jobforge_mcp.router.rows import job_arrays, job_claim_limits, job_costs, job_lanes
 from jobforge_mcp.router.scope import SCOPE, ScopeSigner, scope_arguments
 from jobforge_mcp.types import Bundled, BundleItem, Caller, CallOrigin, EnqueueOutcome, RunStatus
 
 _ENQUEUE: LiteralString = f"""
     select r.* from {SCOPE}, lateral jobforge.enqueue_bundle(s.tenant_id, %s::text[], %s::text[], %s::text[], %s::text[],
       %s::text[], %s::int[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::text[], %s::int[], %s::int[],
-      %s::float8[], %s::int[], %s::int[], %s::boolean[], %s::int[], %s::text[], %s::text[], %s::text[], %s::boolean) as r
+      %s::float8[], %s::int[], %s::int[], %s::boolean[], %s::int[], %s::text[], %s::text[], %s::text[], %s::boolean,
+      %s::text[]) as r
     order by r.ord"""
 
 
@@ -50,6 +51,7 @@ class BundleRouter:
             [json.dumps([place + 1 for place in item.needs]) for item in items],
             [item.on_failure for item in items],
             is_plan,
+            job_claim_limits(jobs),
         ]
         is_repeatable = is_plan or all(job.idempotency_key is not None for job in jobs)
         with translated():
