@@ -708,6 +708,21 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 4",
         "Nothing of a paused tenant, type or project starts until it is resumed, and everything does then.",
     ),
+    "sql.debounce": Requirement(
+        "design 4",
+        "Of the pending runs of a debounce key the newest stays, and it starts within the longest wait.",
+    ),
+    "sql.bulk": Requirement(
+        "design 4",
+        "Runs are canceled and retried by filter only as far as they were counted, batch by batch, and audited.",
+    ),
+    "cli.bulk": Requirement(
+        "operations",
+        "cancel and retry touch many runs only after a filter and a count or a cap were said.",
+    ),
+    "cli.queue": Requirement(
+        "operations", "queue pause, resume, list and stats do what the SQL functions do."
+    ),
     "sql.rights": Requirement(
         "design 10",
         "Logins hold no right on any table, and row level security shows the scope's tenant alone.",

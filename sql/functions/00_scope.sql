@@ -481,6 +481,7 @@ begin
   on conflict do nothing;
   perform jobforge.record_refusals();
   perform jobforge.tend_limits();
+  perform jobforge.forget_debounces() where pg_catalog.random() < 0.01;
   perform jobforge.forget_usage() where pg_catalog.random() < 0.002;  -- every few minutes of some workers
 end $$;
 comment on function jobforge.tend_lanes() is 'Forget lanes without work and find forgotten ones; any worker calls it every few seconds.';

@@ -375,6 +375,9 @@ begin
     return;
   end if;
 
+  if p_claim_limits is not null then
+    p_run_ats := jobforge.debounce_jobs(p_tenant_id, v_ids, p_job_types, p_claim_limits, v_outcomes, p_run_ats);
+  end if;
   with given as (
     select * from unnest(v_ids, p_job_types, p_payloads, p_ordering_keys, p_priorities, p_run_ats, p_project_ids, p_labels,
         p_trace_ids, p_job_versions, p_max_attempts, p_backoff_ms, p_backoff_multipliers, p_max_backoff_ms, p_timeout_ms,
@@ -417,6 +420,9 @@ begin
   if v_ordered_ids is not null then
     perform jobforge.join_ordering_keys(p_tenant_id, array(select u.id from unnest(v_ids) with ordinality u(id, ord)
       where u.id = any (v_ordered_ids) order by u.ord));
+  end if;
+  if p_claim_limits is not null then
+    v_ordered_ids := v_ordered_ids || jobforge.debounce_within(p_tenant_id, v_ids, p_job_types, p_claim_limits, v_outcomes);
   end if;
 
   if v_new_ids is not null then
@@ -776,12 +782,12 @@ comment on function jobforge.promote_next(text[], text[], uuid[]) is 'Let the ne
 
 -- A job can move from place to place while we look for it; each place is tried under its row's lock, and if it moved past
 -- us we look again.
-drop function if exists jobforge.cancel_job(text, uuid, text);
-create or replace function jobforge.cancel_job(p_tenant_id text, p_job_id uuid, p_reason text default null, p_is_plan boolean default false)
-returns setof jobforge.runs
+create or replace function jobforge.cancel_open_job(p_tenant_id text, p_job_id uuid, p_reason text, p_is_plan boolean)
+returns table (outcome text, job_type text)
 language plpgsql volatile
-security definer set search_path = jobforge, pg_temp
+set search_path = jobforge, pg_temp
 as $$
+#variable_conflict use_column
 declare
   v_now timestamptz := jobforge.now();
   v_reason text := left(p_reason, 1000);
@@ -789,17 +795,6 @@ declare
   v_place record;
   v_outcome text;
 begin
-  perform jobforge.require_tenant(p_tenant_id);
-  perform jobforge.require_run(p_tenant_id, p_job_id);
-  if not p_is_plan and current_setting('jobforge.token_id', true) <> '' then
-    perform jobforge.use_token();
-  end if;
-  if jobforge.current_claims() ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id) then
-    -- before the counters, as an attempt does that makes a child
-    perform from jobforge.leases l where l.tenant_id = p_tenant_id and p_job_id = any (l.job_ids) for update;
-    perform jobforge.check_policy(p_tenant_id, 'cancel', array[j.job_type::text], p_is_plan => p_is_plan)
-    from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
-  end if;
   for v_try in 1..20 loop
     select * into v_job from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
     if not found then
@@ -869,39 +864,52 @@ begin
         cancel_reason = coalesce(p.cancel_reason, excluded.cancel_reason);
     perform jobforge.wake('runs');
   end if;
-  perform jobforge.record_audit(p_tenant_id, 'cancel', v_outcome, p_job_id, v_job.job_type);
-  return query select r.* from jobforge.runs r where r.tenant_id = p_tenant_id and r.job_id = p_job_id;
+  return query select v_outcome, v_job.job_type::text;
 end $$;
-comment on function jobforge.cancel_job(text, uuid, text, boolean) is
-  'Cancel a run: at once while it is queued or waiting, by request to its worker while it runs.';
+comment on function jobforge.cancel_open_job(text, uuid, text, boolean) is
+  'Cancel one run, for cancel_job and cancel_runs: canceled, requested, unchanged or planned.';
 
-drop function if exists jobforge.retry_job(text, uuid, bigint, timestamptz, boolean, boolean);
-create or replace function jobforge.retry_job(
-  p_tenant_id text, p_job_id uuid, p_if_version bigint default null, p_run_at timestamptz default null,
-  p_reset_attempts boolean default false, p_force boolean default false, p_is_plan boolean default false)
+drop function if exists jobforge.cancel_job(text, uuid, text);
+create or replace function jobforge.cancel_job(p_tenant_id text, p_job_id uuid, p_reason text default null, p_is_plan boolean default false)
 returns setof jobforge.runs
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
 as $$
 declare
-  v_now timestamptz := jobforge.now();
-  v_job jobforge.jobs;
-  v_version bigint;
-  v_counters text[];
+  v_outcome text;
+  v_type text;
 begin
   perform jobforge.require_tenant(p_tenant_id);
   perform jobforge.require_run(p_tenant_id, p_job_id);
-  if not (p_run_at >= '1970-01-01 00:00:00+00' and p_run_at < '10000-01-01 00:00:00+00') then
-    raise exception 'a run is due from 1970 to 9999, in UTC' using errcode = 'JF400', hint = 'Nothing was retried: correct the value.';
-  end if;
   if not p_is_plan and current_setting('jobforge.token_id', true) <> '' then
     perform jobforge.use_token();
   end if;
   if jobforge.current_claims() ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id) then
-    select jobforge.check_policy(p_tenant_id, 'retry', array[j.job_type::text], p_priorities => array[j.priority::integer],
-      p_costs => array[j.cost], p_is_plan => p_is_plan) into v_counters
+    -- before the counters, as an attempt does that makes a child
+    perform from jobforge.leases l where l.tenant_id = p_tenant_id and p_job_id = any (l.job_ids) for update;
+    perform jobforge.check_policy(p_tenant_id, 'cancel', array[j.job_type::text], p_is_plan => p_is_plan)
     from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
   end if;
+  select c.* into v_outcome, v_type from jobforge.cancel_open_job(p_tenant_id, p_job_id, p_reason, p_is_plan) c;
+  perform jobforge.record_audit(p_tenant_id, 'cancel', v_outcome, p_job_id, v_type);
+  return query select r.* from jobforge.runs r where r.tenant_id = p_tenant_id and r.job_id = p_job_id;
+end $$;
+comment on function jobforge.cancel_job(text, uuid, text, boolean) is
+  'Cancel a run: at once while it is queued or waiting, by request to its worker while it runs.';
+
+-- The checks and the moves of a retry; who calls wakes lanes and workers.
+create or replace function jobforge.requeue_final_job(
+  p_tenant_id text, p_job_id uuid, p_if_version bigint, p_run_at timestamptz, p_reset_attempts boolean, p_force boolean,
+  p_counters text[], p_is_plan boolean)
+returns jobforge.jobs
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+as $$
+declare
+  v_now timestamptz := jobforge.now();
+  v_job jobforge.jobs;
+  v_version bigint;
+begin
   select * into v_job from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id for update;
   if not found then
     perform jobforge.refuse_unknown_run(p_job_id);
@@ -929,9 +937,7 @@ begin
   end if;
 
   if p_is_plan then
-    perform jobforge.record_audit(p_tenant_id, 'retry', 'planned', p_job_id, v_job.job_type);
-    return query select r.* from jobforge.runs r where r.tenant_id = p_tenant_id and r.job_id = p_job_id;
-    return;
+    return v_job;
   end if;
   if v_job.lane_type is not null then
     perform jobforge.forget_steps(p_tenant_id, p_job_id, v_job.final_status = 'succeeded');
@@ -948,8 +954,8 @@ begin
   on conflict (tenant_id, job_id) do update
     set changes = p.changes + 4, cancel_requested_at = null, cancel_reason = null, epoch = null;
 
-  if v_counters is not null then
-    perform jobforge.track_jobs(p_tenant_id, array[p_job_id], array[v_job.job_type::text], array[p_job_id], v_counters, null);
+  if p_counters is not null then
+    perform jobforge.track_jobs(p_tenant_id, array[p_job_id], array[v_job.job_type::text], array[p_job_id], p_counters, null);
   end if;
   if v_job.ordering_key is not null then
     perform jobforge.join_ordering_keys(p_tenant_id, array[p_job_id]);
@@ -957,6 +963,43 @@ begin
     insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, own_type)
     values (p_tenant_id, coalesce(v_job.lane_type, v_job.job_type), v_job.priority, v_job.run_at, p_job_id, v_job.epoch,
       v_job.attempt_no, case when v_job.lane_type is not null then v_job.job_type end);
+  end if;
+  return v_job;
+end $$;
+comment on function jobforge.requeue_final_job(text, uuid, bigint, timestamptz, boolean, boolean, text[], boolean) is
+  'Queue one ended run again, for retry_job and retry_runs.';
+
+drop function if exists jobforge.retry_job(text, uuid, bigint, timestamptz, boolean, boolean);
+create or replace function jobforge.retry_job(
+  p_tenant_id text, p_job_id uuid, p_if_version bigint default null, p_run_at timestamptz default null,
+  p_reset_attempts boolean default false, p_force boolean default false, p_is_plan boolean default false)
+returns setof jobforge.runs
+language plpgsql volatile
+security definer set search_path = jobforge, pg_temp
+as $$
+declare
+  v_job jobforge.jobs;
+  v_counters text[];
+begin
+  perform jobforge.require_tenant(p_tenant_id);
+  perform jobforge.require_run(p_tenant_id, p_job_id);
+  if not (p_run_at >= '1970-01-01 00:00:00+00' and p_run_at < '10000-01-01 00:00:00+00') then
+    raise exception 'a run is due from 1970 to 9999, in UTC' using errcode = 'JF400', hint = 'Nothing was retried: correct the value.';
+  end if;
+  if not p_is_plan and current_setting('jobforge.token_id', true) <> '' then
+    perform jobforge.use_token();
+  end if;
+  if jobforge.current_claims() ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id) then
+    select jobforge.check_policy(p_tenant_id, 'retry', array[j.job_type::text], p_priorities => array[j.priority::integer],
+      p_costs => array[j.cost], p_is_plan => p_is_plan) into v_counters
+    from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
+  end if;
+  v_job := jobforge.requeue_final_job(p_tenant_id, p_job_id, p_if_version, p_run_at, p_reset_attempts, p_force, v_counters,
+    p_is_plan);
+  if p_is_plan then
+    perform jobforge.record_audit(p_tenant_id, 'retry', 'planned', p_job_id, v_job.job_type);
+    return query select r.* from jobforge.runs r where r.tenant_id = p_tenant_id and r.job_id = p_job_id;
+    return;
   end if;
   perform jobforge.touch_lanes(array[p_tenant_id], array[coalesce(v_job.lane_type, v_job.job_type)]);
   perform jobforge.wake('ready'), jobforge.wake('runs');
@@ -991,7 +1034,11 @@ begin
   end if;
   select coalesce(j.lane_type, j.job_type) into v_lane from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
 
-  if v_run.finished_at is not null then
+  if v_run.error ->> 'code' = 'DEBOUNCED' then
+    return query select 'debounced', 'A newer run of its debounce key took its place.', v_run.finished_at, (
+      select j.id from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id::text = v_run.error ->> 'replacedBy'
+        and (v_projects is null or j.project_id = any (v_projects)));
+  elsif v_run.finished_at is not null then
     return query select 'final', format('It ended %s.', v_run.status), v_run.finished_at, null::uuid;
   elsif v_run.status = 'running' and v_run.cancel_requested_at is not null then
     return query select 'canceling', 'It runs, and its worker has been asked to stop it.', v_run.lease_until, null::uuid;
@@ -1021,6 +1068,10 @@ begin
   elsif v_run.run_at > v_now and v_run.attempt_no > 0 then
     return query select 'retrying', format('Attempt %s of %s failed; the next is due later.', v_run.attempt_no, v_run.max_attempts),
       v_run.run_at, null::uuid;
+  elsif v_run.run_at > v_now and exists (
+    select from jobforge.debounces d where d.tenant_id = p_tenant_id and d.job_id = p_job_id)
+  then
+    return query select 'debouncing', 'It starts when no newer run of its debounce key has come for a while.', v_run.run_at, null::uuid;
   elsif v_run.run_at > v_now then
     return query select 'not_due', 'It was asked to run later.', v_run.run_at, null::uuid;
   elsif v_run.lease_until is not null then

@@ -19,15 +19,19 @@ as $$
 begin
   if exists (
     select from unnest(p_claim_limits) u(limits)
-    cross join lateral (select u.limits::jsonb -> 'concurrency' as slot, u.limits::jsonb -> 'rateLimit' as rate) l
+    cross join lateral (select u.limits::jsonb -> 'concurrency' as slot, u.limits::jsonb -> 'rateLimit' as rate,
+      u.limits::jsonb -> 'debounce' as debounce) l
     where u.limits is not null and (
       coalesce(octet_length(l.slot ->> 'key'), 0) > 255 or coalesce(octet_length(l.rate ->> 'key'), 0) > 255
       or (l.slot is not null and coalesce((l.slot ->> 'limit')::integer, 0) not between 1 and 1000000)
       or (l.rate is not null and (coalesce((l.rate ->> 'count')::integer, 0) not between 1 and 1000000
-        or coalesce((l.rate ->> 'periodMs')::integer, 0) not between 100 and 604800000))))
+        or coalesce((l.rate ->> 'periodMs')::integer, 0) not between 100 and 604800000))
+      or (l.debounce is not null and (coalesce((l.debounce ->> 'windowMs')::integer, 0) not between 1 and 604800000
+        or (l.debounce ->> 'maxWaitMs')::integer not between 1 and 604800000
+        or coalesce(octet_length(l.debounce ->> 'key'), 0) > 255))))
   then
     raise exception 'a limit of a job does not fit' using errcode = 'JF400',
-      hint = 'concurrency: limit 1 to 1,000,000; rateLimit: count 1 to 1,000,000 and periodMs 100 to 604,800,000; keys have at most 255 bytes.';
+      hint = 'concurrency: limit 1 to 1,000,000; rateLimit: count 1 to 1,000,000 and periodMs 100 to 604,800,000; debounce: windowMs and maxWaitMs 1 to 604,800,000; keys have at most 255 bytes.';
   end if;
 end $$;
 comment on function jobforge.require_claim_limits(text[]) is 'Refuse limits of jobs that are out of range.';

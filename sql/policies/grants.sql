@@ -281,11 +281,13 @@ reset role;
 -- Limits of definitions and pauses: obeyed by claims, given back by settles; pauses are set by callers with the scope for it.
 set local role jobforge_owner;
 
-revoke all on jobforge.claim_counters, jobforge.limited_tenants, jobforge.pauses
+revoke all on jobforge.claim_counters, jobforge.limited_tenants, jobforge.pauses, jobforge.debounces
   from public, jobforge_rpc, jobforge_sys, jobforge_api, jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor;
 grant select on jobforge.claim_counters to jobforge_rpc;
 grant select, insert on jobforge.limited_tenants to jobforge_rpc;
 grant select, insert, delete on jobforge.pauses to jobforge_rpc;
+grant select, insert, update on jobforge.debounces to jobforge_rpc;
+grant select, update, delete on jobforge.debounces to jobforge_sys;
 grant select, insert, update, delete on jobforge.claim_counters to jobforge_sys;
 grant select on jobforge.limited_tenants to jobforge_sys;
 grant select, update on jobforge.pauses to jobforge_sys;  -- update is what locking a row takes
@@ -296,7 +298,11 @@ set local role jobforge_rpc;
 grant execute on function jobforge.unpark_jobs(text[], text[], integer[]), jobforge.free_slots(text[], text[]),
   jobforge.count_starts(timestamptz[], integer[], integer, timestamptz) to jobforge_sys;
 grant execute on function jobforge.pause_queue(text, text, text, text), jobforge.resume_queue(text, text, text),
-  jobforge.list_pauses(text) to jobforge_api;
+  jobforge.list_pauses(text),
+  jobforge.cancel_runs(text, text, text[], text[], text, jsonb, timestamptz, timestamptz, text[], text, integer, uuid, integer, boolean),
+  jobforge.retry_runs(text, text, text[], text[], text, jsonb, text, timestamptz, timestamptz, text[], timestamptz, boolean, integer,
+    uuid, integer, boolean)
+  to jobforge_api;
 
 reset role;
 

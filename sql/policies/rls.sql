@@ -18,7 +18,7 @@ begin
       'policy_tokens', 'denial_windows', 'job_dependencies', 'composition_steps',
       'artifact_objects', 'artifacts', 'artifact_manifests', 'worker_environments',
       'events', 'triggers', 'trigger_fires',
-      'claim_counters', 'limited_tenants', 'pauses', 'connector_configs')
+      'claim_counters', 'limited_tenants', 'pauses', 'connector_configs', 'debounces')
     then
       raise exception 'table % has no row policy', v_table using errcode = 'JF400', hint = 'Add it to sql/policies/rls.sql.';
     end if;
@@ -232,6 +232,14 @@ create policy tenant_rows on jobforge.pauses to jobforge_rpc
   using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
 drop policy if exists every_row on jobforge.pauses;
 create policy every_row on jobforge.pauses to jobforge_sys using (true) with check (true);
+
+alter table jobforge.debounces enable row level security;
+alter table jobforge.debounces force row level security;
+drop policy if exists tenant_rows on jobforge.debounces;
+create policy tenant_rows on jobforge.debounces to jobforge_rpc
+  using (tenant_id = (select jobforge.current_tenant())) with check (tenant_id = (select jobforge.current_tenant()));
+drop policy if exists every_row on jobforge.debounces;
+create policy every_row on jobforge.debounces to jobforge_sys using (true) with check (true);
 
 alter table jobforge.workers enable row level security;
 alter table jobforge.workers force row level security;

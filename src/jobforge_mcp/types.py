@@ -321,6 +321,50 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
+class BulkFilter:
+    """Which runs a bulk cancel or retry means: those that fit all that is said."""
+
+    job_type: str | None = None
+    statuses: Sequence[RunStatus] = ()
+    """Open ones to cancel, or ``failed``, ``dead`` and ``canceled`` ones to retry; none means all of these."""
+    project_ids: Sequence[str] = ()
+    trace_id: str | None = None
+    labels: Mapping[str, str] | None = None
+    """Labels that a run has, all of them."""
+    error_code: str | None = None
+    """What it failed with; for retries."""
+    since: datetime | None = None
+    before: datetime | None = None
+    """Created since, and before."""
+    without_types: Sequence[str] = ()
+    """Job types that are not meant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one transaction of a bulk call did, or what a plan counted."""
+
+    matched: int | None
+    """Runs that the filter finds, to 100,000; only of a plan."""
+    job_ids: tuple[JobId, ...]
+    """Those that were touched; the first ten of a plan."""
+    skipped_ids: tuple[JobId, ...]
+    """Those that had moved on meanwhile."""
+    after_id: JobId | None
+    """Where the next batch goes on; ``None`` when nothing is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bulked:
+    """What a bulk call did."""
+
+    job_ids: tuple[JobId, ...]
+    """Runs that were touched."""
+    skipped_ids: tuple[JobId, ...]
+    """Runs that had moved on meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
 class InlineLease:
     """Ask an enqueue to hand the job to a free slot of this process's own pool, if its lane allows that."""
 

@@ -193,6 +193,8 @@ SPECIAL: dict[str, dict[str, object]] = {
     "list_audit": {"p_token_id": None},
     "limits_left": {"p_token_id": "t", "p_token_limits": '{"budget_jobs": 5}'},
     "enqueue_jobs": {"p_worker_id": None, "p_received": None},
+    "cancel_runs": {"p_after_id": None},
+    "retry_runs": {"p_after_id": None},
     "pause_queue": {"p_kind": "project"},
     "resume_queue": {"p_kind": "project"},
     "enqueue_child": {"p_received": "{}"},

@@ -12,6 +12,7 @@ import pytest
 from jobforge_mcp import resources
 from jobforge_mcp.router import (
     audit,
+    bulk,
     bundles,
     definitions,
     events,
@@ -193,7 +194,7 @@ def test_functions_have_no_overloads(functions: list[Row]) -> None:
 @pytest.mark.parametrize(
     ("role", "modules"),
     [
-        (API, [definitions, events, jobs, queues, scope, audit, tokens, evidence, bundles]),
+        (API, [definitions, bulk, events, jobs, queues, scope, audit, tokens, evidence, bundles]),
         ("jobforge_scheduler", [maintenance]),
         (WORKER, [maintenance, leases, heartbeat, evidence, steps]),
         ("jobforge_auditor", [seals]),

@@ -153,6 +153,8 @@ CALLS: list[tuple[str, tuple[object, ...]]] = [
     ("pause_queue", ("tenant",)),
     ("resume_queue", ("tenant",)),
     ("list_pauses", ()),
+    ("cancel_runs", ()),
+    ("retry_runs", ()),
 ]
 
 

@@ -33,6 +33,7 @@ TENANT_TABLES = [
     "claim_counters",
     "composition_steps",
     "connector_configs",
+    "debounces",
     "denial_windows",
     "events",
     "idempotency_keys",
@@ -126,6 +127,7 @@ def filled(queue: Queue) -> Queue:
         queue.enqueue_many(1, tenant, claim_limits=['{"concurrency": {"limit": 1}}'])
         queue.claim(10, tenant_ids=[tenant])
         queue.enqueue(tenant)
+        queue.enqueue_many(1, tenant, claim_limits=['{"debounce": {"windowMs": 1000}}'])
         queue.ask("pause_queue", tenant, "type", "other.type")
     return queue
 
@@ -321,6 +323,8 @@ TENANT_CALLS: list[tuple[str, tuple[object, ...]]] = [
     ("pause_queue", ("tenant",)),
     ("resume_queue", ("tenant",)),
     ("list_pauses", ()),
+    ("cancel_runs", ()),
+    ("retry_runs", ()),
     ("revoke_token", ("t",)),
     ("revoke_tenant_tokens", ()),
     ("check_token", (["t"],)),

@@ -26,6 +26,7 @@ from jobforge_mcp.cli import (
     retention,
     runs,
     serving,
+    steering,
     token_life,
     tokens,
     webhooks,
@@ -117,8 +118,8 @@ COMMANDS: Mapping[str, Callable[..., object]] = {
     "runs": runs.runs,
     "status": follow.status,
     "artifacts": evidence.artifacts,
-    "cancel": runs.cancel,
-    "retry": runs.retry,
+    "cancel": steering.cancel,
+    "retry": steering.retry,
 }
 JOBS: tuple[tuple[str, Callable[..., object]], ...] = (
     ("list", jobs.list_),

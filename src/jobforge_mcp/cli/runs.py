@@ -1,4 +1,4 @@
-"""``runs``, ``cancel`` and ``retry``: what the tools of these names do, for people."""
+"""``runs``: what ran."""
 
 from __future__ import annotations
 
@@ -45,61 +45,6 @@ def runs(
     found = call(work)
     document: JsonObject = {"runs": [row_document(run) for run in found]}
     show(document, is_json=json, people=lambda console: print_runs(console, found))
-
-
-def cancel(
-    run_id: RunId,
-    reason: Annotated[str | None, typer.Option(help="Why; kept with the run.")] = None,
-    json: Json = False,
-) -> None:
-    """Cancel a run that is not final; a running one ends soon after."""
-    from jobforge_mcp.cli.views import print_run, run_document
-
-    async def work() -> None:
-        async with open_client(read_settings(), "cancel") as client:
-            run = await client.cancel(run_id, reason=reason)
-            show(
-                run_document(run, client.caller),
-                is_json=json,
-                people=lambda console: print_run(console, run),
-            )
-
-    call(work)
-
-
-def retry(
-    run_id: RunId,
-    reset_attempts: Annotated[
-        bool, typer.Option("--reset-attempts", help="Give it all its attempts again.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Even if it succeeded.")] = False,
-    if_version: Annotated[
-        int | None, typer.Option(help="Only if the run has this version still.")
-    ] = None,
-    run_at: Annotated[str | None, typer.Option(help="Not before; ISO 8601.")] = None,
-    json: Json = False,
-) -> None:
-    """Queue a final run again, under the same id."""
-    from jobforge_mcp.cli.views import print_run, run_document
-
-    not_before = parse_time(run_at) if run_at is not None else None
-
-    async def work() -> None:
-        async with open_client(read_settings(), "retry", needs_worker=True) as client:
-            run = await client.retry(
-                run_id,
-                if_version=if_version,
-                run_at=not_before,
-                reset_attempts=reset_attempts,
-                force=force,
-            )
-            show(
-                run_document(run, client.caller),
-                is_json=json,
-                people=lambda console: print_run(console, run),
-            )
-
-    call(work)
 
 
 def parse_time(text: str) -> datetime:

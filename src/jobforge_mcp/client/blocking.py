@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from jobforge_mcp.client.answers import RunRef, refuse_conflict
+from jobforge_mcp.client.bulk import BlockingBulkVerbs
 from jobforge_mcp.client.bundles import BundleRequest, Verdict
 from jobforge_mcp.client.events import SyncEventVerbs
 from jobforge_mcp.client.evidence import BlockingEvidenceVerbs
@@ -34,7 +35,7 @@ from jobforge_mcp.types import (
 )
 
 
-class SyncClient(BlockingEvidenceVerbs, BlockingQueueVerbs):
+class SyncClient(BlockingEvidenceVerbs, BlockingQueueVerbs, BlockingBulkVerbs):
     """`Client` for code without an event loop: the same verbs, each of which blocks its thread.
 
     It runs an event loop on a thread of its own; one client may be shared by many threads.

@@ -12,6 +12,7 @@ from typing import cast
 import anyio.to_thread
 
 from jobforge_mcp.client.answers import RunRef, refuse_conflict, result_of, to_job_id
+from jobforge_mcp.client.bulk import BulkVerbs
 from jobforge_mcp.client.bundles import BundleRequest, Verdict, arranged_of, verdicts_of
 from jobforge_mcp.client.definitions import DefinitionVerbs
 from jobforge_mcp.client.events import EventVerbs
@@ -75,7 +76,7 @@ def _no_store() -> ContentStore:
     raise RuntimeError("a client without a store cannot read large artifacts")
 
 
-class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs):
+class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs, BulkVerbs):
     """Enqueues jobs and follows runs as one caller."""
 
     def __init__(

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from jobforge_mcp.types import JsonObject, JsonValue
 
 _LONGEST_KEY_BYTES = 200
+LONGEST_MS = 7 * 86_400_000
+"""What a debounced run waits at most."""
 
 
 def claim_limits(definition: JobDefinition, payload: str) -> str | None:
     """Return what is to be enqueued with an input; ``None`` for a definition without limits."""
-    concurrency, rate = definition.concurrency, definition.rate_limit
-    if concurrency is None and rate is None:
+    concurrency, rate, debounce = definition.concurrency, definition.rate_limit, definition.debounce
+    if concurrency is None and rate is None and debounce is None:
         return None
     input: JsonValue = json.loads(payload)
     limits: JsonObject = {}
@@ -34,6 +36,12 @@ def claim_limits(definition: JobDefinition, payload: str) -> str | None:
             "count": rate.count,
             "periodMs": rate.period_ms,
             "key": _key(rate.key, input),
+        }
+    if debounce is not None:
+        limits["debounce"] = {
+            "windowMs": debounce.window_ms,
+            "maxWaitMs": debounce.max_wait_ms or min(10 * debounce.window_ms, LONGEST_MS),
+            "key": _key(debounce.key, input),
         }
     return json.dumps(limits, ensure_ascii=False)
 
@@ -47,7 +55,6 @@ def _key(template: str | None, input: JsonValue) -> str:
     text = (
         found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, sort_keys=True)
     )
-    # A key must fit an index, and no character of it may be refused by Postgres.
-    if len(encoded := text.encode()) > _LONGEST_KEY_BYTES or "\0" in text:
+    if len(encoded := text.encode()) > _LONGEST_KEY_BYTES:  # it must fit an index
         return "sha256:" + hashlib.sha256(encoded).hexdigest()
     return text

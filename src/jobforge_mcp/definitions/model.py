@@ -139,6 +139,23 @@ class RateLimit(_Model):
     """Whose starts are counted together: a JSON Pointer into the input (``/customerId``), or a word. Absent means all."""
 
 
+class Debounce(_Model):
+    """How long a run waits for a newer one of its key, which takes its place."""
+
+    window_ms: Annotated[int, Field(ge=1, le=_MAX_MS)]
+    """Milliseconds without a newer run after which the last one starts."""
+    max_wait_ms: Annotated[int, Field(ge=1, le=_MAX_MS)] | None = None
+    """Milliseconds after the first of them when the last one starts in any case; ten windows if absent."""
+    key: LimitKey | None = None
+    """What counts as the same: a JSON Pointer into the input (``/customerId``), or a word. Absent means every run."""
+
+    @model_validator(mode="after")
+    def _waits_for_a_window(self) -> Debounce:
+        if self.max_wait_ms is not None and self.max_wait_ms < self.window_ms:
+            raise ValueError("maxWaitMs is not shorter than windowMs")
+        return self
+
+
 class JobDefinition(_Model):
     """What may be run, and how."""
 
@@ -195,6 +212,8 @@ class JobDefinition(_Model):
     """How many runs may be running at once."""
     rate_limit: RateLimit | None = None
     """How many runs may start within a time."""
+    debounce: Debounce | None = None
+    """How long a run waits for a newer one, which takes its place."""
 
     @property
     def composition(self) -> Composition | None:
@@ -334,6 +353,7 @@ def job(
     cost: int = 1,
     concurrency: ConcurrencyLimit | int | None = None,
     rate_limit: RateLimit | None = None,
+    debounce: Debounce | None = None,
 ) -> Callable[[Handler], BoundJob]:
     """Make a job of a function ``(input: SomeModel, job: JobContext) -> Output``.
 
@@ -341,7 +361,7 @@ def job(
     worker's loop and ``def`` in a child process, unless ``isolation`` says otherwise; ``scopes`` are needed to execute it
     besides ``jobs:execute``. ``permissions`` ask for roles and scopes action by action; ``guard`` is asked about every action
     and refuses unless it returns ``True``. ``cost`` is what each run uses of a budget of units. ``concurrency`` (a number, or one for each key) and ``rate_limit``
-    hold back runs that are too many at once or within a time.
+    hold back runs that are too many at once or within a time; ``debounce`` lets a newer run take an older one's place.
 
     Raises:
         DefinitionError: An argument or the function's signature does not fit; file and line are named.
@@ -375,6 +395,7 @@ def job(
                 if isinstance(concurrency, int)
                 else concurrency,
                 rate_limit=rate_limit,
+                debounce=debounce,
             )
             bound = BoundJob(
                 definition,

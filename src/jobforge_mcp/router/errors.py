@@ -43,6 +43,7 @@ _DETAILS = (
     "NAME_CONFUSABLE",
     "VERSION_TAKEN",
     "APPROVER_IS_AUTHOR",
+    "COUNT_CHANGED",
 )
 
 # Invariants of tables that a caller can break by a value that has the right type.

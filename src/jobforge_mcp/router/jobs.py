@@ -13,6 +13,7 @@ from typing import Final, LiteralString
 
 from jobforge_mcp.db.pool import Database, Row
 from jobforge_mcp.errors import NotFoundError, PolicyDeniedError
+from jobforge_mcp.router.bulk import BulkRouter
 from jobforge_mcp.router.bundles import BundleRouter
 from jobforge_mcp.router.definitions import DefinitionRouter
 from jobforge_mcp.router.errors import run_not_found, translated
@@ -106,6 +107,7 @@ class Router:
         self.definitions = DefinitionRouter(database, signer=signer)
         """The functions about definitions, through the same pool."""
         self.queues = QueueRouter(database, signer=signer)
+        self.bulk = BulkRouter(database, signer=signer)
         self.evidence = EvidenceRouter(database, signer=signer)
         """What runs left behind."""
         self._bundles = BundleRouter(database, signer=signer)
