@@ -480,7 +480,7 @@ begin
     and pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(lane.tenant_id || ' ' || lane.job_type, 5748))
   on conflict do nothing;
   perform jobforge.record_refusals();
-  perform jobforge.tend_limits();
+  perform jobforge.tend_limits(pg_catalog.random() < 0.01);
   perform jobforge.forget_debounces() where pg_catalog.random() < 0.01;
   perform jobforge.forget_usage() where pg_catalog.random() < 0.002;  -- every few minutes of some workers
 end $$;

@@ -414,8 +414,10 @@ end $$;
 comment on function jobforge.unpark_rates(timestamptz) is 'Bring parked jobs back whose rates have room again.';
 
 -- What no settle may come for: slots that nobody uses although jobs are parked for them, because the one that was brought
--- back was canceled or is held back; jobs of pauses that are over; counters that nobody needs.
-create or replace function jobforge.tend_limits() returns void
+-- back was canceled or is held back; jobs of pauses that are over; counters that nobody needs. The counters are read as they
+-- lie, and the parked jobs of those alone that have room: there may be as many keys as customers. p_is_whole looks at every
+-- parked key besides, whether its counter is there or not.
+create or replace function jobforge.tend_limits(p_is_whole boolean) returns void
 language plpgsql volatile
 set search_path = jobforge, pg_temp
 as $$
@@ -423,26 +425,44 @@ declare
   v_now timestamptz := jobforge.now();
   v_idle record;
 begin
-  with recursive parked (tenant_id, counter) as (
-    (select w.tenant_id, w.counter from jobforge.waiting w where w.waiting_for = 'limit' order by w.tenant_id, w.counter limit 1)
+  if not pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended('tend_limits', 5751)) then
+    return;  -- another worker is at it
+  end if;
+  with recursive tenants (tenant_id) as (
+    (select w.tenant_id from jobforge.waiting w where w.waiting_for = 'limit' order by w.tenant_id, w.counter limit 1)
     union all
-    select n.tenant_id, n.counter
-    from parked cross join lateral (
+    select n.tenant_id from tenants cross join lateral (
+      select w.tenant_id from jobforge.waiting w
+      where w.waiting_for = 'limit' and w.tenant_id > tenants.tenant_id order by w.tenant_id, w.counter limit 1) n
+  ), keys (tenant_id, counter) as (
+    select n.tenant_id, n.counter from tenants t cross join lateral (
       select w.tenant_id, w.counter from jobforge.waiting w
-      where w.waiting_for = 'limit' and (w.tenant_id, w.counter) > (parked.tenant_id, parked.counter)
-      order by w.tenant_id, w.counter limit 1) n
-  )
-  select array_agg(p.tenant_id::text) as tenant_ids, array_agg(p.counter::text) as counters, array_agg(p.room) as rooms into v_idle
-  from (
-    select p.tenant_id, p.counter, case
-        when p.counter like 'pause:%' then case when not exists (
-          select from jobforge.pauses x where x.tenant_id = p.tenant_id and 'pause:' || x.kind || ':' || x.name = p.counter) then 10000 end
-        when p.counter like 'slot:%' then coalesce(c.most - c.running, 1)
+      where w.waiting_for = 'limit' and w.tenant_id = t.tenant_id and (p_is_whole or w.counter >= 'pause:')
+      order by w.counter limit 1) n
+    where p_is_whole or n.counter < 'pause;'
+    union all
+    select n.tenant_id, n.counter from keys k cross join lateral (
+      select w.tenant_id, w.counter from jobforge.waiting w
+      where w.waiting_for = 'limit' and w.tenant_id = k.tenant_id and w.counter > k.counter
+      order by w.counter limit 1) n
+    where p_is_whole or n.counter < 'pause;'
+  ), parked as (
+    select k.tenant_id, k.counter, case
+        when k.counter >= 'pause:' and k.counter < 'pause;' then case when not exists (
+          select from jobforge.pauses x where x.tenant_id = k.tenant_id and 'pause:' || x.kind || ':' || x.name = k.counter) then 10000 end
+        when k.counter like 'slot:%' then coalesce(c.most - c.running, 1)
         when c.next_at is null then coalesce(c.most, 1)
       end as room
-    from parked p
-    left join jobforge.claim_counters c on c.tenant_id = p.tenant_id and c.counter = p.counter) p
-  where p.room > 0;
+    from keys k
+    left join jobforge.claim_counters c on c.tenant_id = k.tenant_id and c.counter = k.counter
+    union
+    select c.tenant_id, c.counter, case when c.counter like 'slot:%' then c.most - c.running else c.most end
+    from jobforge.claim_counters c
+    where not p_is_whole and c.running < c.most and c.next_at is null and exists (
+      select from jobforge.waiting w where w.tenant_id = c.tenant_id and w.counter = c.counter and w.waiting_for = 'limit')
+  )
+  select array_agg(p.tenant_id::text) as tenant_ids, array_agg(p.counter::text) as counters, array_agg(p.room) as rooms into v_idle
+  from parked p where p.room > 0;
   if v_idle.counters is not null then
     perform jobforge.unpark_jobs(v_idle.tenant_ids, v_idle.counters, v_idle.rooms);
   end if;
@@ -455,6 +475,6 @@ begin
         or jobforge.count_starts(x.starts_at, x.starts, substring(x.counter from '^rate:[^:]*:([0-9]+):')::integer, v_now) = 0)
     limit 10000 for update skip locked);
 end $$;
-comment on function jobforge.tend_limits() is 'Bring back parked jobs that nothing holds back any more, and forget counters that nobody needs.';
+comment on function jobforge.tend_limits(boolean) is 'Bring back parked jobs that nothing holds back any more, and forget counters that nobody needs.';
 
 reset role;

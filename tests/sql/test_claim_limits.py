@@ -277,13 +277,26 @@ def test_limits_out_of_range_are_refused(queue: Queue, bad: str) -> None:
         enqueue(queue, 1, bad)
 
 
-def test_a_slot_lost_to_a_cancel_is_found_by_tending(queue: Queue) -> None:
-    jobs = enqueue(queue, 2, at_once(1))
+@pytest.mark.requirement("sql.concurrency-goes-on")
+def test_a_slot_that_nobody_uses_is_found_by_tending(queue: Queue) -> None:
+    jobs = enqueue(queue, 3, at_once(1))
     queue.claim(10)
     queue.look("delete from jobforge.leases")
-    queue.look("delete from jobforge.claim_counters")
+    queue.look("update jobforge.claim_counters set running = 0")
 
     queue.tend()
+
+    assert ids(queue.claim(10)) == [jobs[1]]
+
+
+def test_a_parked_job_without_its_counter_is_found_by_a_whole_look(queue: Queue) -> None:
+    jobs = enqueue(queue, 2, at_once(1))
+    enqueue(queue, 2, at_once(1, "b"))
+    queue.claim(10)
+    queue.look("delete from jobforge.leases")
+    queue.look("delete from jobforge.claim_counters where counter = 'slot:demo.echo:'")
+
+    queue.look("select jobforge.tend_limits(true)")
 
     assert ids(queue.claim(10)) == jobs[1:]
 
