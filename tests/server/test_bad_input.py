@@ -52,7 +52,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "braced runId": ("get-job-status", {"runId": "{01890a5d-ac96-774b-bcce-b302099a8057}"}, "INVALID_RUN_ID"),
     "unknown runId": ("get-job-status", {"runId": "01890a5d-ac96-774b-bcce-b302099a8057"}, "RUN_NOT_FOUND"),
     "no runId": ("get-job-status", {}, "INVALID_ARGUMENTS"),
-    "what is not offered yet": ("get-job-status", {"runId": "01890a5d-ac96-774b-bcce-b302099a8057", "include": ["manifest"]}, "INVALID_ARGUMENTS"),
+    "what is not offered": ("get-job-status", {"runId": "01890a5d-ac96-774b-bcce-b302099a8057", "include": ["everything"]}, "INVALID_ARGUMENTS"),
     "negative wait": ("get-job-status", {"runId": "01890a5d-ac96-774b-bcce-b302099a8057", "waitSeconds": -1}, "INVALID_ARGUMENTS"),
     "bad cursor": ("list-runs", {"cursor": SECRET}, "INVALID_ARGUMENTS"),
     "limit 0": ("list-runs", {"limit": 0}, "INVALID_ARGUMENTS"),
