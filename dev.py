@@ -98,6 +98,11 @@ def bench(arguments: list[str]) -> int:
     return become(tool("python"), str(ROOT / "benchmarks" / "run.py"), *arguments)
 
 
+def soak(arguments: list[str]) -> int:
+    """Break everything at random for some minutes, and check every promise: --minutes, --mutant."""
+    return become(tool("python"), "-m", "soak.run", *arguments)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "setup": setup,
     "demo": demo,
@@ -106,6 +111,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "judge": judge,
     "fix": fix,
     "bench": bench,
+    "soak": soak,
 }
 
 

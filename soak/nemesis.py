@@ -1,0 +1,105 @@
+"""What goes wrong in a soak, at random and as often as told: one fault at a time, each written down."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+
+import anyio
+import psycopg
+
+from soak.crew import Crew
+from soak.history import History
+from soak.proxy import Proxy
+from soak.server import Server
+
+LEASE_SECONDS = 3.0
+
+
+class Nemesis:
+    """Breaks things, and leaves everything mended when it stops."""
+
+    def __init__(
+        self,
+        server: Server,
+        proxy: Proxy,
+        crew: Crew,
+        history: History,
+        chance: random.Random,
+        emphasis: Mapping[str, float],
+    ) -> None:
+        """Act on these; ``chance`` decides what and when, and ``emphasis`` changes the weight of some faults."""
+        self._server = server
+        self._proxy = proxy
+        self._crew = crew
+        self._history = history
+        self._chance = chance
+        self.counts: Counter[str] = Counter()
+        faults: list[tuple[str, float, Callable[[], Awaitable[None]]]] = [
+            ("worker killed", 26, self._kill_worker),
+            ("worker stopped past its lease", 14, self._freeze_worker),
+            ("worker told to end", 12, self._end_worker),
+            ("connections cut", 16, self._cut),
+            ("replies swallowed", 14, self._lose_replies),
+            ("black hole", 6, self._hold),
+            ("backends terminated", 8, self._terminate),
+            ("PostgreSQL restarted", 1.5, lambda: self._restart(signal.SIGINT)),
+            ("PostgreSQL stopped at once", 1.5, lambda: self._restart(signal.SIGQUIT)),
+            ("PostgreSQL killed", 1, lambda: self._restart(signal.SIGKILL)),
+        ]
+        self._faults = [(name, emphasis.get(name, weight), act) for name, weight, act in faults]
+
+    async def run(self, seconds: float, pause: float) -> None:
+        """Cause faults for so long, about one each ``pause`` seconds."""
+        ends_at = anyio.current_time() + seconds
+        async with anyio.create_task_group() as group:
+            while anyio.current_time() < ends_at:
+                names, weights, acts = zip(*self._faults, strict=True)
+                (place,) = self._chance.choices(range(len(names)), weights)
+                self._history.note("fault", name=names[place])
+                self.counts[names[place]] += 1
+                if place == 1:
+                    group.start_soon(acts[place])  # it lasts longer than the pause
+                else:
+                    await acts[place]()
+                await anyio.sleep(pause * self._chance.uniform(0.4, 1.6))
+        self._crew.thaw()
+
+    async def _kill_worker(self) -> None:
+        self._crew.replace(self._chance, signal.SIGKILL)
+
+    async def _freeze_worker(self) -> None:
+        worker = self._crew.pick(self._chance)
+        worker.send_signal(signal.SIGSTOP)
+        await anyio.sleep(LEASE_SECONDS * self._chance.uniform(1.2, 2.5))
+        with suppress(ProcessLookupError):
+            worker.send_signal(signal.SIGCONT)
+
+    async def _end_worker(self) -> None:
+        self._crew.replace(self._chance, signal.SIGTERM)
+
+    async def _cut(self) -> None:
+        self._proxy.cut(self._chance.choice([0.2, 0.5, 1.0]), self._chance)
+
+    async def _lose_replies(self) -> None:
+        self._proxy.lose_replies(self._chance.choice([0.2, 0.5]), self._chance)
+
+    async def _hold(self) -> None:
+        self._proxy.hold(self._chance.uniform(0.5, 2.5))
+
+    async def _terminate(self) -> None:
+        with suppress(psycopg.Error):
+            self._server.fetch(
+                """
+                select pg_terminate_backend(a.pid) from pg_stat_activity a
+                where a.datname = current_database() and a.pid <> pg_backend_pid() and random() < 0.4"""
+            )
+
+    async def _restart(self, number: signal.Signals) -> None:
+        self._server.stop(number)
+        await anyio.sleep(self._chance.uniform(0, 1))
+        self._server.start()
+        await anyio.to_thread.run_sync(self._server.wait_until_ready)
