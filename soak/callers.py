@@ -20,7 +20,8 @@ from uuid import uuid4
 import anyio
 import psycopg
 
-from jobforge_mcp.client.verbs import Client, Options
+from jobforge_mcp.client.options import Options
+from jobforge_mcp.client.verbs import Client
 from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.errors import CallerError

@@ -5,11 +5,23 @@ A mutant changes the text of one SQL function where it stands in the database.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import LiteralString, cast
+from typing import Any, LiteralString, Protocol, cast
 
-from soak.server import Server
+
+class Plantable(Protocol):
+    """A database whose functions may be changed."""
+
+    def fetch(
+        self, query: LiteralString, parameters: Sequence[object] = ()
+    ) -> list[dict[str, Any]]:
+        """Ask as superuser."""
+        ...
+
+    def execute(self, script: LiteralString) -> None:
+        """Run a script as superuser."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +36,7 @@ class Mutant:
     faults: Mapping[str, float] = field(default_factory=dict[str, float])
     """Faults without which the bug does not show, with their weight."""
 
-    def plant(self, server: Server) -> None:
+    def plant(self, server: Plantable) -> None:
         """Change the function.
 
         Raises:

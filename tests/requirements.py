@@ -593,6 +593,10 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 7",
         "Every tenant with due work gets an equal share of a claim, and leftovers go to the rest.",
     ),
+    "soak.mutants": Requirement(
+        "own promise",
+        "The bugs that the soak's checker has to catch can be planted in the functions as they are.",
+    ),
     "sql.retention": Requirement(
         "features G19",
         "Ended runs go once their tenant has kept them long enough, in small batches, and never before.",

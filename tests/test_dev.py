@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ["setup", "demo", "test", "check", "judge", "fix", "bench"]
+COMMANDS = ["setup", "demo", "test", "check", "judge", "fix", "bench", "soak"]
 
 
 @pytest.fixture

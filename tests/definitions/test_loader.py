@@ -179,6 +179,7 @@ def test_the_shipped_definitions_are_these() -> None:
     }
     assert facts == {
         "connector.http.request": ("async", "external"),
+        "connector.webhook.deliver": ("async", "external"),
         "demo.countdown": ("async", "none"),
         "demo.flaky": ("async", "none"),
         "demo.launch": ("async", "none"),
