@@ -44,9 +44,12 @@ class Sizes:
     starts: int = 20
     cold_starts: int = 3
     passes: int = 3
+    rounds: int = 6
 
 
-TINY = Sizes(jobs=60, bulk=60, seconds=0.2, probes=5, calls=6, starts=2, cold_starts=1, passes=1)
+TINY = Sizes(
+    jobs=60, bulk=60, seconds=0.2, probes=5, calls=6, starts=2, cold_starts=1, passes=1, rounds=2
+)
 
 
 def percentile(values: Sequence[float], share: float) -> float:

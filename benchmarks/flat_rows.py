@@ -16,15 +16,13 @@ from benchmarks.contenders import Contender, Workers, jobforge, running_workers
 from benchmarks.figures import Figure, Sizes, median
 from benchmarks.stage import Stage
 
-ROUNDS = 6
 MAX_SECONDS = 120.0
 
 
 def horizon(stage: Stage, sizes: Sizes) -> list[Figure]:
     """Rounds of enqueue and drain, free, and while an old transaction keeps every dead row readable."""
-    jobs = sizes.jobs
-    free, free_cpu = _rounds(jobforge(stage), jobs, is_held=False)
-    held, held_cpu = _rounds(jobforge(stage), jobs, is_held=True)
+    free, free_cpu = _rounds(jobforge(stage), sizes, is_held=False)
+    held, held_cpu = _rounds(jobforge(stage), sizes, is_held=True)
     usual = median(free)
     return [
         Figure("horizon", "enqueue and drain, free, median round", usual, "jobs/s"),
@@ -75,7 +73,7 @@ def crowd(stage: Stage, sizes: Sizes) -> list[Figure]:
     alone: list[float] = []
     among: list[float] = []
     for _ in range(sizes.passes):
-        for rates, others in ((alone, 0), (among, 999)):
+        for rates, others in ((alone, 0), (among, min(999, sizes.jobs))):
             contender = jobforge(stage)
             contender.prepare()
             if others:
@@ -148,18 +146,20 @@ def _clone(contender: Contender, rows: int, *, is_future: bool) -> None:
         connection.execute("checkpoint")
 
 
-def _rounds(contender: Contender, jobs: int, *, is_held: bool) -> tuple[list[float], list[float]]:
+def _rounds(
+    contender: Contender, sizes: Sizes, *, is_held: bool
+) -> tuple[list[float], list[float]]:
     """Return the rates of the rounds, and what a job of each cost the server."""
     rates: list[float] = []
     costs: list[float] = []
     contender.prepare()
     with running_workers(contender, 1) as workers:
-        _round(contender, workers, jobs)
+        _round(contender, workers, sizes.jobs)
         with _old_transaction(contender.stage.url(contender.database), is_held=is_held):
-            for _ in range(ROUNDS):
+            for _ in range(sizes.rounds):
                 before = contender.stage.server_cpu()
-                rates.append(_round(contender, workers, jobs))
-                costs.append(1_000 * (contender.stage.server_cpu() - before) / jobs)
+                rates.append(_round(contender, workers, sizes.jobs))
+                costs.append(1_000 * (contender.stage.server_cpu() - before) / sizes.jobs)
     return rates, costs
 
 
