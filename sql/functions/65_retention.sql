@@ -9,6 +9,7 @@ set local role jobforge_sys;
 -- The smallest id that a run made at this time can have: ids begin with the milliseconds since 1970.
 create or replace function jobforge.lowest_id(p_at timestamptz) returns uuid
 language sql immutable
+set search_path = pg_catalog, pg_temp
 as $$
   select (lpad(to_hex(greatest(0, floor(extract(epoch from p_at) * 1000))::bigint), 12, '0') || '00000000000000000000')::uuid
 $$;

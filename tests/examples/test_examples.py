@@ -74,7 +74,7 @@ def test_a_story_is_short(name: str) -> None:
 
 
 @pytest.mark.requirement("examples.run")
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(420)
 @pytest.mark.parametrize("name", KEY_LINES)
 def test_a_story_ends_as_told_and_leaves_nothing(name: str) -> None:
     with folder_for_state() as folder:
@@ -83,7 +83,7 @@ def test_a_story_ends_as_told_and_leaves_nothing(name: str) -> None:
             env=environment_without_settings() | {"TMPDIR": str(folder)},
             capture_output=True,
             text=True,
-            timeout=150,
+            timeout=400,
             check=False,
         )
         left = [*processes_around(folder), *folder.iterdir()]
