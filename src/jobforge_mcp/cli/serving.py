@@ -72,7 +72,7 @@ def worker(
     patterns = type or ["*"]
 
     def announce(pool: WorkerPool) -> None:
-        if not pool.job_types:
+        if not set(pool.job_types) - {"jobforge.composition"}:
             raise InvalidInputError(
                 f"no job is named like {', '.join(patterns)}", hint="jobforge jobs lists them"
             )

@@ -69,10 +69,10 @@ async def run_worker(
     ):
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             _collect_less_often()
+            # Said only now: whoever hears it may send a signal at once, and may refuse to go on.
+            on_started(pool)
             if beside is not None:
                 tasks.start_soon(beside, database)
-            # Said only now: whoever hears it may send a signal at once.
-            on_started(pool)
             async for number in signals:
                 log.info("worker_draining", signal=number.name, running=pool.running)
                 break
