@@ -13,11 +13,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, LiteralString
 
+from soak.crew import LEASE_SECONDS
 from soak.history import read_histories
 from soak.server import Server
 
 FINAL = frozenset({"succeeded", "failed", "dead", "canceled"})
-LEASE_SECONDS = 3.0
 Breaches = Generator[str]
 
 

@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 STOP_SECONDS = 60
+LEASE_SECONDS = 3.0
+"""What the workers are given, and what a lost attempt must have lasted."""
 
 
 class Crew:

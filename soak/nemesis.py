@@ -11,12 +11,10 @@ from contextlib import suppress
 import anyio
 import psycopg
 
-from soak.crew import Crew
+from soak.crew import LEASE_SECONDS, Crew
 from soak.history import History
 from soak.proxy import Proxy
 from soak.server import Server
-
-LEASE_SECONDS = 3.0
 
 
 class Nemesis:

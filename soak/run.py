@@ -20,10 +20,10 @@ import anyio
 from jobforge_mcp.db.migrate import migrate
 from jobforge_mcp.embedded import scratch_state_directory
 from soak.checker import Breach, check, read_record
-from soak.crew import Crew
+from soak.crew import LEASE_SECONDS, Crew
 from soak.history import History
 from soak.mutants import MUTANTS, Mutant
-from soak.nemesis import LEASE_SECONDS, Nemesis
+from soak.nemesis import Nemesis
 from soak.proxy import Proxy
 from soak.server import Server, free_port
 

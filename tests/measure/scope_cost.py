@@ -20,9 +20,10 @@ import psycopg
 
 from jobforge_mcp.db.context import ContextSigner, create_key, enforce_keys
 from jobforge_mcp.db.migrate import migrate
-from jobforge_mcp.router.jobs import ENQUEUE_JOBS, NO_ORIGIN
+from jobforge_mcp.router.jobs import ENQUEUE_JOBS
 from jobforge_mcp.router.rows import job_arrays
 from jobforge_mcp.router.scope import SCOPE, scope_arguments
+from jobforge_mcp.router.scoped import NO_ORIGIN
 from jobforge_mcp.types import Caller, NewJob, TenantId
 from tests.postgres import ADMIN, DatabaseMaker, choose_binaries, running_cluster
 

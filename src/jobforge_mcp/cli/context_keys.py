@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from jobforge_mcp.cli.output import Json, say, show
-from jobforge_mcp.cli.session import read_settings
+from jobforge_mcp.cli.session import admin_url
 
 KeyId = Annotated[str, typer.Argument(help="Name of the key, as context-key list shows it.")]
 
@@ -20,7 +20,7 @@ def create(json: Json = False) -> None:
     """Make a key, and print it once, alone, on stdout: the value of JOBFORGE_CONTEXT_KEY."""
     from jobforge_mcp.db.context import create_key
 
-    key = create_key(_admin_url())
+    key = create_key(admin_url())
     if json:
         show({"key": key.text(), "keyId": key.key_id}, is_json=True, people=lambda _: None)
         return
@@ -33,7 +33,7 @@ def enforce(json: Json = False) -> None:
     """Refuse scopes that no server signed, from now on."""
     from jobforge_mcp.db.context import enforce_keys
 
-    enforce_keys(_admin_url())
+    enforce_keys(admin_url())
     show(
         {"isEnforced": True},
         is_json=json,
@@ -46,7 +46,7 @@ def list_all(json: Json = False) -> None:
     from jobforge_mcp.cli.output import table
     from jobforge_mcp.db.context import list_keys
 
-    keys = list_keys(_admin_url())
+    keys = list_keys(admin_url())
     show(
         [
             {
@@ -83,18 +83,9 @@ def remove(
     """Accept a key no more."""
     from jobforge_mcp.db.context import remove_key
 
-    remove_key(_admin_url(), key_id, is_last_too=last)
+    remove_key(admin_url(), key_id, is_last_too=last)
     show(
         {"removed": key_id},
         is_json=json,
         people=lambda console: console.print(f"removed {key_id}", markup=False),
     )
-
-
-def _admin_url() -> str:
-    from jobforge_mcp.db.installation import open_installation
-
-    settings = read_settings()
-    # The embedded server stays up for its keeper's while, long enough for one statement.
-    with open_installation(settings, on_progress=say) as installation:
-        return installation.admin_url

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from typer.core import TyperGroup
 
-from jobforge_mcp.cli.output import Json, say, show
-from jobforge_mcp.cli.session import call, open_client, read_settings, require_living
+from jobforge_mcp.cli.output import Json, show
+from jobforge_mcp.cli.session import admin_url, call, open_client, read_settings, require_living
 from jobforge_mcp.errors import InvalidInputError
 from jobforge_mcp.types import JsonObject
 
@@ -154,13 +154,10 @@ def require_approval(
 ) -> None:
     """Set whether a tenant's registered jobs run only after somebody else than their author approved them."""
     from jobforge_mcp.db.approvals import require_approval
-    from jobforge_mcp.db.installation import open_installation
 
     if is_on is None:
         raise InvalidInputError("say whether approval is required", hint="add --on or --off")
-    # The embedded server stays up for its keeper's while, long enough for one statement.
-    with open_installation(read_settings(), on_progress=say) as installation:
-        was_on = require_approval(installation.admin_url, tenant, is_required=is_on)
+    was_on = require_approval(admin_url(), tenant, is_required=is_on)
     show(
         {"tenant": tenant, "isRequired": is_on, "wasRequired": was_on},
         is_json=json,

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobforge_mcp.cli.output import CALLER_EXIT, Json, say, show
-from jobforge_mcp.cli.session import read_settings
+from jobforge_mcp.cli.output import CALLER_EXIT, Json, show
+from jobforge_mcp.cli.session import admin_url
 from jobforge_mcp.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -137,13 +137,3 @@ def _title(tenant: str, kind: str, name: str) -> str:
 
 def _words(limits: JsonObject) -> str:
     return ", ".join(f"{name}={value}" for name, value in limits.items())
-
-
-def admin_url() -> str:
-    """Return the URL of whoever administers the schema, with the embedded server started if that is meant."""
-    from jobforge_mcp.db.installation import open_installation
-
-    settings = read_settings()
-    # The embedded server stays up for its keeper's while, long enough for one statement.
-    with open_installation(settings, on_progress=say) as installation:
-        return installation.admin_url

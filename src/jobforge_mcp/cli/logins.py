@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from jobforge_mcp.cli.output import Json, say, show
-from jobforge_mcp.cli.session import read_settings
+from jobforge_mcp.cli.session import admin_url
 from jobforge_mcp.errors import InvalidInputError
 from jobforge_mcp.policy.scopes import Scope, expand_scopes
 
@@ -39,7 +39,7 @@ def create(
             hint=f"scopes that have: {', '.join(ROLES)}",
         )
     scopes = sorted(expand_scopes(scope) & ROLES.keys())
-    password = create_login(_admin_url(), name, tenant, projects=project or None, scopes=scopes)
+    password = create_login(admin_url(), name, tenant, projects=project or None, scopes=scopes)
     if json:
         show({"login": name, "password": password}, is_json=True, people=lambda _: None)
         return
@@ -53,7 +53,7 @@ def list_all(json: Json = False) -> None:
     from jobforge_mcp.cli.output import table
     from jobforge_mcp.db.logins import list_logins
 
-    logins = list_logins(_admin_url())
+    logins = list_logins(admin_url())
     show(
         [
             {
@@ -86,16 +86,9 @@ def remove(name: Name, json: Json = False) -> None:
     """Remove such a login."""
     from jobforge_mcp.db.logins import remove_login
 
-    remove_login(_admin_url(), name)
+    remove_login(admin_url(), name)
     show(
         {"removed": name},
         is_json=json,
         people=lambda console: console.print(f"removed {name}", markup=False),
     )
-
-
-def _admin_url() -> str:
-    from jobforge_mcp.db.installation import open_installation
-
-    with open_installation(read_settings(), on_progress=say) as installation:
-        return installation.admin_url

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from jobforge_mcp.cli.limits import admin_url
 from jobforge_mcp.cli.output import Json, show
+from jobforge_mcp.cli.session import admin_url
 
 
 def set_(

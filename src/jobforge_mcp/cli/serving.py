@@ -54,6 +54,7 @@ def worker(
     import anyio
 
     from jobforge_mcp.db.installation import open_installation
+    from jobforge_mcp.definitions.composition import COMPOSITION_TYPE
     from jobforge_mcp.definitions.installed import load_registry
     from jobforge_mcp.errors import InvalidInputError
     from jobforge_mcp.evidence.stores import open_store
@@ -72,7 +73,7 @@ def worker(
     patterns = type or ["*"]
 
     def announce(pool: WorkerPool) -> None:
-        if not set(pool.job_types) - {"jobforge.composition"}:
+        if not set(pool.job_types) - {COMPOSITION_TYPE}:
             raise InvalidInputError(
                 f"no job is named like {', '.join(patterns)}", hint="jobforge jobs lists them"
             )

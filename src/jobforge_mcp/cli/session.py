@@ -26,6 +26,16 @@ def read_settings(**overrides: object) -> Settings:
     return settings
 
 
+def admin_url() -> str:
+    """Return the URL of whoever administers the schema, with the embedded server started if that is meant."""
+    from jobforge_mcp.db.installation import open_installation
+
+    settings = read_settings()
+    # The embedded server stays up for its keeper's while, long enough for one statement.
+    with open_installation(settings, on_progress=say) as installation:
+        return installation.admin_url
+
+
 def call(work: Callable[[], Awaitable[AnswerT]]) -> AnswerT:
     """Run a command's work on an event loop."""
     import anyio

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobforge_mcp.cli.limits import admin_url
 from jobforge_mcp.cli.output import CALLER_EXIT, Json, show
+from jobforge_mcp.cli.session import admin_url
 
 if TYPE_CHECKING:
     from jobforge_mcp.types import JsonObject

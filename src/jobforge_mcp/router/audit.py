@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final, LiteralString
+from typing import LiteralString
 
-from jobforge_mcp.db.pool import Database, Row
+from jobforge_mcp.db.pool import Row
 from jobforge_mcp.router.errors import translated
-from jobforge_mcp.router.scope import SCOPE, ScopeSigner, scope_arguments
+from jobforge_mcp.router.scope import SCOPE, scope_arguments
+from jobforge_mcp.router.scoped import NO_ORIGIN, ScopedRouter
 from jobforge_mcp.types import AuditEntry, AuditFilter, Caller, CallOrigin, JobId
-
-NO_ORIGIN: Final = CallOrigin()
 
 _RECORD_DENIAL: LiteralString = f"""
     select r.* from {SCOPE}, lateral jobforge.record_denial(s.tenant_id, %s::text, %s::text, %s::text, %s::uuid, %s::int) as r"""
@@ -19,13 +18,8 @@ _LIST_AUDIT: LiteralString = f"""
       %s::timestamptz, %s::text, %s::int) as r"""
 
 
-class AuditRouter:
+class AuditRouter(ScopedRouter):
     """The audit functions of the role ``jobforge_api``, over an open `Database`."""
-
-    def __init__(self, database: Database, *, signer: ScopeSigner | None = None) -> None:
-        """Speak through this pool, with scopes signed where the database asks for that."""
-        self._database = database
-        self._signer = signer
 
     async def record_denial(
         self,
@@ -46,7 +40,7 @@ class AuditRouter:
         with translated():
             await self._database.fetch(
                 _RECORD_DENIAL,
-                [*scope_arguments(caller, origin, self._signer, has_claims=False), *arguments],
+                [*scope_arguments(caller, origin, self.signer, has_claims=False), *arguments],
             )
 
     async def list_audit(self, caller: Caller, wanted: AuditFilter) -> list[AuditEntry]:
@@ -60,12 +54,7 @@ class AuditRouter:
             wanted.before,
             wanted.limit,
         ]
-        with translated():
-            rows = await self._database.fetch(
-                _LIST_AUDIT,
-                [*scope_arguments(caller, NO_ORIGIN, self._signer), *arguments],
-                is_repeatable=True,
-            )
+        rows = await self._fetch(caller, _LIST_AUDIT, arguments, is_repeatable=True)
         return [_to_entry(row) for row in rows]
 
 

@@ -8,9 +8,9 @@ from typing import LiteralString
 
 from psycopg.types.json import Jsonb
 
-from jobforge_mcp.db.pool import Database, Row
-from jobforge_mcp.router.errors import translated
-from jobforge_mcp.router.scope import SCOPE, ScopeSigner, scope_arguments
+from jobforge_mcp.db.pool import Row
+from jobforge_mcp.router.scope import SCOPE
+from jobforge_mcp.router.scoped import ScopedRouter
 from jobforge_mcp.types import Batch, BulkFilter, Caller, CallOrigin, JobId
 
 _CANCEL_RUNS: LiteralString = f"""
@@ -22,13 +22,8 @@ _RETRY_RUNS: LiteralString = f"""
       %s::boolean) as r"""
 
 
-class BulkRouter:
+class BulkRouter(ScopedRouter):
     """The functions that act on whatever a filter finds, over an open `Database` of role ``jobforge_api``."""
-
-    def __init__(self, database: Database, *, signer: ScopeSigner | None = None) -> None:
-        """Speak through this pool, with scopes signed where the database asks for that."""
-        self._database = database
-        self._signer = signer
 
     async def cancel_runs(
         self,
@@ -59,7 +54,8 @@ class BulkRouter:
             limit,
             is_plan,
         ]
-        return await self._fetch(caller, _CANCEL_RUNS, arguments, origin, is_plan=is_plan)
+        rows = await self._fetch(caller, _CANCEL_RUNS, arguments, origin, is_repeatable=is_plan)
+        return _to_batch(rows[0])
 
     async def retry_runs(
         self,
@@ -93,23 +89,7 @@ class BulkRouter:
             limit,
             is_plan,
         ]
-        return await self._fetch(caller, _RETRY_RUNS, arguments, origin, is_plan=is_plan)
-
-    async def _fetch(
-        self,
-        caller: Caller,
-        query: LiteralString,
-        arguments: Sequence[object],
-        origin: CallOrigin,
-        *,
-        is_plan: bool,
-    ) -> Batch:
-        with translated():
-            rows = await self._database.fetch(
-                query,
-                [*scope_arguments(caller, origin, self._signer), *arguments],
-                is_repeatable=is_plan,
-            )
+        rows = await self._fetch(caller, _RETRY_RUNS, arguments, origin, is_repeatable=is_plan)
         return _to_batch(rows[0])
 
 

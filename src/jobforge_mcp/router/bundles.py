@@ -6,10 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import LiteralString
 
-from jobforge_mcp.db.pool import Database
-from jobforge_mcp.router.errors import translated
 from jobforge_mcp.router.rows import job_arrays, job_claim_limits, job_costs, job_lanes
-from jobforge_mcp.router.scope import SCOPE, ScopeSigner, scope_arguments
+from jobforge_mcp.router.scope import SCOPE
+from jobforge_mcp.router.scoped import ScopedRouter
 from jobforge_mcp.types import Bundled, BundleItem, Caller, CallOrigin, EnqueueOutcome, RunStatus
 
 _ENQUEUE: LiteralString = f"""
@@ -20,13 +19,8 @@ _ENQUEUE: LiteralString = f"""
     order by r.ord"""
 
 
-class BundleRouter:
+class BundleRouter(ScopedRouter):
     """The function of bundles, over an open `Database` of role ``jobforge_api``."""
-
-    def __init__(self, database: Database, *, signer: ScopeSigner | None = None) -> None:
-        """Speak through this pool, with scopes signed where the database asks for that."""
-        self._database = database
-        self._signer = signer
 
     async def enqueue_bundle(
         self,
@@ -54,12 +48,7 @@ class BundleRouter:
             job_claim_limits(jobs),
         ]
         is_repeatable = is_plan or all(job.idempotency_key is not None for job in jobs)
-        with translated():
-            rows = await self._database.fetch(
-                _ENQUEUE,
-                [*scope_arguments(caller, origin, self._signer), *arguments],
-                is_repeatable=is_repeatable,
-            )
+        rows = await self._fetch(caller, _ENQUEUE, arguments, origin, is_repeatable=is_repeatable)
         return [
             Bundled(
                 job_id=row["job_id"],

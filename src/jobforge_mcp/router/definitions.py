@@ -9,9 +9,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import LiteralString
 
-from jobforge_mcp.db.pool import Database, Row
-from jobforge_mcp.router.errors import translated
-from jobforge_mcp.router.scope import SCOPE, ScopeSigner, scope_arguments
+from jobforge_mcp.db.pool import Row
+from jobforge_mcp.router.scope import SCOPE
+from jobforge_mcp.router.scoped import NO_ORIGIN, ScopedRouter
 from jobforge_mcp.types import (
     Caller,
     CallOrigin,
@@ -19,8 +19,6 @@ from jobforge_mcp.types import (
     RegisteredDefinition,
     Registration,
 )
-
-_NO_ORIGIN = CallOrigin()
 
 _REGISTER: LiteralString = f"""
     select r.* from {SCOPE}, lateral jobforge.register_definition(s.tenant_id, %s::text, %s::text, %s::text, %s::boolean) as r"""
@@ -39,13 +37,8 @@ _LIST_VERSIONS: LiteralString = f"""
     select r.* from {SCOPE}, lateral jobforge.list_definition_versions(s.tenant_id, %s::text) as r"""
 
 
-class DefinitionRouter:
+class DefinitionRouter(ScopedRouter):
     """The functions about registered definitions, over an open `Database` of role ``jobforge_api``."""
-
-    def __init__(self, database: Database, *, signer: ScopeSigner | None = None) -> None:
-        """Speak through this pool, with scopes signed where the database asks for that."""
-        self._database = database
-        self._signer = signer
 
     async def register_definition(
         self,
@@ -55,7 +48,7 @@ class DefinitionRouter:
         lane_type: str,
         version: str | None = None,
         is_plan: bool = False,
-        origin: CallOrigin = _NO_ORIGIN,
+        origin: CallOrigin = NO_ORIGIN,
     ) -> Registration:
         """Register a version; the same content again changes nothing, however often.
 
@@ -76,7 +69,7 @@ class DefinitionRouter:
         version: str | None = None,
         *,
         is_plan: bool = False,
-        origin: CallOrigin = _NO_ORIGIN,
+        origin: CallOrigin = NO_ORIGIN,
     ) -> Registration:
         """Approve a quarantined version, the latest unless one is named.
 
@@ -90,7 +83,7 @@ class DefinitionRouter:
         return _to_registration(rows[0], "woken_runs")
 
     async def remove_definition(
-        self, caller: Caller, name: str, *, is_plan: bool = False, origin: CallOrigin = _NO_ORIGIN
+        self, caller: Caller, name: str, *, is_plan: bool = False, origin: CallOrigin = NO_ORIGIN
     ) -> Registration:
         """Refuse new runs of a job; those that wait stay, and nobody claims them.
 
@@ -120,7 +113,7 @@ class DefinitionRouter:
             limit,
             is_listed,
         ]
-        rows = await self._fetch(caller, _LIST, arguments, _NO_ORIGIN, is_repeatable=True)
+        rows = await self._fetch(caller, _LIST, arguments, NO_ORIGIN, is_repeatable=True)
         return [ListedDefinition(**row) for row in rows]
 
     async def get_definitions(
@@ -128,7 +121,7 @@ class DefinitionRouter:
     ) -> list[RegisteredDefinition]:
         """Read those of these that there are, in the version named or else in the one that new runs get."""
         arguments = [list(names), None if versions is None else list(versions)]
-        rows = await self._fetch(caller, _GET_MANY, arguments, _NO_ORIGIN, is_repeatable=True)
+        rows = await self._fetch(caller, _GET_MANY, arguments, NO_ORIGIN, is_repeatable=True)
         return [RegisteredDefinition(**row) for row in rows]
 
     async def get_definition(
@@ -139,28 +132,12 @@ class DefinitionRouter:
         Raises:
             NotFoundError: there is none of this name and version.
         """
-        rows = await self._fetch(caller, _GET, [name, version], _NO_ORIGIN, is_repeatable=True)
+        rows = await self._fetch(caller, _GET, [name, version], NO_ORIGIN, is_repeatable=True)
         return RegisteredDefinition(**rows[0])
 
     async def list_definition_versions(self, caller: Caller, name: str) -> list[Row]:
         """Read what is known of each version of a job, newest first."""
-        return await self._fetch(caller, _LIST_VERSIONS, [name], _NO_ORIGIN, is_repeatable=True)
-
-    async def _fetch(
-        self,
-        caller: Caller,
-        query: LiteralString,
-        arguments: Sequence[object],
-        origin: CallOrigin,
-        *,
-        is_repeatable: bool,
-    ) -> list[Row]:
-        with translated():
-            return await self._database.fetch(
-                query,
-                [*scope_arguments(caller, origin, self._signer), *arguments],
-                is_repeatable=is_repeatable,
-            )
+        return await self._fetch(caller, _LIST_VERSIONS, [name], NO_ORIGIN, is_repeatable=True)
 
 
 def _to_registration(row: Row, runs: str) -> Registration:

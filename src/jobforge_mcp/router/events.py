@@ -15,8 +15,8 @@ from uuid import UUID
 from jobforge_mcp.db.pool import Database, Row
 from jobforge_mcp.router.definitions import DefinitionRouter
 from jobforge_mcp.router.errors import translated
-from jobforge_mcp.router.jobs import NO_ORIGIN
-from jobforge_mcp.router.scope import SCOPE, ScopeSigner, scope_arguments
+from jobforge_mcp.router.scope import SCOPE, ScopeSigner
+from jobforge_mcp.router.scoped import NO_ORIGIN, ScopedRouter
 from jobforge_mcp.types import (
     Caller,
     CallOrigin,
@@ -73,13 +73,12 @@ _LIST_FIRES: LiteralString = f"""
       %s::timestamptz, %s::int) as r"""
 
 
-class EventRouter:
+class EventRouter(ScopedRouter):
     """The functions about events and triggers, over an open `Database` of role ``jobforge_api``."""
 
     def __init__(self, database: Database, *, signer: ScopeSigner | None = None) -> None:
         """Speak through this pool, with scopes signed where the database asks for that."""
-        self._database = database
-        self._signer = signer
+        super().__init__(database, signer=signer)
         self.definitions = DefinitionRouter(database, signer=signer)
         """About the jobs that are registered."""
 
@@ -325,22 +324,6 @@ class EventRouter:
         ]
         rows = await self._fetch(caller, _LIST_FIRES, arguments, is_repeatable=True)
         return [_to_fire(row) for row in rows]
-
-    async def _fetch(
-        self,
-        caller: Caller,
-        query: LiteralString,
-        arguments: Sequence[object],
-        *,
-        origin: CallOrigin = NO_ORIGIN,
-        is_repeatable: bool,
-    ) -> list[Row]:
-        with translated():
-            return await self._database.fetch(
-                query,
-                [*scope_arguments(caller, origin, self._signer), *arguments],
-                is_repeatable=is_repeatable,
-            )
 
 
 def to_json(value: JsonValue) -> str | None:

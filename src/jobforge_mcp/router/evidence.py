@@ -15,12 +15,12 @@ from jobforge_mcp.db.pool import Database, Row
 from jobforge_mcp.errors import NotFoundError
 from jobforge_mcp.router.errors import run_not_found, translated
 from jobforge_mcp.router.rows import to_run_error
-from jobforge_mcp.router.scope import SCOPE, ScopeSigner, scope_arguments
+from jobforge_mcp.router.scope import SCOPE
+from jobforge_mcp.router.scoped import ScopedRouter
 from jobforge_mcp.types import (
     Artifact,
     ArtifactStore,
     Caller,
-    CallOrigin,
     ChildRun,
     Fence,
     JobId,
@@ -121,17 +121,15 @@ class ArtifactRouter:
             return await self._database.fetch(query, arguments, is_repeatable=True)
 
 
-class EvidenceRouter:
+class EvidenceRouter(ScopedRouter):
     """The functions of callers about what runs left behind."""
-
-    def __init__(self, database: Database, *, signer: ScopeSigner | None = None) -> None:
-        """Speak through this pool, of role ``jobforge_api``."""
-        self._database = database
-        self._signer = signer
 
     async def list_artifacts(self, caller: Caller, job_id: JobId) -> list[Artifact]:
         """List the artifacts of a run, oldest first, without their content."""
-        return [to_artifact(row) for row in await self._fetch(caller, _LIST, [job_id])]
+        return [
+            to_artifact(row)
+            for row in await self._fetch(caller, _LIST, [job_id], is_repeatable=True)
+        ]
 
     async def read_artifact(
         self, caller: Caller, job_id: JobId, name: str, *, attempt_no: int | None = None
@@ -141,7 +139,7 @@ class EvidenceRouter:
         Raises:
             NotFoundError: ``ARTIFACT_NOT_FOUND``: there is none of this name, or not for this caller.
         """
-        rows = await self._fetch(caller, _READ, [job_id, name, attempt_no])
+        rows = await self._fetch(caller, _READ, [job_id, name, attempt_no], is_repeatable=True)
         if not rows:
             raise artifact_not_found()
         content: bytes | None = rows[0]["content"]
@@ -155,7 +153,7 @@ class EvidenceRouter:
         Raises:
             NotFoundError: there is no such run for this caller, or no such attempt.
         """
-        rows = await self._fetch(caller, _MANIFEST, [job_id, attempt_no])
+        rows = await self._fetch(caller, _MANIFEST, [job_id, attempt_no], is_repeatable=True)
         if not rows:
             raise run_not_found(job_id)
         return to_manifest_facts(rows[0])
@@ -164,18 +162,11 @@ class EvidenceRouter:
         self, caller: Caller, job_id: JobId, *, limit: int = 20
     ) -> list[ChildRun]:
         """List runs that a run's handler enqueued, oldest first."""
-        rows = await self._fetch(caller, _CHILDREN, [job_id, limit])
+        rows = await self._fetch(caller, _CHILDREN, [job_id, limit], is_repeatable=True)
         return [
             ChildRun(JobId(row["job_id"]), row["job_type"], RunStatus(row["status"]))
             for row in rows
         ]
-
-    async def _fetch(
-        self, caller: Caller, query: LiteralString, arguments: Sequence[object]
-    ) -> list[Row]:
-        scope = scope_arguments(caller, CallOrigin(), self._signer)
-        with translated():
-            return await self._database.fetch(query, [*scope, *arguments], is_repeatable=True)
 
 
 def artifact_not_found() -> NotFoundError:

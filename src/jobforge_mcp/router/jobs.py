@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final, LiteralString
+from typing import LiteralString
 
 from jobforge_mcp.db.pool import Database, Row
 from jobforge_mcp.errors import NotFoundError, PolicyDeniedError
@@ -33,7 +33,8 @@ from jobforge_mcp.router.rows import (
     to_queue_stats,
     to_run,
 )
-from jobforge_mcp.router.scope import SCOPE, ScopeSigner, scope_arguments
+from jobforge_mcp.router.scope import SCOPE, ScopeSigner
+from jobforge_mcp.router.scoped import NO_ORIGIN, ScopedRouter
 from jobforge_mcp.types import (
     Attempt,
     Bundled,
@@ -50,8 +51,6 @@ from jobforge_mcp.types import (
     Run,
     RunFilter,
 )
-
-NO_ORIGIN: Final = CallOrigin()
 
 # The result stays text: it is handed on as it is, and only its reader pays for decoding it.
 _RUN: LiteralString = """
@@ -96,14 +95,13 @@ _QUEUE_STATS: LiteralString = (
 )
 
 
-class Router:
+class Router(ScopedRouter):
     """The tenant-facing functions, over an open `Database` of role ``jobforge_api``."""
 
     def __init__(self, database: Database, *, signer: ScopeSigner | None = None) -> None:
         """Speak through this pool, with scopes signed where the database asks for that."""
-        self._database = database
+        super().__init__(database, signer=signer)
         self._gatherer = Gatherer()
-        self.signer = signer
         self.definitions = DefinitionRouter(database, signer=signer)
         """The functions about definitions, through the same pool."""
         self.queues = QueueRouter(database, signer=signer)
@@ -405,22 +403,6 @@ class Router:
             )
         except NotFoundError:
             raise run_not_found(job_id) from None
-
-    async def _fetch(
-        self,
-        caller: Caller,
-        query: LiteralString,
-        arguments: Sequence[object],
-        *,
-        origin: CallOrigin = NO_ORIGIN,
-        is_repeatable: bool,
-    ) -> list[Row]:
-        with translated():
-            return await self._database.fetch(
-                query,
-                [*scope_arguments(caller, origin, self.signer), *arguments],
-                is_repeatable=is_repeatable,
-            )
 
 
 def _may_go_along(caller: Caller, job: NewJob) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import LiteralString
 
-from jobforge_mcp.db.pool import Database, Row
-from jobforge_mcp.router.errors import translated
-from jobforge_mcp.router.scope import SCOPE, ScopeSigner, scope_arguments
+from jobforge_mcp.db.pool import Row
+from jobforge_mcp.router.scope import SCOPE
+from jobforge_mcp.router.scoped import NO_ORIGIN, ScopedRouter
 from jobforge_mcp.types import Caller, CallOrigin, Pause, PauseKind
 
 _PAUSE_QUEUE: LiteralString = (
@@ -21,16 +20,10 @@ _RESUME_QUEUE: LiteralString = (
 _LIST_PAUSES: LiteralString = (
     f"select r.* from {SCOPE}, lateral jobforge.list_pauses(s.tenant_id) as r"
 )
-_NO_ORIGIN = CallOrigin()
 
 
-class QueueRouter:
+class QueueRouter(ScopedRouter):
     """The functions about queues, over an open `Database` of role ``jobforge_api``."""
-
-    def __init__(self, database: Database, *, signer: ScopeSigner | None = None) -> None:
-        """Speak through this pool, with scopes signed where the database asks for that."""
-        self._database = database
-        self._signer = signer
 
     async def pause_queue(
         self,
@@ -39,7 +32,7 @@ class QueueRouter:
         name: str | None = None,
         *,
         reason: str | None = None,
-        origin: CallOrigin = _NO_ORIGIN,
+        origin: CallOrigin = NO_ORIGIN,
     ) -> Pause:
         """Let nothing of the tenant, of a type or of a project start; one that is paused already stays as it is.
 
@@ -47,7 +40,9 @@ class QueueRouter:
             InvalidInputError: this cannot be paused.
             PolicyDeniedError: the caller is confined to other projects.
         """
-        rows = await self._fetch(caller, _PAUSE_QUEUE, [kind.value, name, reason], origin)
+        rows = await self._fetch(
+            caller, _PAUSE_QUEUE, [kind.value, name, reason], origin, is_repeatable=True
+        )
         return _to_pause(rows[0])
 
     async def resume_queue(
@@ -56,7 +51,7 @@ class QueueRouter:
         kind: PauseKind,
         name: str | None = None,
         *,
-        origin: CallOrigin = _NO_ORIGIN,
+        origin: CallOrigin = NO_ORIGIN,
     ) -> bool:
         """Let a paused queue start jobs again, and say whether it was paused.
 
@@ -64,22 +59,17 @@ class QueueRouter:
             InvalidInputError: this cannot be paused.
             PolicyDeniedError: the caller is confined to other projects.
         """
-        rows = await self._fetch(caller, _RESUME_QUEUE, [kind.value, name], origin)
+        rows = await self._fetch(
+            caller, _RESUME_QUEUE, [kind.value, name], origin, is_repeatable=True
+        )
         return rows[0]["outcome"] == "resumed"
 
     async def list_pauses(self, caller: Caller) -> list[Pause]:
         """Read what is paused."""
-        return [_to_pause(row) for row in await self._fetch(caller, _LIST_PAUSES, [], _NO_ORIGIN)]
-
-    async def _fetch(
-        self, caller: Caller, query: LiteralString, arguments: Sequence[object], origin: CallOrigin
-    ) -> list[Row]:
-        with translated():
-            return await self._database.fetch(
-                query,
-                [*scope_arguments(caller, origin, self._signer), *arguments],
-                is_repeatable=True,
-            )
+        return [
+            _to_pause(row)
+            for row in await self._fetch(caller, _LIST_PAUSES, [], NO_ORIGIN, is_repeatable=True)
+        ]
 
 
 def _to_pause(row: Row) -> Pause:

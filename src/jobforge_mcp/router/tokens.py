@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import LiteralString
 
-from jobforge_mcp.db.pool import Database, Row
-from jobforge_mcp.router.errors import translated
-from jobforge_mcp.router.scope import SCOPE, ScopeSigner, scope_arguments, stated_limits
+from jobforge_mcp.router.scope import SCOPE, stated_limits
+from jobforge_mcp.router.scoped import ScopedRouter
 from jobforge_mcp.types import Caller, CallOrigin, LimitLeft, Limits, TokenState
 
 _REVOKE_TOKEN: LiteralString = (
@@ -32,13 +31,8 @@ _LIMITS_LEFT: LiteralString = f"""
     from {SCOPE}, lateral jobforge.limits_left(s.tenant_id, %s::text, %s::jsonb, %s::text[], %s::text) as r"""
 
 
-class TokenRouter:
+class TokenRouter(ScopedRouter):
     """The functions about tokens, over an open `Database` of role ``jobforge_api``."""
-
-    def __init__(self, database: Database, *, signer: ScopeSigner | None = None) -> None:
-        """Speak through this pool, with scopes signed where the database asks for that."""
-        self._database = database
-        self._signer = signer
 
     async def revoke_token(
         self,
@@ -53,14 +47,18 @@ class TokenRouter:
 
         ``expires_at`` is when it ends anyway, so that its row can be forgotten; a day from now without it.
         """
-        rows = await self._fetch(caller, _REVOKE_TOKEN, [token_id, reason, expires_at], origin)
+        rows = await self._fetch(
+            caller, _REVOKE_TOKEN, [token_id, reason, expires_at], origin, is_repeatable=True
+        )
         return rows[0]["outcome"] == "revoked"
 
     async def revoke_tenant_tokens(
         self, caller: Caller, *, reason: str | None = None, origin: CallOrigin
     ) -> int:
         """Revoke every token of the caller's tenant that was issued until now; return the new epoch."""
-        rows = await self._fetch(caller, _REVOKE_TENANT_TOKENS, [reason], origin)
+        rows = await self._fetch(
+            caller, _REVOKE_TENANT_TOKENS, [reason], origin, is_repeatable=True
+        )
         epoch: int = rows[0]["epoch"]
         return epoch
 
@@ -68,7 +66,9 @@ class TokenRouter:
         self, caller: Caller, token_ids: Sequence[str], *, origin: CallOrigin
     ) -> TokenState:
         """Look what happened to a token and its links, of which the outermost comes first."""
-        rows = await self._fetch(caller, _CHECK_TOKEN, [list(token_ids)], origin)
+        rows = await self._fetch(
+            caller, _CHECK_TOKEN, [list(token_ids)], origin, is_repeatable=True
+        )
         return TokenState(**rows[0])
 
     async def limits_left(
@@ -84,15 +84,5 @@ class TokenRouter:
         """Say what is left of each limit that a call with this token, for this job type, by this tool, is held to."""
         stated = None if token_limits is None else json.dumps(stated_limits(token_limits))
         arguments = [token_id, stated, None if job_type is None else [job_type], tool]
-        rows = await self._fetch(caller, _LIMITS_LEFT, arguments, origin)
+        rows = await self._fetch(caller, _LIMITS_LEFT, arguments, origin, is_repeatable=True)
         return [LimitLeft(**row) for row in rows]
-
-    async def _fetch(
-        self, caller: Caller, query: LiteralString, arguments: Sequence[object], origin: CallOrigin
-    ) -> list[Row]:
-        with translated():
-            return await self._database.fetch(
-                query,
-                [*scope_arguments(caller, origin, self._signer), *arguments],
-                is_repeatable=True,
-            )

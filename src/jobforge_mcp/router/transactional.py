@@ -13,7 +13,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from jobforge_mcp.router.errors import translated
-from jobforge_mcp.router.jobs import ENQUEUE_JOBS, NO_ORIGIN, refuse_foreign_project
+from jobforge_mcp.router.jobs import ENQUEUE_JOBS, refuse_foreign_project
 from jobforge_mcp.router.rows import (
     job_arrays,
     job_claim_limits,
@@ -22,6 +22,7 @@ from jobforge_mcp.router.rows import (
     to_enqueued,
 )
 from jobforge_mcp.router.scope import ScopeSigner, scope_arguments
+from jobforge_mcp.router.scoped import NO_ORIGIN
 from jobforge_mcp.types import Caller, CallOrigin, Enqueued, NewJob
 
 AsyncConnection: TypeAlias = psycopg.AsyncConnection[Any]

@@ -17,8 +17,8 @@ from jobforge_mcp.errors import ConflictError, InvalidInputError, NotFoundError
 from jobforge_mcp.policy.permissions import may_list, require_job, require_scope, require_type
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.router.events import EventRouter
-from jobforge_mcp.router.jobs import NO_ORIGIN
 from jobforge_mcp.router.scope import registrar_caller
+from jobforge_mcp.router.scoped import NO_ORIGIN
 from jobforge_mcp.triggers.evaluating import (
     evaluate_trigger,
     event_scope,
