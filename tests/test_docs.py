@@ -191,7 +191,7 @@ def test_every_status_and_outcome_is_described(word: str) -> None:
 
 @pytest.mark.requirement("docs.names")
 def test_every_cause_of_explain_run_is_described() -> None:
-    source = page("sql/functions/10_jobs.sql").partition("function jobforge.explain_run")[2]
+    source = page("sql/functions/13_explain.sql")
     causes = set(re.findall(r"return query select '(\w+)'", source)) - {"waiting_"}
 
     assert len(causes) >= 10
