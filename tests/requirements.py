@@ -287,6 +287,10 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 5",
         "A webhook is signed as Standard Webhooks has it, keeps its id through all attempts, and fails when it is not accepted.",
     ),
+    "webhooks.in": Requirement(
+        "design 4",
+        "A delivery that is signed as its scheme says becomes one event; all else gets one answer, which tells no names.",
+    ),
     "webhooks.completion": Requirement(
         "design 4",
         "A completion webhook is told of every run that ends, once for each time, and of no delivery.",

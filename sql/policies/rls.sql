@@ -18,7 +18,8 @@ begin
       'policy_tokens', 'denial_windows', 'job_dependencies', 'composition_steps',
       'artifact_objects', 'artifacts', 'artifact_manifests', 'worker_environments',
       'events', 'triggers', 'trigger_fires',
-      'claim_counters', 'limited_tenants', 'pauses', 'connector_configs', 'debounces')
+      'claim_counters', 'limited_tenants', 'pauses', 'connector_configs', 'debounces',
+      'webhook_receipts')
     then
       raise exception 'table % has no row policy', v_table using errcode = 'JF400', hint = 'Add it to sql/policies/rls.sql.';
     end if;

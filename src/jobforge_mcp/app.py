@@ -7,6 +7,7 @@ there still is a database to say so to.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ from jobforge_mcp.server.parts import Check, ServerParts
 from jobforge_mcp.settings import Settings
 from jobforge_mcp.triggers.desk import EventDesk
 from jobforge_mcp.worker.pool import WorkerPool
+from jobforge_mcp.worker.secrets import SecretStore
 
 Incoming = MemoryObjectReceiveStream[SessionMessage | Exception]
 Outgoing = MemoryObjectSendStream[SessionMessage]
@@ -124,6 +126,7 @@ async def open_app(settings: Settings, *, with_workers: bool | None = None) -> A
             pool=pool,
             denials=denials,
             living=LivingTokens(TokenRouter(database, signer=installation.signer)),
+            secret=SecretStore.from_settings(settings, os.environ).get,
             checks=_checks(database, listener, installation, pool),
         )
         yield App(

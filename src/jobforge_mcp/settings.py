@@ -281,6 +281,9 @@ class Settings(BaseSettings):
     webhook_connector_enabled: bool = False
     """Whether ``connector.webhook.deliver``, and what is composed over it, is listed and run. Completion webhooks need it."""
 
+    webhooks_enabled: bool = False
+    """Whether HTTP hears deliveries at ``/hooks/TENANT/NAME``, checked by their signature alone. Needs events."""
+
     register_job_enabled: bool = False
     """Whether ``register-job`` and ``remove-job`` are listed and allowed; for the local tenant on embedded Postgres they
     always are."""

@@ -37,3 +37,21 @@ def test_a_webhook_that_cannot_be_is_refused_in_words(installed: Runner) -> None
 
     assert (ran.code, ran.document["error"]["code"]) == (1, "INVALID_INPUT")
     assert "url" in ran.document["error"]["message"]
+
+
+def test_an_operator_says_who_is_heard(installed: Runner) -> None:
+    hear = ("webhooks", "hear", "hub", "--tenant", "acme", "--secret", "k", "--json", "--scheme")
+
+    heard, refused = installed(*hear, "github"), installed(*hear, "gitlab")
+
+    assert heard.document == {
+        "tenant": "acme",
+        "name": "hub",
+        "path": "/hooks/acme/hub",
+        "isNew": True,
+    }
+    assert (refused.code, refused.document["error"]["code"]) == (1, "INVALID_INPUT")
+    (listed,) = json.loads(installed("webhooks", "list", "--json").out)
+    assert listed["config"] == {"scheme": "github", "secrets": ["k"]}
+    assert "github deliveries" in installed("webhooks", "list").out
+    assert installed("webhooks", "remove", "hub", "--tenant", "acme").code == 0

@@ -139,6 +139,7 @@ def values_of(target: Target) -> dict[str, object]:
         "p_trace_id": target.words,
         "p_trace_ids": [target.words],
         "p_trigger_name": target.words,
+        "p_webhook_name": target.words,
         "p_token_id": target.words,
         "p_token_ids": [target.words],
         "p_before_id": target.job_id,
@@ -178,6 +179,7 @@ def values_of(target: Target) -> dict[str, object]:
 
 SPECIAL: dict[str, dict[str, object]] = {
     "submit_event": {"p_event_type": "order.paid"},
+    "receive_webhook": {"p_event_type": "order.paid", "p_delivery_id": "d1"},
     "match_triggers": {"p_event_type": "order.paid"},
     "register_trigger": {
         "p_kind": "event",

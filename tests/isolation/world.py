@@ -9,6 +9,7 @@ from uuid import UUID
 
 from tests.sql.acting import ECHO, Queue, fences, leave_artifact, leave_event
 
+WEBHOOK = '{"scheme": "github", "secrets": ["key"]}'
 TENANTS = ("acme", "globex", "initech")
 
 
@@ -51,6 +52,7 @@ def _belongings(queue: Queue, tenant: str) -> Belongings:
         ).job_id
 
     leave_event(queue, tenant, mark)
+    queue.look("select jobforge.set_incoming_webhook(%s, %s, %s)", tenant, mark, WEBHOOK)
     succeeded = enqueue()
     done = queue.claim_one(tenant_ids=[tenant])
     leave_artifact(queue, done, content=mark.encode())

@@ -158,6 +158,7 @@ async def test_the_server_says_what_it_allows_and_no_secret(
             "actionJobs": "off: set JOBFORGE_ACTION_JOBS_ENABLED=true to switch it on",
             "registerJob": "off: set JOBFORGE_REGISTER_JOB_ENABLED=true to switch it on",
             "events": "on",
+            "webhooks": "off: set JOBFORGE_WEBHOOKS_ENABLED=true to switch it on",
             "triggers": "on",
             "bundles": "off: set JOBFORGE_BUNDLES_ENABLED=true to switch it on",
             "rateLimits": "on",

@@ -59,6 +59,7 @@ TENANT_TABLES = [
     "trigger_fires",
     "triggers",
     "waiting",
+    "webhook_receipts",
 ]
 TABLES = [
     *TENANT_TABLES,
@@ -119,6 +120,9 @@ def filled(queue: Queue) -> Queue:
         leave_event(queue, tenant, "x")
         hook = '{"url": "https://a.example/", "secrets": ["k"], "scope": "label"}'
         queue.look("select jobforge.set_completion_webhook(%s, 'erp', %s)", tenant, hook)
+        heard = '{"scheme": "github", "secrets": ["k"]}'
+        queue.look("select jobforge.set_incoming_webhook(%s, 'hub', %s)", tenant, heard)
+        queue.ask("receive_webhook", tenant, "hub", "d1", "hub.push", "{}")
         queue.look(
             """insert into jobforge.audit_seals
             values (%s, 1, 1, 1, 0, 1, gen_random_uuid(), sha256(''), jobforge.now(), 'k', sha256('') || sha256(''))""",
@@ -285,6 +289,9 @@ def test_only_the_api_does_what_callers_do(
         "set_limit",
         "remove_limit",
         "list_limits",
+        "set_incoming_webhook",
+        "list_incoming_webhooks",
+        "remove_incoming_webhook",
         "set_completion_webhook",
         "list_completion_webhooks",
         "remove_completion_webhook",

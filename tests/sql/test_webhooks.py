@@ -9,7 +9,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from tests.sql.acting import ECHO, Queue, Row
+from tests.sql.acting import ECHO, Queue, Row, refused
 
 DELIVER = "connector.webhook.deliver"
 
@@ -183,3 +183,31 @@ def test_a_tenant_has_twenty_webhooks_at_most(queue: Queue) -> None:
         set_up(queue, "one-more")
 
     assert caught.value.sqlstate == "JF400"
+
+
+def received(queue: Queue, delivery: str = "d1", tenant: str = "acme") -> Row:
+    (row,) = queue.ask("receive_webhook", tenant, "hub", delivery, "hub.push", "{}")
+    return row
+
+
+@pytest.mark.requirement("webhooks.in")
+def test_a_delivery_is_known_for_a_day_by_its_id(queue: Queue) -> None:
+    given = '{"scheme": "github", "secrets": ["k"]}'
+    for tenant in ("acme", "globex"):
+        queue.look("select jobforge.set_incoming_webhook(%s, 'hub', %s, 'p1')", tenant, given)
+    first = received(queue)
+    again = received(queue)
+    other, foreign = received(queue, "d2"), received(queue, tenant="globex")
+    queue.look("update jobforge.webhook_receipts set expires_at = jobforge.now()")
+    later = received(queue)
+
+    assert (first.outcome, again.outcome, again.event_id) == ("created", "replayed", first.event_id)
+    assert (other.outcome, foreign.outcome, later.outcome) == ("created",) * 3
+    assert len({row.event_id for row in (first, other, foreign, later)}) == 4
+    events = queue.look("select * from jobforge.events where id = %s", later.event_id)
+    assert [(row.source, row.project_id) for row in events] == [("webhook:hub", "p1")]
+    kept = queue.look("select * from jobforge.webhook_receipts where tenant_id = 'acme'")
+    assert [row.delivery_id for row in kept] == ["d1"]
+    assert queue.ask("get_webhook", "initech", "hub")[0].get_webhook is None
+    with refused("JF404"):
+        queue.ask("receive_webhook", "initech", "hub", "d1", "hub.push", "{}")

@@ -86,7 +86,7 @@ def build_program() -> typer.Typer:
         ("context-key", "Keys that sign the tenant of each call for the database.", CONTEXT_KEY),
         ("limit", "What tenants, job types and tools may use.", LIMIT),
         ("queue", "Pause and resume what may start.", QUEUE),
-        ("webhooks", "Who is told when runs end.", WEBHOOKS),
+        ("webhooks", "Who is told when runs end, and who is heard.", WEBHOOKS),
         ("retention", "For how long ended runs are kept.", RETENTION),
         ("audit", "What was done, and the proof that nobody rewrote it.", AUDIT),
         ("events", "What was told to have happened, and what it started.", EVENTS),
@@ -183,6 +183,7 @@ TRIGGERS: tuple[tuple[str, Callable[..., object]], ...] = (
 )
 WEBHOOKS: tuple[tuple[str, Callable[..., object]], ...] = (
     ("add", webhooks.add),
+    ("hear", webhooks.hear),
     ("list", webhooks.list_all),
     ("remove", webhooks.remove),
 )

@@ -1,4 +1,4 @@
-"""``webhooks``: who is told when runs of a tenant end, kept in the database through the admin URL."""
+"""``webhooks``: who is told when runs of a tenant end, and who is heard, kept in the database through the admin URL."""
 
 from __future__ import annotations
 
@@ -65,11 +65,49 @@ def add(
     )
 
 
+def hear(
+    name: Name,
+    scheme: Annotated[
+        str, typer.Option("--scheme", help="How it signs: standard, github, stripe, shopify.")
+    ],
+    secrets: Annotated[
+        list[str],
+        typer.Option("--secret", help="Name of a server's secret that checks; again for another."),
+    ],
+    tenant: Annotated[str, typer.Option("--tenant", help="Whose events.")] = "local",
+    project: Annotated[str | None, typer.Option("--project", help="Project of the events.")] = None,
+    redacted: Annotated[
+        list[str] | None,
+        typer.Option("--redact", help="Field of the body that nobody is shown; again for another."),
+    ] = None,
+    has_pii: Annotated[
+        bool, typer.Option("--pii", help="The bodies hold personal data: show them to nobody.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Make events of what a sender posts to /hooks/TENANT/NAME, or change the webhook of this name."""
+    from jobforge_mcp.db.webhooks import hear_webhook
+
+    config: JsonObject = {"scheme": scheme, "secrets": [*secrets]}
+    if has_pii:
+        config["containsPii"] = True
+    if redacted:
+        config["redactFields"] = [*redacted]
+    is_new = hear_webhook(admin_url(), tenant, name, config, project)
+    show(
+        {"tenant": tenant, "name": name, "path": f"/hooks/{tenant}/{name}", "isNew": is_new},
+        is_json=json,
+        people=lambda console: console.print(
+            f"heard at /hooks/{tenant}/{name} ({'new' if is_new else 'changed'})", markup=False
+        ),
+    )
+
+
 def list_all(
     tenant: Annotated[str | None, typer.Option("--tenant", help="Only those of a tenant.")] = None,
     json: Json = False,
 ) -> None:
-    """Show who is told when runs end."""
+    """Show who is told when runs end, and who is heard."""
     from jobforge_mcp.cli.output import table
     from jobforge_mcp.db.webhooks import list_webhooks
 
@@ -88,9 +126,14 @@ def list_all(
         is_json=json,
         people=lambda console: console.print(
             table(
-                ("tenant", "webhook", "url", "runs"),
+                ("tenant", "webhook", "goes to or is heard at", "what"),
                 [
-                    (one.tenant_id, one.name, str(one.config["url"]), _runs(one.name, one.config))
+                    (
+                        one.tenant_id,
+                        one.name,
+                        str(one.config.get("url", f"/hooks/{one.tenant_id}/{one.name}")),
+                        _runs(one.name, one.config),
+                    )
                     for one in found
                 ],
             )
@@ -99,7 +142,7 @@ def list_all(
 
 
 def remove(name: Name, tenant: Tenant = "local", json: Json = False) -> int:
-    """Tell nobody any more; what was enqueued is still delivered."""
+    """Tell and hear nobody of this name any more; what was enqueued is still delivered."""
     from jobforge_mcp.db.webhooks import remove_webhook
 
     is_removed = remove_webhook(admin_url(), tenant, name)
@@ -113,6 +156,8 @@ def remove(name: Name, tenant: Tenant = "local", json: Json = False) -> int:
 
 
 def _runs(name: str, config: JsonObject) -> str:
+    if "scheme" in config:
+        return f"{config['scheme']} deliveries"
     jobs, statuses = config.get("jobs"), config.get("statuses")
     words = [f"label webhook={name}" if config["scope"] == "label" else "all"]
     words += [f"{title} {value}" for title, value in (("job", jobs), ("status", statuses)) if value]

@@ -1,4 +1,4 @@
-"""The completion webhooks that operators set up, through the admin URL, as `jobforge_mcp.db.limits` sets limits."""
+"""The webhooks, in and out, that operators set up, through the admin URL, as `jobforge_mcp.db.limits` sets limits."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from jobforge_mcp.types import JsonObject
 
 
 @dataclass(frozen=True, slots=True)
-class CompletionWebhook:
-    """One completion webhook of a tenant."""
+class Webhook:
+    """One webhook of a tenant."""
 
     tenant_id: str
     name: str
@@ -39,20 +39,42 @@ def set_webhook(
     return row is not None and row[0] is True
 
 
-def list_webhooks(admin_url: str, tenant: str | None = None) -> list[CompletionWebhook]:
-    """List those of a tenant, or of all."""
+def hear_webhook(
+    admin_url: str, tenant: str, name: str, config: JsonObject, project: str | None = None
+) -> bool:
+    """Set up one that is heard, or change the one of this name; say whether it is new.
+
+    Raises:
+        InvalidInputError: the scheme or the secrets cannot be.
+        SettingsError: the login may not administer the schema.
+    """
+    with administering(admin_url) as connection:
+        row = connection.execute(
+            "select jobforge.set_incoming_webhook(%s, %s, %s, %s)",
+            [tenant, name, Jsonb(config), project],
+        ).fetchone()
+    return row is not None and row[0] is True
+
+
+def list_webhooks(admin_url: str, tenant: str | None = None) -> list[Webhook]:
+    """List those of a tenant, or of all: out, then in."""
     with administering(admin_url) as connection:
         rows = connection.execute(
             "select w.tenant_id, w.name, w.project_id, w.config, w.set_at from jobforge.list_completion_webhooks(%s) w",
             [tenant],
         ).fetchall()
-    return [CompletionWebhook(*row) for row in rows]
+        heard = connection.execute(
+            "select w.tenant_id, w.name, w.project_id, w.config, w.set_at from jobforge.list_incoming_webhooks(%s) w",
+            [tenant],
+        ).fetchall()
+    return [Webhook(*row) for row in [*rows, *heard]]
 
 
 def remove_webhook(admin_url: str, tenant: str, name: str) -> bool:
-    """Take one away; say whether there was one."""
+    """Take those of this name away; say whether there was one."""
     with administering(admin_url) as connection:
         row = connection.execute(
-            "select jobforge.remove_completion_webhook(%s, %s)", [tenant, name]
+            "select jobforge.remove_completion_webhook(%s, %s), jobforge.remove_incoming_webhook(%s, %s)",
+            [tenant, name, tenant, name],
         ).fetchone()
-    return row is not None and row[0] is True
+    return row is not None and True in row

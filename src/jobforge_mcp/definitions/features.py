@@ -62,6 +62,7 @@ FEATURES = (
     Feature("actionJobs", "action_jobs_enabled", _acts_outside),
     Feature("registerJob", "register_job_enabled", _is_no_job),
     Feature("events", "events_enabled", _is_no_job),
+    Feature("webhooks", "webhooks_enabled", _is_no_job),
     Feature("triggers", "triggers_enabled", _is_no_job),
     Feature("bundles", "bundles_enabled", _is_no_job),
 )

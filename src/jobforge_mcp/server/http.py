@@ -26,6 +26,7 @@ from jobforge_mcp.server.build import build_server
 from jobforge_mcp.server.doorkeeper import Doorkeeper
 from jobforge_mcp.server.exposure import check_exposure
 from jobforge_mcp.server.health import health_routes
+from jobforge_mcp.server.hooks import hook_routes
 from jobforge_mcp.server.oauth import ResourceServer
 from jobforge_mcp.server.origins import Origins
 from jobforge_mcp.server.parts import ServerParts
@@ -62,6 +63,7 @@ async def http_app(parts: ServerParts) -> AsyncGenerator[Starlette]:
             Route("/sse", guarded(CountedConnections(_SseDoor(parts, server, messages), book))),
             Mount("/messages", guarded(messages.handle_post_message)),
             *(resource.routes() if resource is not None else ()),
+            *hook_routes(parts),
             *health_routes(parts),
         ]
     )

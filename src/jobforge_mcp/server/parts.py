@@ -79,6 +79,8 @@ class ServerParts:
     metrics: Metrics = field(default_factory=Metrics)
     artifacts: ContentStore | None = None
     """Where large artifacts lie; ``None`` has it opened from the settings when it is first asked for."""
+    secret: Callable[[str], str] | None = None
+    """Fetches a secret that checks webhooks, by name; ``None`` where none are known."""
     checks: Mapping[str, Check] = field(default_factory=dict[str, Check])
     """What ``/ready`` asks, by name: database, listener, migrations, pool."""
 
