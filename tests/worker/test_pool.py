@@ -26,6 +26,7 @@ from jobforge_mcp.types import (
     WorkerId,
 )
 from jobforge_mcp.worker.pool import WorkerPool
+from tests.postgres import ScratchDatabase
 from tests.worker.conftest import BUSY, Desk, PoolMaker, eventually
 
 ORIGIN = CallOrigin("test")
@@ -304,6 +305,20 @@ async def test_an_expired_lease_is_found_within_a_second_by_a_worker_that_rarely
     assert run.attempt_no == 2
     # No poll found it: that is due in a minute.
     assert timedelta() <= run.finished_at - lost.lease_until < BUSY
+
+
+async def test_the_next_suspect_is_claimed_when_the_last_one_has_ended_not_at_the_next_poll(
+    desk: Desk, make_pool: PoolMaker, database: ScratchDatabase
+) -> None:
+    job_ids = [await desk.enqueue("echo") for _ in range(10)]
+    with database.connect() as connection:
+        connection.execute("update jobforge.ready set is_suspect = true")
+
+    async with make_pool(poll_ms=60_000):
+        with anyio.fail_after(45):  # the first poll is due later
+            runs = [await desk.until_final(job_id) for job_id in job_ids]
+
+    assert [run.status for run in runs] == [RunStatus.SUCCEEDED] * 10
 
 
 async def test_leaving_the_pool_lets_running_jobs_finish_within_the_grace(

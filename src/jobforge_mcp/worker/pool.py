@@ -265,7 +265,7 @@ class WorkerPool:
             start=self._start_task,
             environ=self._environ,
         )
-        hints = self._stack.enter_context(self._listener.subscribe(READY))
+        self._hints = self._stack.enter_context(self._listener.subscribe(READY))
         self._claimer = Claimer(
             self._router,
             ClaimRules(
@@ -277,7 +277,7 @@ class WorkerPool:
             ),
             self._slots,
             self._backlog,
-            wait_for_hint=hints.wait,
+            wait_for_hint=self._hints.wait,
             start=self._start_claimed,
             settler=self._settler,
         )
@@ -466,6 +466,9 @@ class WorkerPool:
 
     def _hear_settled(self, attempt: Attempt, settled: Settled | None) -> None:
         self._heartbeat.drop(attempt)
+        if attempt.claimed.is_suspect:
+            # A worker holds one at a time: what a claim left behind for that can be had now, and nobody tells of it.
+            self._hints.wake()
         if settled is None or settled.outcome is SettleOutcome.STALE:
             log.warning("settle_came_too_late", **attempt.names)
             return
