@@ -26,12 +26,16 @@ from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.errors import CallerError
 from jobforge_mcp.policy.scopes import ALL_SCOPES
+from jobforge_mcp.router.events import EventRouter
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.settings import load_settings
+from jobforge_mcp.triggers.desk import EventDesk
 from jobforge_mcp.types import Caller, JobId, JsonValue, RunStatus, TenantId
 from soak.history import History
+from soak.planes import Planes
 
 LOOPS = 6
+PAUSE_SECONDS = 0.15
 POLLED = 200
 T = TypeVar("T")
 
@@ -41,17 +45,25 @@ class Crowd:
 
     def __init__(self, client: Client, tenant: str, history: History, url: str, seed: int) -> None:
         """Act through a client as one tenant."""
-        self._client = client
-        self._tenant = tenant
-        self._history = history
-        self._url = url
-        self._chance = random.Random(seed)
+        self.client = client
+        self.tenant = tenant
+        self.history = history
+        self.url = url
+        self.chance = random.Random(seed)
         self._recent: deque[JobId] = deque(maxlen=POLLED)
         self.is_stopping = False
 
     async def run(self) -> None:
         """Call until told to stop."""
+        planes = Planes(self)
         async with anyio.create_task_group() as group:
+            for loop in (
+                planes.submit_events,
+                planes.submit_by_sql,
+                planes.run_bundles,
+                planes.run_chains,
+            ):
+                group.start_soon(loop)
             for number in range(LOOPS):
                 group.start_soon(self._enqueue_loop, number)
             group.start_soon(self._order_loop)
@@ -62,27 +74,29 @@ class Crowd:
         key = f"{os.getpid()}-{number}"
         sequence = 0
         while not self.is_stopping:
-            kind = self._chance.random()
+            kind = self.chance.random()
             if kind < 0.25:
                 sequence += 1
                 await self._enqueue("soak.quick", ordering_key=key, sequence=sequence)
-            elif kind < 0.35:
+            elif kind < 0.27:
                 await self._enqueue_bulk()
             else:
                 await self._enqueue(*self._any_job())
-            await anyio.sleep(self._chance.random() * 0.05)
+            await anyio.sleep(self.chance.random() * PAUSE_SECONDS)
 
     def _any_job(self) -> tuple[str, dict[str, object]]:
-        draw = self._chance.random()
-        if draw < 0.55:
+        draw = self.chance.random()
+        if draw < 0.62:
             return "soak.quick", {}
-        if draw < 0.75:
-            return "soak.flaky", {"fails": self._chance.choice([0, 0, 1, 1, 2, 5])}
-        if draw < 0.87:
-            return "soak.slow", {"milliseconds": self._chance.randrange(100, 1_500)}
-        if draw < 0.94:
-            return "soak.blocking", {"milliseconds": self._chance.randrange(10, 200)}
-        if draw < 0.998:
+        if draw < 0.80:
+            return "soak.flaky", {"fails": self.chance.choice([0, 0, 1, 1, 2, 5])}
+        if draw < 0.85:
+            return "soak.slow", {"milliseconds": self.chance.randrange(100, 1_500)}
+        if draw < 0.89:
+            return "soak.blocking", {"milliseconds": self.chance.randrange(10, 100)}
+        if draw < 0.93:
+            return "soak.limited", {"milliseconds": self.chance.randrange(0, 50)}
+        if draw < 0.999:
             return "soak.hopeless", {}
         return "soak.poison", {}
 
@@ -97,67 +111,67 @@ class Crowd:
         nonce = uuid4().hex
         work = {"nonce": nonce, **(more or {}), **({"sequence": sequence} if sequence else {})}
         run_at = None
-        if sequence is None and self._chance.random() < 0.1:
-            run_at = datetime.now(UTC) + timedelta(seconds=self._chance.random() * 3)
+        if sequence is None and self.chance.random() < 0.1:
+            run_at = datetime.now(UTC) + timedelta(seconds=self.chance.random() * 3)
         chosen = Options(
             idempotency_key=nonce,
             run_at=run_at,
-            priority=self._chance.choice([0, 1, 2, 2, 2, 3]),
+            priority=self.chance.choice([0, 1, 2, 2, 2, 3]),
             ordering_key=ordering_key,
         )
-        self._history.note(
-            "enqueue", tenant=self._tenant, nonce=nonce, name=name, sequence=sequence,
+        self.history.note(
+            "enqueue", tenant=self.tenant, nonce=nonce, name=name, sequence=sequence,
             key=chosen.ordering_key, run_at=run_at.timestamp() if run_at else None,
         )  # fmt: skip
-        enqueued = await self._insist(
-            lambda: self._client.enqueue(name, cast("JsonValue", work), chosen), nonce
+        enqueued = await self.insist(
+            lambda: self.client.enqueue(name, cast("JsonValue", work), chosen), nonce
         )
         if enqueued is None:
             return
-        self._told(nonce, enqueued.job_id)
-        if self._chance.random() < 0.1:
-            again = await self._insist(
-                lambda: self._client.enqueue(name, cast("JsonValue", work), chosen), nonce
+        self.told(nonce, enqueued.job_id)
+        if self.chance.random() < 0.1:
+            again = await self.insist(
+                lambda: self.client.enqueue(name, cast("JsonValue", work), chosen), nonce
             )
             if again is not None:
-                self._told(nonce, again.job_id)
+                self.told(nonce, again.job_id)
         self._recent.append(enqueued.job_id)
 
     async def _enqueue_bulk(self) -> None:
         nonces = [uuid4().hex for _ in range(20)]
         for nonce in nonces:
-            self._history.note(
-                "enqueue", tenant=self._tenant, nonce=nonce, name="soak.quick", bulk=True
+            self.history.note(
+                "enqueue", tenant=self.tenant, nonce=nonce, name="soak.quick", bulk=True
             )
         jobs = [
             ("soak.quick", cast("JsonValue", {"nonce": nonce}), Options(idempotency_key=nonce))
             for nonce in nonces
         ]
-        answers = await self._insist(lambda: self._client.enqueue_many(jobs), nonces[0])
+        answers = await self.insist(lambda: self.client.enqueue_many(jobs), nonces[0])
         for nonce, answer in zip(nonces, answers or [], strict=False):
-            self._told(nonce, answer.job_id)
+            self.told(nonce, answer.job_id)
 
     async def _order_loop(self) -> None:
         """Place an order and its job in one transaction of the application's, which may be rolled back."""
         while not self.is_stopping:
             nonce = uuid4().hex
-            self._history.note("order", tenant=self._tenant, nonce=nonce)
-            is_kept = self._chance.random() < 0.7
+            self.history.note("order", tenant=self.tenant, nonce=nonce)
+            is_kept = self.chance.random() < 0.7
             try:
                 with anyio.move_on_after(10):
-                    connection = await psycopg.AsyncConnection.connect(self._url, connect_timeout=3)
+                    connection = await psycopg.AsyncConnection.connect(self.url, connect_timeout=3)
                     async with connection:
                         await connection.execute(
                             "insert into soak.orders (nonce) values (%s)", [nonce]
                         )
-                        await self._client.enqueue(
+                        await self.client.enqueue(
                             "soak.quick", {"nonce": nonce}, connection=connection
                         )
                         if not is_kept:
                             await connection.rollback()
-                self._history.note("order_ended", nonce=nonce, kept=is_kept)
+                self.history.note("order_ended", nonce=nonce, kept=is_kept)
             except (psycopg.Error, OSError, CallerError):
-                self._history.note("order_unknown", nonce=nonce)
+                self.history.note("order_unknown", nonce=nonce)
             await anyio.sleep(0.2)
 
     async def _poll_loop(self) -> None:
@@ -165,13 +179,13 @@ class Crowd:
             for job_id in list(self._recent):
                 try:
                     with anyio.fail_after(10):
-                        run = await self._client.get(job_id)
+                        run = await self.client.get(job_id)
                 except CallerError as error:
-                    self._history.note("poll_refused", run=str(job_id), code=error.code)
+                    self.history.note("poll_refused", run=str(job_id), code=error.code)
                 except Exception:  # noqa: BLE001 - whatever the nemesis caused, the next poll tells
                     await anyio.sleep(0.1)
                 else:
-                    self._history.note(
+                    self.history.note(
                         "poll", run=str(job_id), status=run.status.value, version=run.version
                     )
                 await anyio.sleep(0.01)
@@ -183,21 +197,21 @@ class Crowd:
             await anyio.sleep(0.3)
             if not self._recent:
                 continue
-            job_id = self._chance.choice(self._recent)
+            job_id = self.chance.choice(self._recent)
             try:
                 with anyio.fail_after(10):
-                    run = await self._client.get(job_id)
+                    run = await self.client.get(job_id)
                     if not run.status.is_final:
-                        self._history.note("cancel", run=str(job_id))
-                        after = await self._client.cancel(job_id)
-                        self._history.note("canceled", run=str(job_id), status=after.status.value)
+                        self.history.note("cancel", run=str(job_id))
+                        after = await self.client.cancel(job_id)
+                        self.history.note("canceled", run=str(job_id), status=after.status.value)
                     elif run.status is RunStatus.DEAD and run.job_type != "soak.poison":
-                        self._history.note("retry", run=str(job_id))
-                        await self._client.retry(job_id, if_version=run.version)
+                        self.history.note("retry", run=str(job_id))
+                        await self.client.retry(job_id, if_version=run.version)
             except Exception:  # noqa: BLE001 - unknown is an outcome here
                 await anyio.sleep(0.1)
 
-    async def _insist(self, call: Callable[[], Awaitable[T]], nonce: str) -> T | None:
+    async def insist(self, call: Callable[[], Awaitable[T]], nonce: str) -> T | None:
         """Repeat a call until it is answered; give up only when the soak does."""
         deadline: float | None = None
         while True:
@@ -206,18 +220,18 @@ class Crowd:
                     return await call()
             except CallerError as error:
                 if not error.retryable:
-                    self._history.note("refused", nonce=nonce, code=error.code)
+                    self.history.note("refused", nonce=nonce, code=error.code)
                     return None
             except Exception as error:  # noqa: BLE001 - no answer: neither yes nor no
-                self._history.note("unknown", nonce=nonce, error=type(error).__name__)
+                self.history.note("unknown", nonce=nonce, error=type(error).__name__)
             if self.is_stopping:
                 deadline = deadline or anyio.current_time() + 30
                 if anyio.current_time() > deadline:
                     return None
             await anyio.sleep(0.1)
 
-    def _told(self, nonce: str, job_id: JobId) -> None:
-        self._history.note("told", nonce=nonce, run=str(job_id))
+    def told(self, nonce: str, job_id: JobId) -> None:
+        self.history.note("told", nonce=nonce, run=str(job_id))
 
 
 async def main() -> None:
@@ -228,9 +242,12 @@ async def main() -> None:
     history = History(Path(folder), "caller")
     url = os.environ["DATABASE_URL"]
     async with Database(url, role="jobforge_api", max_size=10, name="soak") as database:
+        desk = EventDesk(EventRouter(database), registry)
         crowds = [
             Crowd(
-                Client(Router(database), registry, Caller(TenantId(tenant), "soak", ALL_SCOPES)),
+                Client(
+                    Router(database), registry, Caller(TenantId(tenant), "soak", ALL_SCOPES), desk=desk
+                ),
                 tenant, history, url, int(seed) + number,
             )
             for number, tenant in enumerate(tenants)

@@ -23,6 +23,8 @@ class Work(BaseModel):
     """How many attempts fail before one succeeds."""
     milliseconds: int = 0
     """How long it works."""
+    trigger: str | None = None
+    """Name of the trigger that made this job, which has its nonce from an event."""
 
 
 class Outcome(BaseModel):
@@ -56,13 +58,14 @@ def _begin(work: Work, job: JobContext) -> Outcome:
     )
 
 
+LONG = Retry(max_attempts=25, backoff="100ms", max_backoff="500ms")
 SOON = Retry(max_attempts=4, backoff="200ms", multiplier=2, max_backoff="1s")
 
 
 @job(
     name="soak.quick",
     timeout="30s",
-    retry=Retry(max_attempts=25, backoff="100ms", max_backoff="500ms"),
+    retry=LONG,
 )
 async def quick(work: Work, job: JobContext) -> Outcome:
     """Return at once."""
@@ -72,7 +75,7 @@ async def quick(work: Work, job: JobContext) -> Outcome:
 @job(
     name="soak.slow",
     timeout="30s",
-    retry=Retry(max_attempts=25, backoff="100ms", max_backoff="500ms"),
+    retry=LONG,
 )
 async def slow(work: Work, job: JobContext) -> Outcome:
     """Work for a while, and say how far it is."""
@@ -111,10 +114,30 @@ async def poison(work: Work, job: JobContext) -> Outcome:
     name="soak.blocking",
     timeout="30s",
     isolation="process",
-    retry=Retry(max_attempts=25, backoff="100ms", max_backoff="500ms"),
+    retry=LONG,
 )
 def blocking(work: Work, job: JobContext) -> Outcome:
     """Hold its thread, in a child process."""
     outcome = _begin(work, job)
     time.sleep(work.milliseconds / 1_000)
     return outcome
+
+
+@job(name="soak.limited", timeout="30s", retry=LONG, concurrency=3)
+async def limited(work: Work, job: JobContext) -> Outcome:
+    """Work for a moment, beside two others of its tenant at most."""
+    outcome = _begin(work, job)
+    await anyio.sleep(work.milliseconds / 1_000)
+    return outcome
+
+
+@job(name="soak.event", timeout="30s", retry=LONG)
+async def event(work: Work, job: JobContext) -> Outcome:
+    """Do what an event asked for."""
+    return _begin(work, job)
+
+
+@job(name="soak.tick", timeout="30s", retry=LONG)
+async def tick(work: Work, job: JobContext) -> Outcome:
+    """Do what a schedule asked for."""
+    return _begin(work, job)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import random
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 import anyio
 import psycopg
+from anyio.abc import TaskGroup
 
 from soak.crew import LEASE_SECONDS, Crew
 from soak.history import History
 from soak.proxy import Proxy
 from soak.server import Server
+
+Act = Callable[[], Awaitable[None]]
+Fault = Callable[[], Awaitable[bool | None]]
 
 
 class Nemesis:
@@ -36,35 +41,52 @@ class Nemesis:
         self._history = history
         self._chance = chance
         self.counts: Counter[str] = Counter()
-        faults: list[tuple[str, float, Callable[[], Awaitable[None]]]] = [
+        faults: list[tuple[str, float, Fault]] = [
             ("worker killed", 26, self._kill_worker),
             ("worker stopped past its lease", 14, self._freeze_worker),
-            ("worker told to end", 12, self._end_worker),
-            ("connections cut", 16, self._cut),
+            ("worker told to end", 10, self._end_worker),
+            ("connections cut", 14, self._cut),
             ("replies swallowed", 14, self._lose_replies),
-            ("black hole", 6, self._hold),
+            ("black hole", 5, self._hold),
             ("backends terminated", 8, self._terminate),
-            ("PostgreSQL restarted", 1.5, lambda: self._restart(signal.SIGINT)),
-            ("PostgreSQL stopped at once", 1.5, lambda: self._restart(signal.SIGQUIT)),
-            ("PostgreSQL killed", 1, lambda: self._restart(signal.SIGKILL)),
+            ("server killed", 4, partial(self._end_server, signal.SIGKILL)),
+            ("server told to end", 2, partial(self._end_server, signal.SIGTERM)),
+            ("node killed", 3, partial(self._end_node, signal.SIGKILL)),
+            ("node told to end", 1, partial(self._end_node, signal.SIGTERM)),
+            ("bridge killed", 4, self._end_bridge),
+            ("PostgreSQL restarted", 1.5, partial(self._restart, signal.SIGINT)),
+            ("PostgreSQL stopped at once", 1.5, partial(self._restart, signal.SIGQUIT)),
+            ("PostgreSQL killed", 1.5, partial(self._restart, signal.SIGKILL)),
         ]
         self._faults = [(name, emphasis.get(name, weight), act) for name, weight, act in faults]
 
-    async def run(self, seconds: float, pause: float) -> None:
-        """Cause faults for so long, about one each ``pause`` seconds."""
-        ends_at = anyio.current_time() + seconds
+    async def run(
+        self, seconds: float, pause: float, phases: Sequence[tuple[float, str, Act]] = ()
+    ) -> None:
+        """Cause faults for so long, about one each ``pause`` seconds; ``phases`` come at their share of the time."""
+        began = anyio.current_time()
+        left = list(phases)
         async with anyio.create_task_group() as group:
-            while anyio.current_time() < ends_at:
-                names, weights, acts = zip(*self._faults, strict=True)
-                (place,) = self._chance.choices(range(len(names)), weights)
-                self._history.note("fault", name=names[place])
-                self.counts[names[place]] += 1
-                if place == 1:
-                    group.start_soon(acts[place])  # it lasts longer than the pause
-                else:
-                    await acts[place]()
+            while (passed := anyio.current_time() - began) < seconds:
+                if left and passed >= left[0][0] * seconds:
+                    _, name, act = left.pop(0)
+                    self._history.note("phase", name=name)
+                    await act()
+                    self._history.note("phase_ended", name=name)
+                    continue
+                await self._fault(group)
                 await anyio.sleep(pause * self._chance.uniform(0.4, 1.6))
         self._crew.thaw()
+
+    async def _fault(self, group: TaskGroup) -> None:
+        names, weights, acts = zip(*self._faults, strict=True)
+        (place,) = self._chance.choices(range(len(names)), weights)
+        self._history.note("fault", name=names[place])
+        if acts[place] == self._freeze_worker:
+            group.start_soon(acts[place])  # it lasts longer than the pause
+        elif await acts[place]() is False:
+            return
+        self.counts[names[place]] += 1
 
     async def _kill_worker(self) -> None:
         self._crew.replace(self._chance, signal.SIGKILL)
@@ -79,6 +101,16 @@ class Nemesis:
     async def _end_worker(self) -> None:
         self._crew.replace(self._chance, signal.SIGTERM)
 
+    async def _end_server(self, number: signal.Signals) -> bool:
+        return self._crew.replace_server(number)
+
+    async def _end_node(self, number: signal.Signals) -> bool:
+        end = partial(self._crew.end_node, number, is_young=False)
+        return await anyio.to_thread.run_sync(end)
+
+    async def _end_bridge(self) -> bool:
+        return await anyio.to_thread.run_sync(self._crew.end_bridge, self._chance)
+
     async def _cut(self) -> None:
         self._proxy.cut(self._chance.choice([0.2, 0.5, 1.0]), self._chance)
 
@@ -86,7 +118,9 @@ class Nemesis:
         self._proxy.lose_replies(self._chance.choice([0.2, 0.5]), self._chance)
 
     async def _hold(self) -> None:
-        self._proxy.hold(self._chance.uniform(0.5, 2.5))
+        seconds = self._chance.uniform(0.5, 2.5)
+        self._history.note("out_of_reach", seconds=seconds)
+        self._proxy.hold(seconds)
 
     async def _terminate(self) -> None:
         with suppress(psycopg.Error):
@@ -97,7 +131,9 @@ class Nemesis:
             )
 
     async def _restart(self, number: signal.Signals) -> None:
+        began = anyio.current_time()
         self._server.stop(number)
         await anyio.sleep(self._chance.uniform(0, 1))
         self._server.start()
         await anyio.to_thread.run_sync(self._server.wait_until_ready)
+        self._history.note("was_out_of_reach", seconds=anyio.current_time() - began)

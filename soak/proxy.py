@@ -50,6 +50,11 @@ class Proxy:
             task_status.started()
             await listener.serve(lambda client: self._serve(client, group))
 
+    def turn_to(self, port: int) -> None:
+        """Forward to another port from now on, and cut what there is."""
+        self._target = port
+        self.cut_all()
+
     def cut(self, share: float, chance: random.Random) -> int:
         """Reset this share of the connections, and say how many."""
         return self._reset([link for link in self._links if chance.random() < share])

@@ -19,19 +19,28 @@ import anyio
 
 from jobforge_mcp.db.migrate import migrate
 from jobforge_mcp.embedded import scratch_state_directory
-from soak.checker import Breach, check, read_record
-from soak.crew import LEASE_SECONDS, Crew
+from soak.checker import Breach, check
+from soak.clock import speed_up, start_schedules, stop_schedules
+from soak.crew import GRACE_SECONDS, LEASE_SECONDS, Crew
 from soak.history import History
-from soak.mutants import MUTANTS, Mutant
+from soak.impostor import impersonate
+from soak.mutants import CHOSEN, MUTANTS, Mutant
 from soak.nemesis import Nemesis
+from soak.phases import Phases
+from soak.promises.claims import rescue_seconds
 from soak.proxy import Proxy
+from soak.record import Record, read_record
 from soak.server import Server, free_port
+from soak.stage import CHAIN, issue_tokens, prepare
 
 HERE = Path(__file__).parent
-DRAIN_SECONDS = 120.0
-MUTANT_MINUTES = 0.4
-MUTANT_DRAIN_SECONDS = 45.0
+DRAIN_SECONDS = 240.0
+LONG_MINUTES = 5.0
+"""From so many minutes on there is a rolling restart, a migration and a failover."""
+MUTANT_DRAIN_SECONDS = 25.0
 TENANTS = [["acme", "globex"], ["initech", "umbrella"]]
+SCHEDULED = ["acme", "initech"]
+DOORS = {"http": ["acme", "initech"], "stdio": ["globex", "umbrella"]}
 SHOWN = 20
 
 
@@ -43,9 +52,22 @@ class Summary:
     seed: int
     jobs: int = 0
     claims: int = 0
+    events: int = 0
+    times: int = 0
+    """Times of schedules that were decided."""
+    bundles: int = 0
+    chains: int = 0
+    """Chains of registered jobs that succeeded."""
+    answers: dict[str, int] = field(default_factory=dict[str, int])
+    """Runs and events that agents were told, by door."""
     statuses: dict[str, int] = field(default_factory=dict[str, int])
     faults: dict[str, int] = field(default_factory=dict[str, int])
+    phases: list[str] = field(default_factory=list[str])
     workers_killed_by_jobs: int = 0
+    stale_answers: int = 0
+    """Answers to a worker that had lost what it spoke of: each refused."""
+    rescues: int = 0
+    rescue_p99_seconds: float = 0
     drain_seconds: float = 0
     is_drained: bool = False
     breaches: dict[str, int] = field(default_factory=dict[str, int])
@@ -62,38 +84,86 @@ async def soak(
     server.wait_until_ready()
     migrate(server.url())
     server.execute((HERE / "observe.sql").read_text())  # pyright: ignore[reportArgumentType] - a file of ours
+    tenants = [tenant for group in TENANTS for tenant in group]
+    await prepare(server.url("jobforge_api"), HERE / "jobs.py", tenants, SCHEDULED)
+    speed_up(server)
+    start_schedules(server)
     if mutant is not None:
         mutant.plant(server)
-    proxy = Proxy(free_port(), server.port)
-    crew = Crew(folder / "history", _environment(folder, server, proxy), workers=options.workers)
+    proxy, port = Proxy(free_port(), server.port), free_port()
+    environment = _environment(folder, server, proxy, port)
+    if mutant is not None:
+        environment |= mutant.change_sources(folder / "mutated")
+    tokens = issue_tokens(folder / "keys", tenants)
+    environment |= {f"SOAK_TOKEN_{tenant.upper()}": token for tenant, token in tokens.items()}
+    crew = Crew(folder / "history", environment, history, workers=options.workers)
     nemesis = Nemesis(server, proxy, crew, history, chance, mutant.faults if mutant else {})
+    phases = Phases(server, proxy, crew, history, folder).plan if options.long else ()
     summary = Summary(options.minutes * 60, options.seed)
+    drain_seconds = DRAIN_SECONDS if mutant is None else MUTANT_DRAIN_SECONDS
     try:
         async with anyio.create_task_group() as group:
             await group.start(proxy.run)
             crew.keep()
             crew.start_callers(options.seed, TENANTS)
+            if mutant is None or mutant.needs_agents:
+                crew.start_agents(port, options.seed, DOORS)
             group.start_soon(_keep, crew)
+            group.start_soon(impersonate, server, history)
             await _until_busy(server)
-            await nemesis.run(summary.seconds, options.pause)
+            await nemesis.run(summary.seconds, options.pause, phases)
             await anyio.to_thread.run_sync(crew.stop_callers)
-            summary.drain_seconds, summary.is_drained = await _drain(
-                server, DRAIN_SECONDS if mutant is None else MUTANT_DRAIN_SECONDS
-            )
+            stop_schedules(server)
+            summary.drain_seconds, summary.is_drained = await _drain(server, drain_seconds)
             group.cancel_scope.cancel()
         await anyio.to_thread.run_sync(crew.stop)
         record = read_record(server, folder / "history")
         breaches = check(record)
+        _sum_up(summary, record)
+        if mutant is None:
+            breaches += _idle(summary)
     finally:
         crew.stop()
         server.stop()
-    summary.jobs = len(record.jobs)
-    summary.claims = sum(job["epoch"] for job in record.jobs.values())
-    summary.statuses = dict(Counter(str(job["final_status"]) for job in record.jobs.values()))
     summary.faults = dict(nemesis.counts)
+    summary.phases = [name for _, name, _ in phases]
     summary.workers_killed_by_jobs = crew.deaths
     summary.breaches = dict(Counter(breach.promise for breach in breaches))
     return summary, breaches
+
+
+def _sum_up(summary: Summary, record: Record) -> None:
+    summary.jobs = len(record.jobs)
+    summary.claims = sum(job["epoch"] for job in record.jobs.values())
+    summary.events = len(record.events_told)
+    summary.times = record.rows(
+        "select count(*) as n from jobforge.trigger_fires f where f.kind = 'cron'"
+    )[0]["n"]
+    summary.bundles = len(record.bundles)
+    summary.chains = sum(
+        job["job_type"] == CHAIN and job["final_status"] == "succeeded"
+        for job in record.jobs.values()
+    )
+    summary.answers = dict(record.doors)
+    summary.statuses = dict(Counter(str(job["final_status"]) for job in record.jobs.values()))
+    summary.stale_answers = sum(len(line["answers"]) for line in record.impostor)
+    rescues = rescue_seconds(record)
+    summary.rescues = len(rescues)
+    summary.rescue_p99_seconds = round(rescues[int(len(rescues) * 0.99)], 2) if rescues else 0
+
+
+def _idle(summary: Summary) -> list[Breach]:
+    """Tell what never happened, so that nothing was checked of it."""
+    seen = {
+        "events": summary.events,
+        "times of schedules": summary.times,
+        "bundles": summary.bundles,
+        "chains": summary.chains,
+        "answers over HTTP": summary.answers.get("http", 0),
+        "answers over stdio": summary.answers.get("stdio", 0),
+        "answers to a worker that had lost its jobs": summary.stale_answers,
+    }
+    return [Breach("idle", f"there were no {name}") for name, count in seen.items() if not count]
 
 
 async def _until_busy(server: Server) -> None:
@@ -116,26 +186,30 @@ async def _drain(server: Server, seconds: float) -> tuple[float, bool]:
         await anyio.sleep(0.5)
         left = server.fetch(
             "select (select count(*) from jobforge.ready) + (select count(*) from jobforge.leases)"
-            " + (select count(*) from jobforge.waiting) as n"
+            " + (select count(*) from jobforge.waiting)"
+            " + (select count(*) from jobforge.events e where e.processed_at is null) as n"
         )
         if left[0]["n"] == 0:
             return time.monotonic() - began, True
     return time.monotonic() - began, False
 
 
-def _environment(folder: Path, server: Server, proxy: Proxy) -> dict[str, str]:
+def _environment(folder: Path, server: Server, proxy: Proxy, port: int) -> dict[str, str]:
     return {
         "DATABASE_URL": server.url("jobforge_api", port=proxy.port),
         "JOBFORGE_WORKER_DATABASE_URL": server.url("jobforge_worker", port=proxy.port),
         "JOBFORGE_STATE_DIR": str(folder / "state"),
+        "JOBFORGE_TOKEN_KEYS": str(folder / "keys"),
         "JOBFORGE_JOBS": str(HERE / "jobs.py"),
         "JOBFORGE_LEASE_MS": str(int(LEASE_SECONDS * 1_000)),
         "JOBFORGE_HEARTBEAT_MS": "700",
         "JOBFORGE_POLL_MS": "200",
-        "JOBFORGE_DRAIN_GRACE_SECONDS": "3",
+        "JOBFORGE_DRAIN_GRACE_SECONDS": f"{GRACE_SECONDS:g}",
+        "JOBFORGE_WORKER_CONCURRENCY": "4",
         "JOBFORGE_LOG_LEVEL": "error",
         "JOBFORGE_NODE": "off",
         "SOAK_HISTORY": str(folder / "history"),
+        "SOAK_URL": f"http://127.0.0.1:{port}/mcp",
         "PYTHONPATH": str(HERE.parent),
         "PYTHONWARNINGS": "ignore",
     }
@@ -149,29 +223,50 @@ def main(arguments: list[str]) -> int:
         "--seed", type=int, default=None, help="of the faults; a new one each time if absent"
     )
     parser.add_argument("--workers", type=int, default=3)
-    parser.add_argument("--pause", type=float, default=0.8, help="seconds between two faults")
+    parser.add_argument("--pause", type=float, default=0.7, help="seconds between two faults")
+    parser.add_argument(
+        "--long",
+        action="store_true",
+        help="a rolling restart, a migration and a failover as well; by itself from 5 minutes on",
+    )
     parser.add_argument("--keep", type=Path, help="write summary and histories here")
     parser.add_argument(
-        "--mutant", choices=[*MUTANTS, "all"], help="plant this bug, which must be caught"
+        "--mutant",
+        choices=[*MUTANTS, "all", "some"],
+        action="append",
+        help="plant this bug, which must be caught; some: those that CI plants",
     )
     options = parser.parse_args(arguments)
+    options.long = options.long or options.minutes >= LONG_MINUTES
     options.seed = (
         options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
     )
     if options.mutant is None:
         return _one(options, None)
-    options.minutes = MUTANT_MINUTES
-    names = list(MUTANTS) if options.mutant == "all" else [options.mutant]
-    results = {name: _one(options, MUTANTS[name]) for name in names}
-    missed = [name for name, code in results.items() if code != 0]
-    print(f"{len(names) - len(missed)} of {len(names)} planted bugs were caught")
+    names = [name for given in options.mutant for name in _named(given)]
+    return _examine(options, names)
+
+
+def _named(given: str) -> list[str]:
+    groups: dict[str, list[str]] = {"all": list(MUTANTS), "some": [*CHOSEN]}
+    return groups.get(given, [given])
+
+
+def _examine(options: argparse.Namespace, names: list[str]) -> int:
+    missed: list[str] = []
+    for name in names:
+        options.minutes, options.long = MUTANTS[name].seconds / 60, False
+        if _one(options, MUTANTS[name], name) != 0:
+            missed.append(name)
+    print(f"{len(names) - len(missed)} of {len(names)} planted bugs were caught", flush=True)
     for name in missed:
         print(f"  missed: {name}: {MUTANTS[name].what}")
     return 1 if missed else 0
 
 
-def _one(options: argparse.Namespace, mutant: Mutant | None) -> int:
+def _one(options: argparse.Namespace, mutant: Mutant | None, name: str = "") -> int:
     folder = scratch_state_directory()
+    began = time.monotonic()
     try:
         summary, breaches = anyio.run(soak, folder, options, mutant)
         if options.keep is not None:
@@ -180,22 +275,35 @@ def _one(options: argparse.Namespace, mutant: Mutant | None) -> int:
             shutil.copytree(folder / "history", options.keep / "history", dirs_exist_ok=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if mutant is not None:
-        is_caught = bool(breaches)
-        by = ", ".join(summary.breaches) or "nothing"
-        print(
-            f"{'caught' if is_caught else 'MISSED'}: {mutant.what} (by {by}; {summary.jobs} jobs)"
-        )
-        return 0 if is_caught else 1
-    _show(summary, breaches)
-    return 1 if breaches else 0
+    if mutant is None:
+        _show(summary, breaches)
+        return 1 if breaches else 0
+    is_caught = bool(mutant.by & summary.breaches.keys())
+    by = ", ".join(summary.breaches) or "nothing"
+    print(
+        f"{'caught' if is_caught else 'MISSED'} in {time.monotonic() - began:.0f} s: {name}: {mutant.what}"
+        f" (by {by}; {summary.jobs} jobs)",
+        flush=True,
+    )
+    return 0 if is_caught else 1
 
 
 def _show(summary: Summary, breaches: list[Breach]) -> None:
     print(f"soak of {summary.seconds:.0f} s, seed {summary.seed}")
     print(f"  {summary.jobs:,} jobs, {summary.claims:,} claims, ended: {summary.statuses}")
+    print(
+        f"  {summary.events:,} events, {summary.times:,} times of schedules, {summary.bundles:,} bundles,"
+        f" {summary.chains:,} chains"
+    )
+    print(f"  answers to agents by door: {summary.answers}")
     print(f"  {sum(summary.faults.values())} faults: {summary.faults}")
+    if summary.phases:
+        print(f"  and one {', one '.join(summary.phases)}")
     print(f"  {summary.workers_killed_by_jobs} workers ended by themselves (jobs that kill them)")
+    print(f"  {summary.stale_answers:,} answers to a worker that had lost its jobs")
+    print(
+        f"  {summary.rescues} leases taken apart after their end, p99 {summary.rescue_p99_seconds} s later"
+    )
     print(f"  drained in {summary.drain_seconds:.1f} s: {'yes' if summary.is_drained else 'NO'}")
     print(f"  {len(breaches)} breaches: {summary.breaches}")
     for breach in breaches[:SHOWN]:

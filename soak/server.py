@@ -30,6 +30,8 @@ _SETTINGS = {
     "tcp_user_timeout": "2000",
     "idle_in_transaction_session_timeout": "5000",
     "client_connection_check_interval": "500",
+    "wal_level": "replica",
+    "max_wal_senders": "4",
 }
 
 
@@ -49,28 +51,71 @@ class Server:
         self._log = folder / "postgres.log"
         create_cluster(self._programs, self._data)
         rules = self._data / "pg_hba.conf"
-        rules.write_text(f"host all all 127.0.0.1/32 trust\n{rules.read_text()}")
+        rules.write_text(
+            "host all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n"
+            + rules.read_text()
+        )
         self._sockets.mkdir(mode=0o700)
         if account is not None:
             os.chown(self._sockets, account.uid, account.gid)
         self._process: subprocess.Popen[bytes] | None = None
+        self._standby: subprocess.Popen[bytes] | None = None
+        self._standby_port = 0
 
     def url(self, role: str = SUPERUSER, *, port: int | None = None) -> str:
         """Name the database for a role, at this port or behind a proxy's."""
         return f"postgresql://{role}@127.0.0.1:{port or self.port}/{DATABASE}"
 
     def start(self) -> None:
-        """Start the server and wait until it answers. To be called on the main thread: the server dies with that."""
-        arguments = ["-D", str(self._data), "-k", str(self._sockets), "-h", "127.0.0.1"]
-        arguments += ["-p", str(self.port), *(f"-c{k}={v}" for k, v in _SETTINGS.items())]
+        """Start the server. To be called on the main thread: the server dies with that."""
+        self._process = self._start(self._data, self.port)
+
+    def _start(self, data: Path, port: int) -> subprocess.Popen[bytes]:
+        arguments = ["-D", str(data), "-k", str(self._sockets), "-h", "127.0.0.1"]
+        arguments += ["-p", str(port), *(f"-c{k}={v}" for k, v in _SETTINGS.items())]
+        return self._run("postgres", arguments)
+
+    def _run(self, program: str, arguments: list[str]) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
-            self._process = self._programs.start(
-                "postgres",
+            return self._programs.start(
+                program,
                 arguments,
                 stdin=subprocess.DEVNULL,
                 output=log.fileno(),
                 death_signal=signal.SIGQUIT,
             )
+
+    def start_standby(self) -> None:
+        """Copy the server while it works, and let the copy follow; a commit waits for it from then on. On the main thread."""
+        standby = self._data.with_name("standby")
+        standby.mkdir(mode=0o700)
+        if self._programs.account is not None:
+            os.chown(standby, self._programs.account.uid, self._programs.account.gid)
+        source = f"host=127.0.0.1 port={self.port} user={SUPERUSER}"
+        copy = self._run(
+            "pg_basebackup", ["-d", source, "-D", str(standby), "-X", "stream", "-R", "-c", "fast"]
+        )
+        if copy.wait(START_SECONDS) != 0:
+            raise RuntimeError(f"no standby could be made:\n{self._log.read_text()[-2000:]}")
+        self._standby_port = free_port()
+        self._standby = self._start(standby, self._standby_port)
+        self.execute("alter system set synchronous_standby_names = '*'")
+        self.execute("select pg_reload_conf()")
+
+    def is_standby_in_step(self) -> bool:
+        """Whether every commit that is acknowledged from now on is on the standby as well."""
+        return bool(self.fetch("select from pg_stat_replication where sync_state = 'sync'"))
+
+    def fail_over(self) -> None:
+        """Kill the server and promote its standby, which takes its place here."""
+        assert self._standby is not None
+        self.stop(signal.SIGKILL)
+        self._data, self.port, self._process = (
+            self._data.with_name("standby"), self._standby_port, self._standby,
+        )  # fmt: skip
+        self._standby = None
+        self.wait_until_ready()
+        self.execute("select pg_promote(true, 60)")
 
     def wait_until_ready(self) -> None:
         """Wait until it answers queries."""
@@ -92,6 +137,8 @@ class Server:
         process = self._process
         if process is None:
             return
+        if self._standby is not None and number is signal.SIGINT:
+            self._standby.send_signal(number)  # it would be waited for
         process.send_signal(number)
         try:
             process.wait(STOP_SECONDS)
@@ -101,7 +148,7 @@ class Server:
         if number is signal.SIGKILL:
             # Its backends end by themselves once they see that the postmaster is gone; a new one must not be raced.
             deadline = time.monotonic() + STOP_SECONDS
-            while time.monotonic() < deadline and _answers(self.port):
+            while time.monotonic() < deadline and is_answered(self.port):
                 time.sleep(0.05)
             time.sleep(0.3)
             (self._data / "postmaster.pid").unlink(missing_ok=True)
@@ -129,7 +176,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _answers(port: int) -> bool:
+def is_answered(port: int) -> bool:
+    """Tell whether anybody listens at a port of the loopback interface."""
     with socket.socket() as probe:
         probe.settimeout(0.2)
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, LiteralString
 
 import pytest
 from psycopg.rows import dict_row
 
-from soak.mutants import MUTANTS
+from soak.checker import PROMISES
+from soak.clock import speed_up
+from soak.mutants import CHOSEN, MUTANTS
 from tests.postgres import ScratchDatabase
 
 
@@ -35,10 +38,21 @@ class _Planting:
 
 
 @pytest.mark.requirement("soak.mutants")
-def test_every_bug_can_be_planted(database: ScratchDatabase) -> None:
+def test_every_bug_can_be_planted(database: ScratchDatabase, tmp_path: Path) -> None:
     server = _Planting(database)
+    with database.connect() as connection:
+        connection.execute("create schema soak")
+        connection.execute("create function soak.fast_now() returns timestamptz return now()")
+    speed_up(_Planting(database))
 
-    for mutant in MUTANTS.values():
+    for name, mutant in MUTANTS.items():
         mutant.plant(server)
+        mutant.change_sources(tmp_path / name)
 
     assert len(MUTANTS) >= 20
+
+
+def test_every_bug_names_a_promise_that_is_checked() -> None:
+    assert [name for name, mutant in MUTANTS.items() if not mutant.by <= PROMISES.keys()] == []
+    assert [name for name, mutant in MUTANTS.items() if not mutant.by] == []
+    assert set(CHOSEN) <= MUTANTS.keys()
