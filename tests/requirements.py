@@ -421,6 +421,10 @@ REQUIREMENTS: dict[str, Requirement] = {
     "server.features": Requirement(
         "security", "Jobs that act outside are neither listed nor run before a setting allows them."
     ),
+    "server.features-off": Requirement(
+        "security",
+        "What lets callers set up work for later is off before a setting allows it, except for the local tenant, which is shown.",
+    ),
     "server.about": Requirement(
         "operations",
         "Features, limits and the way of telling callers apart are shown, no secret is.",

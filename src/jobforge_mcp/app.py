@@ -25,6 +25,7 @@ from jobforge_mcp.db.migrate import migrate
 from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.catalog import Catalog
+from jobforge_mcp.definitions.features import fires_triggers
 from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import DatabaseUnavailableError, OperatorError, SchemaError
@@ -119,6 +120,7 @@ async def open_app(settings: Settings, *, with_workers: bool | None = None) -> A
                 EventRouter(database, signer=installation.signer),
                 registry,
                 most_depth=settings.event_depth_most,
+                asks_triggers=fires_triggers(settings),
             ),
             gate=gate,
             watcher=watcher,
@@ -193,7 +195,7 @@ async def _enter_pool(
     tasks = await stack.enter_async_context(anyio.create_task_group())
     stack.callback(tasks.cancel_scope.cancel)
     tasks.start_soon(_purger(settings, database).run)
-    if settings.triggers_enabled:
+    if fires_triggers(settings):
         tasks.start_soon(_maintenance(settings, registry, database).run)
     pool = WorkerPool(
         worker_router,

@@ -13,7 +13,7 @@ from jobforge_mcp.definitions.composition import jobs_of
 from jobforge_mcp.definitions.declarative import compile_all
 from jobforge_mcp.definitions.json_limits import check_value, dump_limited
 from jobforge_mcp.definitions.model import BoundJob, JobDefinition
-from jobforge_mcp.errors import DefinitionError, InvalidInputError, PolicyDeniedError
+from jobforge_mcp.errors import DefinitionError, InvalidInputError
 from jobforge_mcp.policy.permissions import (
     ask_guards,
     may_list,
@@ -22,28 +22,7 @@ from jobforge_mcp.policy.permissions import (
     require_type,
 )
 from jobforge_mcp.policy.scopes import Scope
-from jobforge_mcp.settings import Settings
 from jobforge_mcp.types import Caller, CallOrigin, JobAction, JsonObject, Registration
-
-
-def may_register(settings: Settings, caller: Caller) -> bool:
-    """Whether this installation lets this caller register jobs: by its setting, and the local tenant always."""
-    is_local = settings.is_embedded and caller.token_id is None
-    return settings.register_job_enabled or is_local
-
-
-def require_feature(settings: Settings, caller: Caller) -> None:
-    """Refuse where the operator has not switched it on.
-
-    Raises:
-        PolicyDeniedError: ``FEATURE_DISABLED``.
-    """
-    if not may_register(settings, caller):
-        raise PolicyDeniedError(
-            "registering jobs is switched off on this installation",
-            code="FEATURE_DISABLED",
-            hint="whoever operates it can set JOBFORGE_REGISTER_JOB_ENABLED=true for servers",
-        )
 
 
 async def register(

@@ -266,11 +266,13 @@ class Settings(BaseSettings):
     action_jobs_enabled: bool = False
     """Whether jobs with ``effects: external`` are listed and run."""
 
-    events_enabled: bool = True
-    """Whether events may be submitted and listed through tools, clients and commands."""
+    events_enabled: bool | None = None
+    """Whether events may be submitted and listed through tools, clients and commands. Unset: by the local tenant on embedded
+    Postgres, and by nobody else."""
 
-    triggers_enabled: bool = True
-    """Whether triggers may be registered and listed, and whether this process lets those that exist fire."""
+    triggers_enabled: bool | None = None
+    """Whether triggers may be registered and listed, and whether this process lets those that exist fire. Unset: for the
+    local tenant on embedded Postgres, and for nobody else."""
 
     event_depth_most: int = Field(default=20, ge=1, le=1_000)
     """Events of one trace that start jobs one after the other, before the loop guard stops the next."""
@@ -284,9 +286,9 @@ class Settings(BaseSettings):
     webhooks_enabled: bool = False
     """Whether HTTP hears deliveries at ``/hooks/TENANT/NAME``, checked by their signature alone. Needs events."""
 
-    register_job_enabled: bool = False
-    """Whether ``register-job`` and ``remove-job`` are listed and allowed; for the local tenant on embedded Postgres they
-    always are."""
+    register_job_enabled: bool | None = None
+    """Whether jobs may be registered, approved and removed through tools, clients and commands. Unset: by the local tenant
+    on embedded Postgres, and by nobody else."""
 
     bundles_enabled: bool = False
     """Whether ``execute-bundle`` is listed and allowed; the client and ``jobforge bundle`` always may."""

@@ -94,6 +94,7 @@ def test_two_demos_at_once_both_keep_every_promise(place: Place) -> None:
         assert err == ""
         assert [line for line in SUMMARY if not re.search(f"(?m)^{line}$", out)] == []
         assert "All four ended as promised." in out
+        assert "triggers are on for the local tenant, because" in " ".join(out.split())
         assert "       6/6 liftoff\n" in out
         assert "attempt 2 failed: DEMO_FAILURE, failure 2 of 2, as asked\n" in out
         assert "attempt 1 lost: WORKER_LOST" in out

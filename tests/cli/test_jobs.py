@@ -20,6 +20,12 @@ DEFINITION = {
 }
 
 
+@pytest.fixture(autouse=True)
+def registering(environment: pytest.MonkeyPatch) -> None:
+    """These commands are for installations where jobs may be registered."""
+    environment.setenv("JOBFORGE_REGISTER_JOB_ENABLED", "true")
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "definition.json"
@@ -53,6 +59,25 @@ def test_a_job_is_registered_shown_listed_and_removed(installed: Runner, file: P
     assert removed.out == "job acme.pause is removed, 1 queued runs\n"
     assert refused.document["error"]["code"] == "JOB_REMOVED"
     assert "removed" in gone.out
+
+
+@pytest.mark.requirement("server.features-off")
+def test_commands_say_which_setting_would_switch_them_on(
+    installed: Runner, environment: pytest.MonkeyPatch, file: Path
+) -> None:
+    environment.delenv("JOBFORGE_REGISTER_JOB_ENABLED")
+    told = {
+        "REGISTER_JOB": installed("jobs", "register", str(file), "--json").document,
+        "EVENTS": installed("events", "list", "--json").document,
+        "TRIGGERS": installed("triggers", "list", "--json").document,
+    }
+    login = installed("login", "create", "shop", "--tenant", "acme", "--scope", "events:submit")
+
+    for setting, document in told.items():
+        assert document["error"]["code"] == "FEATURE_DISABLED"
+        assert f"JOBFORGE_{setting}_ENABLED=true" in document["error"]["hint"]
+    assert login.code != 0
+    assert "JOBFORGE_EVENTS_ENABLED=true" in login.err
 
 
 def test_words_that_are_no_command_are_searched_for(installed: Runner) -> None:

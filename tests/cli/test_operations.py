@@ -51,7 +51,8 @@ def test_the_doctor_shows_features_limits_and_how_callers_are_told_apart(
 
     said = {finding["check"]: finding["message"] for finding in ran.document["findings"]}
     assert "JOBFORGE_ACTION_JOBS_ENABLED=true" in said["features"]
-    assert "events on" in said["features"]
+    assert "events off: set JOBFORGE_EVENTS_ENABLED=true" in said["features"]
+    assert "features: local" not in said
     assert "waitSecondsCap 45" in said["limits"]
     assert "mode bearer" in said["auth"]
     assert unsafe["auth"] == "failed"

@@ -80,6 +80,9 @@ async def open_stage(
             "port": 0,
             "drain_grace_seconds": 2,
             "worker_concurrency": 4,
+            # what most tests of the tools are about; that it is off elsewhere is tests/server/test_features.py
+            "events_enabled": True,
+            "triggers_enabled": True,
             **overrides,
         }
     )

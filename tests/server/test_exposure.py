@@ -22,6 +22,9 @@ OPEN = {"http_connector_enabled": True, "http_allow_private": True}
         ({"host": "0.0.0.0"}, False, "without token keys"),  # noqa: S104
         ({"http_connector_enabled": True}, False, "without token keys"),
         ({"action_jobs_enabled": True}, False, "without token keys"),
+        ({"webhooks_enabled": True}, True, "events are switched off"),
+        ({"register_job_enabled": True}, False, "what runs later"),
+        ({"triggers_enabled": True}, False, "what runs later"),
         ({**OPEN, "host": "0.0.0.0"}, True, "own network"),  # noqa: S104
         ({**OPEN, "allowed_hosts": "jobs.example"}, True, "own network"),
         ({"rate_limits_enabled": False, "host": "0.0.0.0"}, True, "held to no rate"),  # noqa: S104

@@ -32,6 +32,7 @@ from jobforge_mcp.cli.session import read_settings
 from jobforge_mcp.errors import OperatorError
 from jobforge_mcp.local.install import ClientName, Command, find_command, install
 from jobforge_mcp.local.node import NodeStatus, node_status
+from jobforge_mcp.server.about import describe_local_features
 from jobforge_mcp.server.wire import RunView
 from jobforge_mcp.settings import Settings
 from jobforge_mcp.types import RunStatus
@@ -168,6 +169,8 @@ class Demo:
             self._screen.line(f"The server is a process of this demo's own, on {database}.")
         else:
             self._screen.line(f"The local node is process {node.pid}, on {database}.")
+        if said := describe_local_features(self._settings):
+            self._screen.line(f"{said[0].upper()}{said[1:]}.")
 
     def _say_endings(self, endings: list[Ending]) -> None:
         screen = self._screen

@@ -71,13 +71,15 @@ def _examine_settings(settings: Settings) -> list[Finding]:
     """Show what ``jobforge://server`` shows, and say whether HTTP would serve with these settings."""
     from jobforge_mcp.db.doctor import Finding, State
     from jobforge_mcp.policy.gate import Gate
-    from jobforge_mcp.server.about import describe_server
+    from jobforge_mcp.server.about import describe_local_features, describe_server
     from jobforge_mcp.server.exposure import check_exposure
     from jobforge_mcp.server.origins import Origins
 
     accepts_tokens = Gate.from_settings(settings).accepts_tokens
     about = describe_server(settings, accepts_tokens=accepts_tokens)
     shown = [Finding(name, State.OK, _one_line(about[name])) for name in ("features", "limits")]
+    if local := describe_local_features(settings):
+        shown.insert(1, Finding("features: local", State.OK, local))
     said = _one_line(about["auth"])
     try:
         check_exposure(settings, accepts_tokens=accepts_tokens)

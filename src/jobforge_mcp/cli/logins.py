@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from jobforge_mcp.cli.output import Json, say, show
-from jobforge_mcp.cli.session import admin_url
+from jobforge_mcp.cli.session import admin_url, read_settings
 from jobforge_mcp.errors import InvalidInputError
 from jobforge_mcp.policy.scopes import Scope, expand_scopes
 
@@ -27,6 +27,8 @@ def create(
 ) -> None:
     """Make a login bound to one tenant, and print its password once, alone, on stdout."""
     from jobforge_mcp.db.logins import ROLES, create_login
+    from jobforge_mcp.definitions.features import EVENTS
+    from jobforge_mcp.policy.gate import LOCAL_CALLER
 
     if not scope:
         raise InvalidInputError(
@@ -39,6 +41,8 @@ def create(
             hint=f"scopes that have: {', '.join(ROLES)}",
         )
     scopes = sorted(expand_scopes(scope) & ROLES.keys())
+    if any(name.startswith("events:") for name in scopes):
+        EVENTS.require(read_settings(), LOCAL_CALLER, "events")
     password = create_login(admin_url(), name, tenant, projects=project or None, scopes=scopes)
     if json:
         show({"login": name, "password": password}, is_json=True, people=lambda _: None)

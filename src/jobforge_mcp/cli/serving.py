@@ -55,6 +55,7 @@ def worker(
 
     from jobforge_mcp.db.installation import open_installation
     from jobforge_mcp.definitions.composition import COMPOSITION_TYPE
+    from jobforge_mcp.definitions.features import fires_triggers
     from jobforge_mcp.definitions.installed import load_registry
     from jobforge_mcp.errors import InvalidInputError
     from jobforge_mcp.evidence.stores import open_store
@@ -83,7 +84,7 @@ def worker(
         router = MaintenanceRouter(database)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(Purger(router, ArtifactRouter(database), open_store(settings)).run)
-            if settings.triggers_enabled:
+            if fires_triggers(settings):
                 maintenance = Maintenance(router, registry, most_depth=settings.event_depth_most)
                 tasks.start_soon(maintenance.run)
 

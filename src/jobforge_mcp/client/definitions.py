@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from jobforge_mcp import registering
 from jobforge_mcp.definitions.catalog import Catalog, Wanted
+from jobforge_mcp.definitions.features import REGISTER_JOB
 from jobforge_mcp.definitions.model import JobDefinition
 from jobforge_mcp.policy.permissions import may_list, require_scope
 from jobforge_mcp.policy.scopes import Scope
+from jobforge_mcp.settings import Settings
 from jobforge_mcp.types import (
     Caller,
     CallOrigin,
@@ -24,6 +26,7 @@ class DefinitionVerbs:
 
     caller: Caller
     catalog: Catalog
+    _settings: Settings | None
 
     def origin(self) -> CallOrigin:
         """Return what the audit log is told of a call."""
@@ -37,6 +40,7 @@ class DefinitionVerbs:
             ConflictError: its name is taken or looks like another, or its version has another content.
             PolicyDeniedError: the caller may not, or may not run the handler.
         """
+        self._require_registering()
         return await registering.register(
             self.catalog, self.caller, definition, is_plan=is_plan, origin=self.origin()
         )
@@ -50,6 +54,7 @@ class DefinitionVerbs:
             NotFoundError: there is none.
             PolicyDeniedError: the caller may not, or registered it.
         """
+        self._require_registering()
         return await registering.approve(
             self.catalog, self.caller, name, version, is_plan=is_plan, origin=self.origin()
         )
@@ -61,9 +66,14 @@ class DefinitionVerbs:
             NotFoundError: there is none.
             PolicyDeniedError: the caller may not.
         """
+        self._require_registering()
         return await registering.remove(
             self.catalog, self.caller, name, is_plan=is_plan, origin=self.origin()
         )
+
+    def _require_registering(self) -> None:
+        if self._settings is not None:
+            REGISTER_JOB.require(self._settings, self.caller, "registering jobs")
 
     async def list_jobs(
         self,

@@ -10,10 +10,11 @@ from hashlib import sha256
 
 from anyio.from_thread import BlockingPortal
 
-from jobforge_mcp.errors import InvalidInputError, PolicyDeniedError
+from jobforge_mcp.definitions.features import EVENTS, TRIGGERS, Feature
+from jobforge_mcp.errors import InvalidInputError
 from jobforge_mcp.policy.permissions import require_scope
 from jobforge_mcp.policy.scopes import Scope
-from jobforge_mcp.settings import Settings, variable_name
+from jobforge_mcp.settings import Settings
 from jobforge_mcp.triggers.desk import EventDesk
 from jobforge_mcp.types import (
     Caller,
@@ -80,45 +81,45 @@ class EventVerbs:
 
     async def submit_event(self, event: NewEvent, *, is_plan: bool = False) -> SubmittedEvent:
         """Do the same with an event that is made already, such as one of `from_cloudevent`."""
-        self._require(Scope.EVENTS_SUBMIT, "events_enabled")
+        self._require(Scope.EVENTS_SUBMIT, EVENTS)
         origin = CallOrigin(tool=self._tool, trace_id=event.trace_id)
         return await self._desk.submit(self._caller, event, origin=origin, is_plan=is_plan)
 
     async def list(self, wanted: EventFilter | None = None) -> list[Event]:
         """Return events, newest first, with what they hide struck out."""
-        self._require(Scope.EVENTS_READ, "events_enabled")
+        self._require(Scope.EVENTS_READ, EVENTS)
         return await self._desk.list(self._caller, wanted or EventFilter())
 
     async def register_trigger(self, spec: TriggerSpec, *, is_plan: bool = False) -> Registered:
         """Register a trigger, or change the one of this name; nothing fires by that."""
-        self._require(Scope.TRIGGERS_WRITE, "triggers_enabled")
+        self._require(Scope.TRIGGERS_WRITE, TRIGGERS)
         return await self._desk.register(self._caller, spec, origin=self._origin, is_plan=is_plan)
 
     async def list_triggers(self, wanted: TriggerFilter | None = None) -> list[Trigger]:
         """Return triggers, by name."""
-        self._require(Scope.EVENTS_READ, "triggers_enabled")
+        self._require(Scope.EVENTS_READ, TRIGGERS)
         return await self._desk.list_triggers(self._caller, wanted or TriggerFilter())
 
     async def remove_trigger(self, name: str, *, is_plan: bool = False) -> str:
         """Remove a trigger; its history stays."""
-        self._require(Scope.TRIGGERS_WRITE, "triggers_enabled")
+        self._require(Scope.TRIGGERS_WRITE, TRIGGERS)
         return await self._desk.remove(self._caller, name, origin=self._origin, is_plan=is_plan)
 
     async def pause_trigger(self, name: str) -> str:
         """Let a trigger decide nothing until it is resumed."""
-        self._require(Scope.TRIGGERS_WRITE, "triggers_enabled")
+        self._require(Scope.TRIGGERS_WRITE, TRIGGERS)
         return await self._desk.pause(self._caller, name, origin=self._origin)
 
     async def resume_trigger(self, name: str) -> str:
         """Let a paused trigger decide again."""
-        self._require(Scope.TRIGGERS_WRITE, "triggers_enabled")
+        self._require(Scope.TRIGGERS_WRITE, TRIGGERS)
         return await self._desk.resume(self._caller, name, origin=self._origin)
 
     async def run_trigger(
         self, name: str, *, idempotency_key: str | None = None, is_plan: bool = False
     ) -> TriggerDecision:
         """Fire a trigger now, once for each key."""
-        self._require(Scope.TRIGGERS_WRITE, "triggers_enabled")
+        self._require(Scope.TRIGGERS_WRITE, TRIGGERS)
         return await self._desk.run(
             self._caller,
             name,
@@ -129,21 +130,17 @@ class EventVerbs:
 
     async def trigger_history(self, wanted: FireFilter | None = None) -> list[TriggerFire]:
         """Return what triggers decided and why, newest first."""
-        self._require(Scope.EVENTS_READ, "triggers_enabled")
+        self._require(Scope.EVENTS_READ, TRIGGERS)
         return await self._desk.history(self._caller, wanted or FireFilter())
 
     @property
     def _origin(self) -> CallOrigin:
         return CallOrigin(tool=self._tool)
 
-    def _require(self, scope: Scope, setting: str) -> None:
+    def _require(self, scope: Scope, feature: Feature) -> None:
         require_scope(self._caller, scope)
-        if self._settings is not None and not getattr(self._settings, setting):
-            raise PolicyDeniedError(
-                "this is switched off on this installation, for every caller",
-                code="FEATURE_DISABLED",
-                hint=f"whoever operates it can set {variable_name(setting)}=true",
-            )
+        if self._settings is not None:
+            feature.require(self._settings, self._caller, feature.name)
 
 
 class SyncEventVerbs:

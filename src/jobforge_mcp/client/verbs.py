@@ -24,6 +24,7 @@ from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.catalog import Catalog
 from jobforge_mcp.definitions.claim_limits import claim_limits
+from jobforge_mcp.definitions.features import fires_triggers
 from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.definitions.json_limits import check_key
 from jobforge_mcp.definitions.model import is_job_name
@@ -164,6 +165,7 @@ class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs, BulkVerbs):
                 EventRouter(database, signer=installation.signer),
                 registry,
                 most_depth=settings.event_depth_most,
+                asks_triggers=fires_triggers(settings),
             )
             yield cls(
                 router,

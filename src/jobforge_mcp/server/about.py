@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from jobforge_mcp.definitions.features import FEATURES, NOT_AVAILABLE
+from jobforge_mcp.definitions.features import FEATURES, NOT_AVAILABLE, Feature
 from jobforge_mcp.definitions.json_limits import MAX_DEPTH
 from jobforge_mcp.settings import Settings
 from jobforge_mcp.types import JsonObject
@@ -29,16 +29,31 @@ def describe_server(settings: Settings, *, accepts_tokens: bool) -> JsonObject:
 
 def describe_features(settings: Settings) -> JsonObject:
     """Return each feature with ``on``, the setting that would switch it on, or that this version has none."""
-    known: JsonObject = {
-        feature.name: "on"
-        if feature.is_on(settings)
-        else f"off: set {feature.variable}=true to switch it on"
-        for feature in FEATURES
-    }
+    known: JsonObject = {feature.name: _state(feature, settings) for feature in FEATURES}
     known["rateLimits"] = (
         "on" if settings.rate_limits_enabled else "off: unset JOBFORGE_RATE_LIMITS_ENABLED"
     )
     return {**known, **dict.fromkeys(NOT_AVAILABLE, "not available in this version")}
+
+
+def describe_local_features(settings: Settings) -> str | None:
+    """Say in one sentence what the local tenant has although nobody switched it on, and why; ``None`` where that is nothing."""
+    names = [feature.name for feature in FEATURES if feature.is_local(settings)]
+    if not names:
+        return None
+    verb = "is" if len(names) == 1 else "are"
+    return (
+        f"{', '.join(names)} {verb} on for the local tenant, because this embedded PostgreSQL is its own; "
+        "token holders have them once a setting switches them on"
+    )
+
+
+def _state(feature: Feature, settings: Settings) -> str:
+    if feature.is_on(settings):
+        return "on"
+    if feature.is_local(settings):
+        return f"on for the local tenant alone, whose PostgreSQL this is: set {feature.variable}=true for everybody"
+    return f"off: set {feature.variable}=true to switch it on"
 
 
 def describe_auth(settings: Settings, *, accepts_tokens: bool) -> JsonObject:

@@ -50,7 +50,6 @@ from jobforge_mcp.server.subscriptions import (
     open_connection,
 )
 from jobforge_mcp.server.tools.table import TOOLS, AnyTool
-from jobforge_mcp.settings import variable_name
 from jobforge_mcp.types import Caller, JsonObject
 
 NAME = "jobforge"
@@ -137,9 +136,7 @@ class _Doors:
             tools=[
                 _LISTED[tool.name]
                 for tool in TOOLS
-                if tool.scope in caller.scopes
-                and self._is_on(tool)
-                and tool.is_on(self._parts.settings, caller)
+                if tool.scope in caller.scopes and self._has(caller, tool)
             ],
             ttl_ms=TOOLS_TTL_MS,
             cache_scope="private",
@@ -163,9 +160,10 @@ class _Doors:
     ) -> tuple[wire.Answer, str]:
         """Check, authorize and run one call."""
         try:
-            self._require_on(tool)
             run = tool.prepare(given)
             caller = self._parts.gate.authorize(self._credential_of(ctx), tool.scope)
+            if tool.feature is not None:
+                tool.feature.require(self._parts.settings, caller, tool.name)
             if tool.is_read_only:  # a write asks in its own transaction
                 await self._require_living(caller)
             call = Call(caller, tool.name, trace_id, ctx.session.report_progress)
@@ -181,16 +179,8 @@ class _Doors:
             return wire.tool_error(_internal(trace_id)), "INTERNAL"
         return answer, "run_failed" if answer.is_error else "ok"
 
-    def _is_on(self, tool: AnyTool) -> bool:
-        return tool.setting is None or bool(getattr(self._parts.settings, tool.setting))
-
-    def _require_on(self, tool: AnyTool) -> None:
-        if tool.setting is not None and not self._is_on(tool):
-            raise PolicyDeniedError(
-                f"{tool.name} is switched off on this installation, for every caller",
-                code="FEATURE_DISABLED",
-                hint=f"whoever operates it can set {variable_name(tool.setting)}=true",
-            )
+    def _has(self, caller: Caller, tool: AnyTool) -> bool:
+        return tool.feature is None or tool.feature.is_on_for(self._parts.settings, caller)
 
     async def _record_denial(
         self,

@@ -23,6 +23,17 @@ def check_exposure(settings: Settings, *, accepts_tokens: bool) -> None:
             hint="set JOBFORGE_TOKEN_KEYS, or leave JOBFORGE_HTTP_CONNECTOR_ENABLED, JOBFORGE_WEBHOOK_CONNECTOR_ENABLED "
             "and JOBFORGE_ACTION_JOBS_ENABLED unset",
         )
+    if settings.webhooks_enabled and not settings.events_enabled:
+        raise SettingsError(
+            "deliveries of webhooks become events, and events are switched off",
+            hint="set JOBFORGE_EVENTS_ENABLED=true, or leave JOBFORGE_WEBHOOKS_ENABLED unset",
+        )
+    plans_ahead = settings.register_job_enabled or settings.triggers_enabled
+    if plans_ahead and not accepts_tokens:
+        raise SettingsError(
+            "callers may set up what runs later, and without token keys nobody could be held to account for it",
+            hint="set JOBFORGE_TOKEN_KEYS, or leave JOBFORGE_REGISTER_JOB_ENABLED and JOBFORGE_TRIGGERS_ENABLED unset",
+        )
     if connects and settings.http_allow_private and is_open(settings):
         raise SettingsError(
             f"callers from elsewhere ({settings.host}) could reach this machine's own network through the connectors",

@@ -55,9 +55,20 @@ AnswerT = TypeVar("AnswerT")
 class EventDesk:
     """Submits events, and registers and steers triggers, for callers of one process."""
 
-    def __init__(self, router: EventRouter, registry: Registry, *, most_depth: int = 20) -> None:
-        """Act through these parts; ``most_depth`` is where the loop guard stops a chain of events."""
+    def __init__(
+        self,
+        router: EventRouter,
+        registry: Registry,
+        *,
+        most_depth: int = 20,
+        asks_triggers: bool = True,
+    ) -> None:
+        """Act through these parts; ``most_depth`` is where the loop guard stops a chain of events.
+
+        With ``asks_triggers`` off events are stored, and their triggers are left to a process that has them on.
+        """
         self.router = router
+        self._asks_triggers = asks_triggers
         self._catalog = Catalog(registry, router.definitions)
         self._most_depth = most_depth
 
@@ -81,7 +92,7 @@ class EventDesk:
         if event.idempotency_key is not None:
             check_key(event.idempotency_key, "idempotencyKey")
         event = replace(event, project_id=event.project_id or _only_project(caller))
-        for _ in range(MOST_TRIES):
+        for _ in range(MOST_TRIES if self._asks_triggers else 0):
             try:
                 fires = await self._evaluate(caller, event, origin)
                 return _without_conflict(

@@ -25,7 +25,6 @@ _NEXT_AFTER_REMOVAL = {
 
 async def register_job(parts: ServerParts, call: Call, given: args.RegisterJob) -> wire.Answer:
     """Register a definition, or say what that would do."""
-    registering.require_feature(parts.settings, call.caller)
     registration = await registering.register(
         parts.catalog,
         call.caller,
@@ -38,7 +37,6 @@ async def register_job(parts: ServerParts, call: Call, given: args.RegisterJob) 
 
 async def remove_job(parts: ServerParts, call: Call, given: args.RemoveJob) -> wire.Answer:
     """Remove a registered definition, or say what that would do."""
-    registering.require_feature(parts.settings, call.caller)
     registration = await registering.remove(
         parts.catalog, call.caller, given.name, is_plan=bool(given.dry_run), origin=call.origin
     )

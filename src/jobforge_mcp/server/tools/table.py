@@ -6,8 +6,8 @@ answer or of the error. Descriptions are written for language models: when to us
 
 from __future__ import annotations
 
+from jobforge_mcp.definitions.features import BUNDLES, EVENTS, REGISTER_JOB, TRIGGERS
 from jobforge_mcp.policy.scopes import Scope
-from jobforge_mcp.registering import may_register
 from jobforge_mcp.server import arguments as args
 from jobforge_mcp.server import event_arguments, event_wire, wire
 from jobforge_mcp.server.tools import events
@@ -113,7 +113,7 @@ TOOLS: tuple[AnyTool, ...] = (
         arguments=args.RegisterJob,
         answers=(wire.RegistrationView,),
         run=register_job,
-        is_on=may_register,
+        feature=REGISTER_JOB,
         is_idempotent=True,
     ),
     Tool(
@@ -125,7 +125,7 @@ TOOLS: tuple[AnyTool, ...] = (
         arguments=args.RemoveJob,
         answers=(wire.RegistrationView,),
         run=remove_job,
-        is_on=may_register,
+        feature=REGISTER_JOB,
         is_destructive=True,
         is_idempotent=True,
     ),
@@ -138,7 +138,7 @@ TOOLS: tuple[AnyTool, ...] = (
         arguments=args.ExecuteBundle,
         answers=(wire.BundleView,),
         run=execute_bundle,
-        setting="bundles_enabled",
+        feature=BUNDLES,
         is_destructive=True,
     ),
     Tool(
@@ -150,7 +150,7 @@ TOOLS: tuple[AnyTool, ...] = (
         arguments=event_arguments.SubmitEvent,
         answers=(event_wire.SubmittedView,),
         run=events.submit_event,
-        setting="events_enabled",
+        feature=EVENTS,
         is_destructive=True,
     ),
     Tool(
@@ -161,7 +161,7 @@ TOOLS: tuple[AnyTool, ...] = (
         arguments=event_arguments.ListEvents,
         answers=(event_wire.EventPage,),
         run=events.list_events,
-        setting="events_enabled",
+        feature=EVENTS,
         is_read_only=True,
         is_idempotent=True,
     ),
@@ -174,7 +174,7 @@ TOOLS: tuple[AnyTool, ...] = (
         arguments=event_arguments.RegisterTrigger,
         answers=(event_wire.RegisteredView,),
         run=events.register_trigger,
-        setting="triggers_enabled",
+        feature=TRIGGERS,
         is_destructive=True,
         is_idempotent=True,
     ),
@@ -186,7 +186,7 @@ TOOLS: tuple[AnyTool, ...] = (
         arguments=event_arguments.ListTriggers,
         answers=(event_wire.TriggerPage,),
         run=events.list_triggers,
-        setting="triggers_enabled",
+        feature=TRIGGERS,
         is_read_only=True,
         is_idempotent=True,
     ),
@@ -198,7 +198,7 @@ TOOLS: tuple[AnyTool, ...] = (
         arguments=event_arguments.RemoveTrigger,
         answers=(event_wire.RemovedTrigger,),
         run=events.remove_trigger,
-        setting="triggers_enabled",
+        feature=TRIGGERS,
         is_destructive=True,
     ),
 )

@@ -6,19 +6,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from jobforge_mcp.definitions.features import Feature
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.server import arguments as args
 from jobforge_mcp.server import wire
 from jobforge_mcp.server.parts import Call, ServerParts
-from jobforge_mcp.settings import Settings
-from jobforge_mcp.types import Caller
 
 ArgumentsT = TypeVar("ArgumentsT", bound=args.Arguments)
-
-
-def always(settings: Settings, caller: Caller) -> bool:
-    """Say that a tool needs no feature."""
-    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +27,8 @@ class Tool(Generic[ArgumentsT]):
     answers: tuple[type[wire.WireModel], ...]
     """What comes back when the call succeeds."""
     run: Callable[[ServerParts, Call, ArgumentsT], Awaitable[wire.Answer]]
-    is_on: Callable[[Settings, Caller], bool] = always
-    """Whether this installation lists it for this caller; calling it anyway is refused by what it does."""
-    setting: str | None = None
-    """Field of the settings that switches it off for everybody; ``None`` is always on."""
+    feature: Feature | None = None
+    """What has to be on for a caller who is to see and call it; ``None`` is always on."""
     is_read_only: bool = False
     is_destructive: bool = False
     is_idempotent: bool = False
