@@ -47,6 +47,50 @@ REQUIREMENTS: dict[str, Requirement] = {
     "docs.examples": Requirement(
         "development", "Code in README and docs comes from files that tests run."
     ),
+    "faults.clock": Requirement(
+        "security",
+        "A worker whose clock is an hour off keeps leases, timeouts, retries and delays: every time is the database's.",
+    ),
+    "faults.connections": Requirement(
+        "security",
+        "A server that has no connection to spare is waited for, and work goes on by itself.",
+    ),
+    "faults.definitions": Requirement(
+        "security",
+        "A definition that is removed while runs of it wait loses none of them, and they run as they were accepted.",
+    ),
+    "faults.disk-full": Requirement(
+        "security",
+        "A full disk refuses what may be tried again, keeps what was acknowledged, and work goes on when there is room.",
+    ),
+    "faults.isolation": Requirement(
+        "security",
+        "A handler that ignores everything is ended with all that it started, and costs no other job its lease.",
+    ),
+    "faults.listener": Requirement(
+        "security",
+        "Jobs start while every listener is killed: notifications are hints.",
+    ),
+    "faults.poison-row": Requirement(
+        "security",
+        "A row that cannot be understood fails alone in its batch, with a code.",
+    ),
+    "faults.pool": Requirement(
+        "security",
+        "Callers beyond the pool are served in turn or told within their time.",
+    ),
+    "faults.restore": Requirement(
+        "security",
+        "After a restore from a backup no claim of the lost time is believed.",
+    ),
+    "faults.versions": Requirement(
+        "security",
+        "Workers and schemas of neighbouring versions work together, or say which is too old.",
+    ),
+    "faults.zombie": Requirement(
+        "security",
+        "No call of a worker that lost its lease changes the run.",
+    ),
     "package.light-start": Requirement(
         "design 18", "What the stdio bridge imports is standard library only."
     ),
@@ -628,6 +672,10 @@ REQUIREMENTS: dict[str, Requirement] = {
     "sql.invariants": Requirement(
         "security",
         "A job keeps its invariants under any order of calls.",
+    ),
+    "sql.interleavings": Requirement(
+        "security",
+        "Any two functions at once, wherever the first is stopped, end as if one came after the other, and leave what is true.",
     ),
     "sql.lock-order": Requirement(
         "design 1",

@@ -19,6 +19,7 @@ declare
   v_reason text := left(p_reason, 1000);
   v_job jobforge.jobs;
   v_place record;
+  v_is_reaped boolean := false;
   v_outcome text;
 begin
   for v_try in 1..20 loop
@@ -26,7 +27,8 @@ begin
     if not found then
       perform jobforge.refuse_unknown_run(p_job_id);
     end if;
-    if v_job.final_status = 'canceled' then
+    -- what our own reaping ended is told and not refused: an error would undo it, and the run would be open again
+    if v_job.final_status = 'canceled' or (v_job.final_status is not null and v_is_reaped) then
       v_outcome := 'unchanged';
       exit;
     end if;
@@ -49,6 +51,7 @@ begin
     perform from jobforge.leases l where l.tenant_id = p_tenant_id and p_job_id = any (l.job_ids) for update;
     if found then
       perform jobforge.reap_tenant(p_tenant_id);
+      v_is_reaped := true;
       continue;
     end if;
 

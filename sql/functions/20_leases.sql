@@ -414,11 +414,14 @@ begin
   perform pg_catalog.set_config('synchronous_commit', 'off', true)
     where pg_catalog.pg_current_xact_id_if_assigned() is null;
   -- The lock keeps the lease while we write: a reaper waits, and then finds what we wrote; so does another report of the
-  -- same lease, whose log lines come after ours. It admits enqueue_child, which may hold its own for long.
+  -- same lease, whose log lines come after ours. It admits enqueue_child, which may hold its own for long. A statement of
+  -- its own, since one that waited would not see the lines that were written meanwhile.
+  perform from jobforge.leases l
+  where (l.tenant_id, l.lease_id) in (select u.t, u.l from unnest(p_tenant_ids, p_lease_ids) u(t, l)) and l.lease_until > v_now
+  order by l.tenant_id, l.lease_id for no key update;
   with held_leases as materialized (
     select l.tenant_id, l.lease_id, l.job_ids, l.epochs, l.attempt_nos, l.cancel_ids from jobforge.leases l
     where (l.tenant_id, l.lease_id) in (select u.t, u.l from unnest(p_tenant_ids, p_lease_ids) u(t, l)) and l.lease_until > v_now
-    order by 1, 2 for no key update
   ), held as materialized (
     select g.*, h.attempt_no, g.job_id = any (l.cancel_ids) as is_cancel_requested
     from unnest(p_tenant_ids, p_lease_ids, p_job_ids, p_epochs, p_dones, p_totals, p_messages, p_logs) with ordinality

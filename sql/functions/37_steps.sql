@@ -120,6 +120,8 @@ declare
   v_enqueued record;
 begin
   perform jobforge.require_parallel(array_fill(p_job_id, array[cardinality(p_steps)]), cardinality(p_job_types), cardinality(p_payloads));
+  -- one call after the other: a repeated one must see the steps of the first, and not only the keys that they took
+  perform from jobforge.leases l where l.tenant_id = p_tenant_id and l.lease_id = p_lease_id for no key update;
   perform jobforge.require_lease(p_tenant_id, p_lease_id, p_job_id, p_epoch);
   select * into v_parent from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
   with recursive line (id, depth) as (

@@ -206,6 +206,12 @@ class Settings(BaseSettings):
     child_memory_mb: int = Field(default=0, ge=0, le=1_048_576)
     """Mebibytes of address space a child process may take; 0 sets no limit."""
 
+    child_cpu_seconds: int = Field(default=0, ge=0, le=604_800)
+    """Seconds of CPU a job may use in its child process before that is ended; 0 sets no limit."""
+
+    child_processes: int = Field(default=0, ge=0, le=1_000_000)
+    """Processes the account of a worker may have before a job can start no more; 0 sets no limit, and root has none."""
+
     wait_seconds_default: float = Field(default=20, ge=0, le=600)
     """Seconds ``execute-job`` waits for the result when the caller does not say."""
 

@@ -152,6 +152,20 @@ def test_a_run_whose_lease_expired_is_canceled_at_once(queue: Queue) -> None:
     assert queue.attempts(job.job_id)[0].outcome == "lost"
 
 
+def test_canceling_a_run_whose_last_attempt_was_lost_tells_that_it_is_dead(queue: Queue) -> None:
+    """A refusal would undo what it tells of: the run would be open again."""
+    job = queue.enqueue(max_attempts=1)
+    queue.claim_one(lease_ms=1_000)
+    queue.advance(2)
+
+    run = queue.cancel(job.job_id)
+
+    assert (run.status, run.attempt_no) == ("dead", 1)
+    assert queue.place(job.job_id) == []
+    with refused("JF409"):
+        queue.cancel(job.job_id)
+
+
 def test_an_unknown_run_cannot_be_canceled(queue: Queue) -> None:
     with refused("JF404"):
         queue.cancel(uuid4())

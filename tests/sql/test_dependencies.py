@@ -379,3 +379,23 @@ def test_a_cancel_and_the_last_step_never_leave_it_waiting(make_queue: MakeQueue
         assert queue.status(parent.job_id) == "canceled"
         assert queue.place(parent.job_id) == []
         assert queue.look("select * from jobforge.job_dependencies") == []
+
+
+@pytest.mark.requirement("compositions.once")
+def test_steps_that_are_enqueued_twice_at_once_are_made_once(make_queue: MakeQueue) -> None:
+    """A worker repeats a call whose answer was lost while the first is still under way."""
+    first, second, looking = make_queue(), make_queue(), make_queue()
+    first.enqueue()
+    parent = first.claim_one()
+    with second.acting(WORKER) as connection:
+        other = connection
+    one = [ECHO], ["{}"], ["{}"], [None], ["1"], [1], [0], [1.0], [0], [60_000], [None], [None]
+
+    with first.acting(WORKER) as connection:
+        (made,) = call(connection, "enqueue_steps", *fence(parent), ["a"], *one)
+        future = meanwhile(lambda: second.work("enqueue_steps", *fence(parent), ["a"], *one))
+        wait_until_blocked(looking, other)
+    (again,) = future.result(60)
+
+    assert again.child_id == made.child_id
+    assert looking.look("select count(*) as count from jobforge.jobs")[0].count == 2

@@ -7,7 +7,8 @@ from uuid import uuid4
 
 import pytest
 
-from tests.sql.acting import Queue, Row, fences
+from tests.sql.acting import WORKER, Queue, Row, call, fences, meanwhile, wait_until_blocked
+from tests.sql.conftest import MakeQueue
 
 
 def progress(run: Row) -> tuple[float | None, float | None, str | None]:
@@ -159,3 +160,27 @@ def test_a_long_message_is_cut(queue: Queue) -> None:
     queue.report(claimed, message="x" * 5000)
 
     assert len(queue.run(job.job_id).progress_message) == 1000
+
+
+def test_reports_of_one_attempt_at_once_keep_each_others_lines(make_queue: MakeQueue) -> None:
+    """A worker repeats a report whose answer was lost while the first is still under way."""
+    first, second, looking = make_queue(), make_queue(), make_queue()
+    job = first.enqueue()
+    claimed = first.claim_one()
+    with second.acting(WORKER) as connection:
+        other = connection
+    said = ([1.0], [None], [None], ['[["info", "one"], ["info", "two"]]'])
+
+    with first.acting(WORKER) as connection:
+        call(connection, "report_progress", *fences([claimed]), *said)
+        future = meanwhile(lambda: second.report(claimed, 1, logs='[["info", "three"]]'))
+        wait_until_blocked(looking, other)
+    answer = future.result(60)
+
+    assert answer.is_accepted
+    lines = first.ask("list_logs", "acme", job.job_id)
+    assert [(line.line_no, line.message) for line in lines] == [
+        (1, "one"),
+        (2, "two"),
+        (3, "three"),
+    ]

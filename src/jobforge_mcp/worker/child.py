@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import ctypes
+import math
 import os
 import queue
 import signal
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
@@ -47,6 +48,7 @@ from jobforge_mcp.worker.failures import Told, tell
 from jobforge_mcp.worker.framing import END_OF_OUTPUT, FrameReader, encode_frame
 
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 
 FRAMED_BYTES = 256 * 1024
 """Content up to this size travels in a message."""
@@ -233,13 +235,16 @@ def main(descriptor: int) -> None:
     if hello["parent"] != os.getppid():
         return
     sys.path[:] = [str(entry) for entry in cast("list[JsonValue]", hello["path"])]
-    _limit_memory(cast("int", hello["memory_mb"]))
+    limits = cast("dict[str, int]", hello["limits"])
+    limit_resources(limits)
     with suppress(AttributeError):
         sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]  # a text file here
     while True:
         request = line.jobs.get()
+        _limit_cpu(limits["cpu_seconds"])
         answer = run(line, request)
         _end_output(cast("int", request["call"]))
+        _reap()
         line.send(answer)
 
 
@@ -381,6 +386,8 @@ def _die_with(parent: int) -> None:
         with suppress(OSError, AttributeError):
             _guard(ctypes.CDLL(None).prctl)
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            # whoever leaves its parent and its group stays our descendant, and is found when we are ended
+            ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
         if os.getppid() != parent:
             os.killpg(0, signal.SIGKILL)
 
@@ -401,12 +408,36 @@ def _guard(prctl: Callable[..., int]) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _limit_memory(megabytes: int) -> None:
-    if megabytes:
-        import resource  # not on Windows
+def limit_resources(limits: Mapping[str, int]) -> None:
+    """Set the limits that hold for the life of this process, and for what it starts."""
+    import resource  # not on Windows
 
-        limit = megabytes * 1024 * 1024
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if limits["memory_mb"]:
+        most = limits["memory_mb"] * 1024 * 1024
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    if limits["processes"]:
+        resource.setrlimit(resource.RLIMIT_NPROC, (limits["processes"], limits["processes"]))
+    if limits["cpu_seconds"]:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # SIGXCPU would write one
+
+
+def _limit_cpu(seconds: int) -> None:
+    """Give the next job so many seconds of CPU: the kernel counts those of the whole process."""
+    if seconds:
+        import resource
+
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        most = math.ceil(used.ru_utime + used.ru_stime) + seconds
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+
+
+def _reap() -> None:
+    """Let go of those that a job left behind and that have ended: their parent is this process now."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 if __name__ == "__main__":

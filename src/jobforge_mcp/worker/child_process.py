@@ -26,6 +26,7 @@ from jobforge_mcp.errors import JobForgeError
 from jobforge_mcp.types import FailureKind, JobId, JsonObject, JsonValue, RunError
 from jobforge_mcp.worker.attempt import MAX_LOG_LINE_BYTES, Attempt
 from jobforge_mcp.worker.context import ArtifactRef, ArtifactRequest, ChildRequest
+from jobforge_mcp.worker.descendants import find_descendants, kill_descendants
 from jobforge_mcp.worker.evidence import Decision, capped, decision_of
 from jobforge_mcp.worker.failures import MAX_MESSAGE_BYTES, MAX_TRACEBACK_BYTES, Told
 from jobforge_mcp.worker.framing import END_OF_OUTPUT, FrameError, FrameReader, encode_frame
@@ -96,9 +97,9 @@ class ChildProcess:
 
     @classmethod
     async def spawn(
-        cls, environ: Mapping[str, str], memory_mb: int, start: Starter
+        cls, environ: Mapping[str, str], limits: JsonObject, start: Starter
     ) -> ChildProcess:
-        """Start a fresh interpreter."""
+        """Start a fresh interpreter; the limits are those that ``child.py`` sets on itself."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             # From the loop's thread and not a helper's: Linux ends the child when the thread that started it ends.
@@ -125,7 +126,7 @@ class ChildProcess:
             "op": "hello",
             "parent": os.getpid(),
             "path": list[JsonValue](sys.path),
-            "memory_mb": memory_mb,
+            "limits": limits,
         }
         with suppress(
             anyio.BrokenResourceError
@@ -177,10 +178,13 @@ class ChildProcess:
 
     async def end(self, grace: float) -> None:
         """End the process and all it started; first with a word, then without."""
+        family = find_descendants(self.pid) if self.is_alive else {}
         if self.is_alive and grace > 0:
             self._signal_group(signal.SIGTERM)
             with anyio.move_on_after(grace):
                 await self._exited.wait()
+        if self.is_alive or family:
+            kill_descendants(self.pid, family)
         self._signal_group(signal.SIGKILL)
         await self._exited.wait()
 
@@ -421,4 +425,6 @@ def _obituary(returncode: int | None) -> str:
         name = signal.Signals(-returncode).name
     except ValueError:
         name = str(-returncode)
+    if name == "SIGXCPU":
+        return "the child process used more CPU than JOBFORGE_CHILD_CPU_SECONDS allows a job, and was ended by signal SIGXCPU"
     return f"the child process was ended by signal {name} while it ran the handler"

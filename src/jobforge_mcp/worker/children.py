@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import anyio
 
 from jobforge_mcp.definitions.model import BoundJob
-from jobforge_mcp.types import FailureKind, RunError
+from jobforge_mcp.types import FailureKind, JsonObject, RunError
 from jobforge_mcp.worker.attempt import Attempt, StopReason
 from jobforge_mcp.worker.child_process import Asked, ChildEndedError, ChildProcess, Starter
 from jobforge_mcp.worker.evidence import capped
@@ -38,6 +38,18 @@ class ChildLimits:
     """Address space of one; 0 is no limit."""
     kill_grace_seconds: float
     """Between asking a child to end and killing it."""
+    cpu_seconds: int = 0
+    """CPU time of one job; 0 is no limit."""
+    processes: int = 0
+    """Processes that the account may have while a job starts another; 0 is no limit."""
+
+    def told(self) -> JsonObject:
+        """Return those that a child sets on itself."""
+        return {
+            "memory_mb": self.memory_mb,
+            "cpu_seconds": self.cpu_seconds,
+            "processes": self.processes,
+        }
 
 
 class ChildPool:
@@ -99,9 +111,7 @@ class ChildPool:
         # Not to be interrupted: a process that nobody knows would never be ended.
         with anyio.CancelScope(shield=True):
             self._all.add(
-                child := await ChildProcess.spawn(
-                    self._environ, self._limits.memory_mb, self._start
-                )
+                child := await ChildProcess.spawn(self._environ, self._limits.told(), self._start)
             )
             return child
         raise AssertionError  # a shielded scope swallows nothing

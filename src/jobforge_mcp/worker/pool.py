@@ -260,7 +260,13 @@ class WorkerPool:
             SecretStore.from_settings(settings, self._environ),
         )
         self._children = ChildPool(
-            ChildLimits(settings.process_children, settings.child_memory_mb, self._kill_grace),
+            ChildLimits(
+                settings.process_children,
+                settings.child_memory_mb,
+                self._kill_grace,
+                settings.child_cpu_seconds,
+                settings.child_processes,
+            ),
             asked=self._services,
             start=self._start_task,
             environ=self._environ,
