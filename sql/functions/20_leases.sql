@@ -48,6 +48,7 @@ set search_path = jobforge, pg_temp
 set enable_hashjoin = off
 set enable_mergejoin = off
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare
@@ -103,6 +104,7 @@ set search_path = jobforge, pg_temp
 set enable_mergejoin = off
 set enable_hashjoin = off
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare
@@ -269,6 +271,7 @@ security definer set search_path = jobforge, pg_temp
 set enable_mergejoin = off
 set enable_hashjoin = off
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare

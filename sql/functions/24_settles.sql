@@ -25,6 +25,7 @@ returns table (ord integer, tenant_id text, job_id uuid, epoch integer, attempt_
 language plpgsql volatile
 set search_path = jobforge, pg_temp
 set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 begin
@@ -71,6 +72,7 @@ returns table (job_id uuid, epoch integer, outcome text, status text, finished_a
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
 set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare

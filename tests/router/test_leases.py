@@ -129,7 +129,7 @@ async def test_a_batch_is_settled_in_order_each_by_its_own_fence(
 ) -> None:
     await router.enqueue_jobs(acme, [ECHO] * 3)
     fences = [job.fence for job in await claim(worker_router)]
-    forged = replace(fences[1], lease_id=LeaseId(uuid4()))
+    forged = fences[1]._replace(lease_id=LeaseId(uuid4()))
     batch = [Completion(fences[0], "1"), Completion(forged, "2"), Completion(fences[2], "3")]
 
     settled = await worker_router.complete_jobs(batch)

@@ -51,7 +51,6 @@ async def enqueue_inline(desk: Desk, pool: WorkerPool, job_type: str) -> Claimed
         timeout_ms=job.timeout_ms,
         is_dry_run=False,
         is_suspect=False,
-        created_at=enqueued.created_at,
         claimed_at=enqueued.created_at,
         lease_until=enqueued.lease_until,
     )

@@ -20,7 +20,7 @@ def an_attempt(job_type: str = "t") -> Attempt:
     now = datetime.now(UTC)
     fence = Fence(TenantId("acme"), LeaseId(uuid4()), JobId(uuid4()), 1)
     claimed = ClaimedJob(
-        fence, job_type, "1", "{}", None, None, 1, 3, 1_000, False, False, now, now, now
+        fence, job_type, "1", "{}", None, None, 1, 3, 1_000, False, False, now, now
     )
     return Attempt(claimed, LeaseHold(fence.tenant_id, fence.lease_id, 0.0))
 

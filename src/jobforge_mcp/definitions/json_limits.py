@@ -68,6 +68,13 @@ def dump_limited(value: object, *, what: What = "input", max_bytes: int = MAX_BY
     return text
 
 
+def check_written(text: str, *, what: What = "input", max_bytes: int = MAX_BYTES) -> None:
+    """Make the same checks of text that a JSON writer has written; it is parsed only where it could break a limit."""
+    _check_size(_size(text, what), what, max_bytes)
+    if _may_break_a_limit(text):
+        load_limited(text, what=what, max_bytes=max_bytes)
+
+
 def check_value(value: object, *, what: What = "input") -> None:
     """Refuse a value that is not JSON, is nested too deeply, or holds a number or text that would not survive."""
     _check(value, 0, what)

@@ -6,6 +6,7 @@ may come from ``psql``. A result is checked before the run may be ``succeeded``.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from jobforge_mcp.definitions.json_limits import (
     MAX_BYTES,
     MAX_RESULT_BYTES,
     check_value,
+    check_written,
     dump_limited,
     load_limited,
 )
@@ -253,11 +255,8 @@ def check_output(bound: BoundJob, value: object) -> str:
     """
     try:
         checked = bound.output_type.validate_python(value)
-        result = cast(
-            "JsonValue",
-            bound.output_type.dump_python(checked, mode="json", by_alias=True, warnings="error"),
-        )
-        text = dump_limited(result, what="result", max_bytes=MAX_RESULT_BYTES)
+        text = bound.output_type.dump_json(checked, by_alias=True, warnings="error").decode()
+        check_written(text, what="result", max_bytes=MAX_RESULT_BYTES)
         # where the type says nothing of a number, pydantic writes null for NaN
         if "null" in text and _is_infinite(bound.output_type.dump_python(checked)):
             raise _bad_output("a number is infinite or NaN, which JSON cannot say")
@@ -267,8 +266,9 @@ def check_output(bound: BoundJob, value: object) -> str:
         raise _bad_output("a value is not of its declared type, or has no JSON form") from None
     except CallerError as error:
         raise PermanentError(error.message, code=error.code, hint=error.hint) from None
-    problems = bound.output_schema.problems(result) if bound.output_schema is not None else []
-    if problems:
+    if bound.output_schema is not None and (
+        problems := bound.output_schema.problems(json.loads(text))
+    ):
         raise _bad_output("; ".join(problems))
     return text
 

@@ -6,7 +6,7 @@ an attempt may be repeated when its answer was lost: the database recognises it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, LiteralString
 
@@ -15,6 +15,7 @@ from jobforge_mcp.errors import LeaseLostError
 from jobforge_mcp.router.errors import translated
 from jobforge_mcp.router.evidence import ArtifactRouter
 from jobforge_mcp.router.rows import (
+    CLAIMED_COLUMNS,
     error_json,
     fence_arrays,
     labels_json,
@@ -34,9 +35,11 @@ from jobforge_mcp.types import (
     Enqueued,
     Failure,
     Fence,
+    JobId,
     NewJob,
     Report,
     ReportAnswer,
+    RunStatus,
     Settled,
     SettleOutcome,
     TenantId,
@@ -52,8 +55,10 @@ _FAIL_JOBS: LiteralString = f"""
 _RELEASE_JOBS: LiteralString = f"select r.* from jobforge.release_jobs({_FENCES}) as r"
 _REPORT_PROGRESS: LiteralString = f"""
     select r.* from jobforge.report_progress({_FENCES}, %s::float8[], %s::float8[], %s::text[], %s::text[]) as r"""
-_CLAIM_JOBS: LiteralString = """
-    select r.* from jobforge.claim_jobs(%s::text, %s::text[], %s::int, %s::text, %s::text[], %s::int, %s::boolean,
+_COMPLETE_MANY: LiteralString = f"{_COMPLETE_JOBS} where r.outcome <> 'accepted'"
+_CLAIM_JOBS: LiteralString = f"""
+    select {CLAIMED_COLUMNS}
+    from jobforge.claim_jobs(%s::text, %s::text[], %s::int, %s::text, %s::text[], %s::int, %s::boolean,
       %s::text[], %s::text[], %s::int[], %s::timestamptz[], %s::uuid[]) as r"""
 _ENQUEUE_CHILD: LiteralString = """
     select r.* from jobforge.enqueue_child(%s::text, %s::uuid, %s::uuid, %s::int, %s::text, %s::text, %s::text, %s::text,
@@ -122,7 +127,9 @@ class WorkerRouter:
                 else (start.tenants, start.types, start.priorities, start.run_ats, start.job_ids)
             ),
         ]
-        return [to_claimed_job(row) for row in await self._fetch(_CLAIM_JOBS, arguments)]
+        with translated():
+            rows = await self._database.fetch_tuples(_CLAIM_JOBS, arguments)
+        return [to_claimed_job(row) for row in rows]
 
     async def report_progress(self, reports: Sequence[Report]) -> list[ReportAnswer]:
         """Store progress and log lines, and learn which runs are to be canceled; answers in the order of the reports."""
@@ -141,10 +148,17 @@ class WorkerRouter:
         """Settle attempts that succeeded; answers in the order given."""
         if not completions:
             return []
+        is_one = len(completions) == 1
         rows = await self._fetch(
-            _COMPLETE_JOBS, _completion_arguments(completions), is_repeatable=True
+            _COMPLETE_JOBS if is_one else _COMPLETE_MANY,
+            _completion_arguments(completions),
+            is_repeatable=True,
         )
-        return [to_settled(row) for row in rows]
+        if is_one:
+            return [to_settled(row) for row in rows]
+        # Of many only those are told that were not accepted, which mostly are none.
+        others = {(row["job_id"], row["epoch"]): to_settled(row) for row in rows}
+        return [_accepted(c.fence, others) for c in completions]
 
     async def fail_jobs(self, failures: Sequence[Failure]) -> list[Settled]:
         """Settle attempts that did not succeed; the database decides what follows. Answers in the order given."""
@@ -286,6 +300,12 @@ class JobTransaction:
                 hint="stop; whatever this attempt wrote in the transaction is rolled back",
             )
         return settled
+
+
+def _accepted(fence: Fence, others: Mapping[tuple[JobId, int], Settled]) -> Settled:
+    if others and (answer := others.get((fence.job_id, fence.epoch))) is not None:
+        return answer
+    return Settled(fence.job_id, fence.epoch, SettleOutcome.ACCEPTED, RunStatus.SUCCEEDED)
 
 
 def _completion_arguments(completions: Sequence[Completion]) -> list[object]:

@@ -144,22 +144,37 @@ class Attempt:
     """Its verdict was handed over; a second one, or progress, is dropped."""
     children: int = 0
     """Child runs enqueued so far, for their default keys."""
-    artifacts: set[str] = field(default_factory=set[str])
-    """Names of the artifacts that were stored or are on their way, for the limit of their count."""
-    evidence: Evidence = field(init=False)
+    fence: Fence = field(init=False)
+    """What every call to the database speaks for."""
+    # The rest is made when it is first needed: most attempts are short and have nothing to say.
+    _artifacts: set[str] | None = None
+    _evidence: Evidence | None = None
+    _claimed_at: float = field(init=False)
     _secrets: Redactor | None = field(default=None, repr=False)
     _progress: tuple[float, float | None, str | None] | None = None
-    _logs: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    _logs: list[tuple[str, str]] | None = None
     _lines: int = 0
 
     def __post_init__(self) -> None:
-        fence = self.claimed.fence
-        self.evidence = Evidence(fence.job_id, fence.epoch, self.claimed.claimed_at)
+        self.fence = self.claimed.fence
+        self._claimed_at = self.received_at
 
     @property
-    def fence(self) -> Fence:
-        """Return what every call to the database speaks for."""
-        return self.claimed.fence
+    def artifacts(self) -> set[str]:
+        """Names of the artifacts that were stored or are on their way, for the limit of their count."""
+        if self._artifacts is None:
+            self._artifacts = set()
+        return self._artifacts
+
+    @property
+    def evidence(self) -> Evidence:
+        """What it took from outside its input, and what it decided."""
+        if self._evidence is None:
+            fence = self.fence
+            self._evidence = Evidence(
+                fence.job_id, fence.epoch, self.claimed.claimed_at, self._claimed_at
+            )
+        return self._evidence
 
     @property
     def deadline(self) -> float:
@@ -223,6 +238,7 @@ class Attempt:
         if self._lines == MAX_LOG_LINES:
             level, message = "warning", f"further lines are dropped: {MAX_LOG_LINES} are kept"
         self._lines += 1
+        self._logs = self._logs or []
         self._logs.append((level, capped(self.redact(message), MAX_LOG_LINE_BYTES)))
         return True
 
@@ -236,20 +252,21 @@ class Attempt:
         if not self.is_dirty:
             return None
         done, total, message = self._progress or (None, None, None)
-        logs = tuple(self._logs[:LINES_PER_REPORT])
-        del self._logs[:LINES_PER_REPORT]
+        lines = self._logs or []
+        logs = tuple(lines[:LINES_PER_REPORT])
+        del lines[:LINES_PER_REPORT]
         self._progress = None
         return Report(self.fence, done, total, message, logs)
 
     def give_back(self, report: Report) -> None:
         """Keep a report that could not be delivered for the next try."""
-        self._logs[:0] = report.logs
+        self._logs = [*report.logs, *(self._logs or ())]
         if self._progress is None and report.done is not None:
             self._progress = (report.done, report.total, report.message)
 
     def manifest(self) -> str | None:
         """Write what the attempt says of itself, without the secrets it was given."""
-        facts = self.evidence.facts()
+        facts = None if self._evidence is None else self._evidence.facts()
         return None if facts is None else self.redact_json(facts)
 
     def redact_bytes(self, data: bytes) -> bytes:

@@ -257,7 +257,7 @@ def run(line: Line, request: JsonObject) -> JsonObject:
         bound = resolve(HandlerRef(str(request["source"]), str(request["name"])))
         validated = bound.input_type.validate_python(load_limited(str(request["payload"])))
         link = ChildLink(line, is_async=bound.is_async, spool=str(request["spool"]))
-        context = JobContext(facts, validated, link=link, evidence=evidence)
+        context = JobContext(facts, validated, link=link, evidence=lambda: evidence)
         value = _call(bound, validated, context)
         answer: JsonObject = {"op": "done", "result": check_output(bound, value)}
     except Stopped:

@@ -6,12 +6,12 @@ One class for every handler, wherever it runs. What belongs to the place (event 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, LiteralString, Protocol, TypeAlias
+from typing import Any, Literal, LiteralString, NamedTuple, Protocol, TypeAlias
 from uuid import UUID
 
 from jobforge_mcp.errors import JobForgeError
@@ -22,8 +22,7 @@ LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 """How much a log line matters."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunFacts:
+class RunFacts(NamedTuple):
     """What is fixed for one attempt."""
 
     run_id: JobId
@@ -157,7 +156,12 @@ class JobContext:
     __slots__ = ("_evidence", "_facts", "_input", "_link")
 
     def __init__(
-        self, facts: RunFacts, validated: object, *, link: ContextLink, evidence: Evidence
+        self,
+        facts: RunFacts,
+        validated: object,
+        *,
+        link: ContextLink,
+        evidence: Callable[[], Evidence],
     ) -> None:
         self._facts = facts
         self._input = validated
@@ -369,15 +373,15 @@ class JobContext:
 
     def now(self) -> datetime:
         """Return the time by the database's clock, recorded."""
-        return self._evidence.now()
+        return self._evidence().now()
 
     def random(self) -> float:
         """Return a number of [0, 1), recorded and seeded by run and epoch; no material for secrets."""
-        return self._evidence.random()
+        return self._evidence().random()
 
     def uuid(self) -> UUID:
         """Return a UUID, recorded and seeded by run and epoch; no material for secrets."""
-        return self._evidence.uuid()
+        return self._evidence().uuid()
 
 
 def artifact_request(

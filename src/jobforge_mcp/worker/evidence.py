@@ -39,6 +39,8 @@ class Evidence:
     epoch: int
     origin: datetime
     """Time of the claim by the database's clock, from which :meth:`now` counts on."""
+    started: float = field(default_factory=time.monotonic, repr=False)
+    """The same by the monotonic clock."""
     entries: list[tuple[str, JsonValue]] = field(default_factory=list[tuple[str, JsonValue]])
     """Kind and value of each reading, oldest first."""
     dropped: int = 0
@@ -50,7 +52,6 @@ class Evidence:
     metrics: dict[str, JsonValue] = field(default_factory=dict[str, JsonValue])
     """What was measured of the handler, where it runs alone: ``cpuMs``, ``memoryMb``."""
     _random: random.Random | None = field(default=None, repr=False)
-    _started: float = field(default_factory=time.monotonic, repr=False)
 
     @property
     def seed(self) -> str:
@@ -59,7 +60,7 @@ class Evidence:
 
     def now(self) -> datetime:
         """Read the database's clock, as it was at the claim and has run on since."""
-        value = self.origin + timedelta(seconds=time.monotonic() - self._started)
+        value = self.origin + timedelta(seconds=time.monotonic() - self.started)
         self._record("now", value.isoformat())
         return value
 

@@ -152,10 +152,8 @@ class Settler:
         return await _statement(self._router, [a.verdict for a in attempts if a.verdict])
 
     def _tell(self, attempts: list[Attempt], answers: Sequence[Settled]) -> None:
-        by_claim = {(answer.job_id, answer.epoch): answer for answer in answers}
-        for attempt in attempts:
-            fence = attempt.fence
-            self._on_settled(attempt, by_claim.get((fence.job_id, fence.epoch)))
+        for attempt, answer in zip(attempts, answers, strict=True):
+            self._on_settled(attempt, answer)
 
 
 def _statement(router: WorkerRouter, verdicts: Sequence[Verdict]) -> Awaitable[list[Settled]]:

@@ -219,7 +219,6 @@ def _claimed(call: Call, job: NewJob, enqueued: Enqueued, *, definition: str | N
         timeout_ms=job.timeout_ms,
         is_dry_run=job.is_dry_run,
         is_suspect=False,
-        created_at=enqueued.created_at,
         claimed_at=enqueued.created_at,
         lease_until=enqueued.lease_until,
         lane_type=job.lane_type,
