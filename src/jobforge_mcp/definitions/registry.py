@@ -257,9 +257,13 @@ def check_output(bound: BoundJob, value: object) -> str:
         checked = bound.output_type.validate_python(value)
         text = bound.output_type.dump_json(checked, by_alias=True, warnings="error").decode()
         check_written(text, what="result", max_bytes=MAX_RESULT_BYTES)
-        # where the type says nothing of a number, pydantic writes null for NaN
+        # the writer makes null of what JSON cannot say
         if "null" in text and _is_infinite(bound.output_type.dump_python(checked)):
-            raise _bad_output("a number is infinite or NaN, which JSON cannot say")
+            raise PermanentError(
+                "the result holds a number that is infinite or NaN, and JSON has no such value",
+                code="RESULT_NUMBER_RANGE",
+                hint="return null or a string instead",
+            )
     except ValidationError as error:
         raise _bad_output(complaint(error)) from None
     except PydanticSerializationError:
