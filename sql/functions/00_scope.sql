@@ -325,7 +325,8 @@ declare
 begin
   -- most calls bring one text; an expression costs a tenth of a statement
   if cardinality(p_texts) = 1 and octet_length(p_texts[1]) <= p_bytes
-    and p_texts[1] !~ '[0-9][eE][+-]?0*[1-9][0-9]|[0-9]{200}'
+    and (octet_length(p_texts[1]) < 200 and p_texts[1] !~ '[0-9][eE]'
+      or p_texts[1] !~ '[0-9][eE][+-]?0*[1-9][0-9]|[0-9]{200}')
   then
     return;
   end if;
@@ -334,7 +335,9 @@ begin
       hint = 'Store large data elsewhere and pass a reference.';
   end if;
   for v_text in
-    select u.text from unnest(p_texts) u(text) where u.text ~ '[0-9][eE][+-]?0*[1-9][0-9]|[0-9]{200}'
+    select u.text from unnest(p_texts) u(text)
+    where (octet_length(u.text) >= 200 or u.text ~ '[0-9][eE]')  -- most are short and plain, and the next is dear
+      and u.text ~ '[0-9][eE][+-]?0*[1-9][0-9]|[0-9]{200}'
   loop
     if regexp_replace(v_text, '"([^"\\]|\\.)*"', '""', 'g')
       ~ '[eE][+-]?0*([1-9][0-9]{3}|[4-9][0-9]{2}|3[1-9][0-9]|309)|([0-9]{103}){3}'
