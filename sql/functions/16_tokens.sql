@@ -51,14 +51,20 @@ as $$ select j.confinement from jobforge.jobs j where j.tenant_id = p_tenant_id 
 comment on function jobforge.inherited_confinement(text, uuid) is 'Job types that the children of a run are confined to; null if to none.';
 
 -- What is refused for the scope's own token, or for the one under which the parent was enqueued. Returns what the new jobs
--- pass on to their own children.
+-- pass on to their own children. Steps of compositions are no exception: who registered a composition may have been allowed
+-- more than who runs it. A registered job that is one handler under another name runs in that handler's lane: what a token
+-- denies it denies under every name, while what it allows it allows by the name of the run.
 drop function if exists jobforge.require_types(text[]);
-create or replace function jobforge.require_types(p_tenant_id text, p_job_types text[], p_parent_id uuid default null) returns jsonb
+drop function if exists jobforge.require_types(text, text[], uuid);
+create or replace function jobforge.require_types(
+  p_tenant_id text, p_job_types text[], p_parent_id uuid default null, p_lane_types text[] default null) returns jsonb
 language plpgsql volatile
 set search_path = jobforge, pg_temp
 as $$
 declare
   v_claims jsonb;
+  v_refused text;
+  v_claim text;
 begin
   if p_parent_id is not null then
     v_claims := jobforge.inherited_confinement(p_tenant_id, p_parent_id);
@@ -68,19 +74,26 @@ begin
   if v_claims is null then
     return null;
   end if;
-  if exists (select from unnest(p_job_types) u(job_type) where jobforge.allows_type(v_claims, u.job_type) is not true)
-    -- a composition's steps are what was registered: who may run it may run them
-    and not exists (select from jobforge.jobs j
-      where j.tenant_id = p_tenant_id and j.id = p_parent_id and j.lane_type = 'jobforge.composition')
-  then
+  select u.job_type, case when jobforge.allows_type(v_claims - 'jobTypes', u.job_type) is true
+      and (u.lane_type is null or jobforge.allows_type(v_claims - 'jobTypes', u.lane_type)) then 'jobTypes' else 'denyTypes' end
+  into v_refused, v_claim
+  from unnest(p_job_types, p_lane_types) with ordinality u(job_type, lane_type, ord)
+  where jobforge.allows_type(v_claims, u.job_type) is not true
+    or (u.lane_type is not null and jobforge.allows_type(v_claims - 'jobTypes', u.lane_type) is not true)
+  order by u.ord limit 1;
+  if found then
     perform jobforge.note_refusal();
-    raise exception 'the policy token does not allow jobs of this type' using errcode = 'JF403',
-      hint = case when p_parent_id is null then 'list-jobs shows those it allows.'
-        else 'What a handler enqueues is held to the token that enqueued its run.' end;
+    if p_parent_id is null then
+      raise exception 'the policy token does not allow jobs of this type' using errcode = 'JF403',
+        hint = 'list-jobs shows those it allows.';
+    end if;
+    raise exception 'the policy token that started the run does not allow jobs of type %: its claim %', v_refused,
+      case when v_claim = 'denyTypes' then 'deny_types names it' else 'job_types does not' end
+      using errcode = 'JF403', hint = 'What a run starts is held to the token that started the run.';
   end if;
   return jsonb_strip_nulls(jsonb_build_object('jobTypes', v_claims -> 'jobTypes', 'denyTypes', v_claims -> 'denyTypes'));
 end $$;
-comment on function jobforge.require_types(text, text[], uuid) is
+comment on function jobforge.require_types(text, text[], uuid, text[]) is
   'Refuse job types that the token, or that of the parent''s first ancestor, does not allow; returns what children inherit.';
 
 -- The token as it was issued, and each that narrowed it.

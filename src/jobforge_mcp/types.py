@@ -640,7 +640,7 @@ class StepRun:
     """Path of the step in the definition."""
     child_id: JobId
     status: str
-    """``open``, ``purged`` when the run is gone, or the run's final status."""
+    """``open``, ``purged`` when the run is gone, ``refused`` when there never was one, or the run's final status."""
     result: str | None
     """JSON text, where it was asked for."""
     error: str | None

@@ -1,24 +1,36 @@
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import anyio
+import psycopg
 import pytest
 
 from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.db.pool import Database
+from jobforge_mcp.definitions.composition import COMPOSITION_TYPE
 from jobforge_mcp.definitions.loader import load_jobs
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.router.leases import WorkerRouter
 from jobforge_mcp.settings import Settings
-from jobforge_mcp.types import Attempt, Caller, CallOrigin, JobId, JsonValue, NewJob, Run
+from jobforge_mcp.types import (
+    Attempt,
+    Caller,
+    CallOrigin,
+    JobId,
+    JsonValue,
+    NewJob,
+    Run,
+    RunStatus,
+)
 from jobforge_mcp.worker.pool import WorkerPool
 from tests.postgres import ScratchDatabase
 
@@ -138,3 +150,72 @@ async def eventually(holds: Callable[[], bool | Awaitable[bool]], seconds: float
             if answer if isinstance(answer, bool) else await answer:
                 return
             await anyio.sleep(0.02)
+
+
+class Composer(Protocol):
+    """Registers a composition and enqueues a run of it."""
+
+    async def __call__(
+        self,
+        definition: object,
+        input: JsonValue = None,
+        *,
+        version: str = "1",
+        caller: Caller | None = None,
+        **named: object,
+    ) -> JobId: ...
+
+
+@pytest.fixture
+def compose(database: ScratchDatabase, desk: Desk) -> Composer:
+    """Have a definition there, as ``register-job`` leaves it, and run it."""
+
+    async def run(
+        definition: object,
+        input: JsonValue = None,
+        *,
+        version: str = "1",
+        caller: Caller | None = None,
+        **named: object,
+    ) -> JobId:
+        with database.connect() as connection:
+            connection.execute(
+                """insert into jobforge.job_definitions (tenant_id, job_type, job_version, definition,
+                  definition_hash, created_at, lane_type, approved_at)
+                values ('acme', 'acme.flow', %s, %s, '', jobforge.now(), %s, jobforge.now())""",
+                [version, json.dumps(definition), COMPOSITION_TYPE],
+            )
+            connection.execute(
+                """insert into jobforge.registered_jobs (tenant_id, job_type, name_key, job_version,
+                  latest_version, version_no, search_text, created_at, updated_at)
+                values ('acme', 'acme.flow', 'acme.flow', %s, %s, 1, '', jobforge.now(), jobforge.now())
+                on conflict (tenant_id, job_type) do update set job_version = excluded.job_version""",
+                [version, version],
+            )
+        job = NewJob(
+            "acme.flow", json.dumps(input), job_version=version, lane_type=COMPOSITION_TYPE
+        )
+        job = replace(job, **named)
+        enqueued = await desk.router.enqueue_job(
+            caller or desk.caller, job, origin=CallOrigin("test")
+        )
+        return enqueued.job_id
+
+    return run
+
+
+async def result_of(desk: Desk, job_id: JobId) -> JsonValue:
+    run = await desk.until_final(job_id)
+    assert run.status is RunStatus.SUCCEEDED, run
+    return json.loads(run.result or "null")
+
+
+def steps_of(admin: psycopg.Connection, job_id: JobId) -> dict[str, tuple[str, str | None]]:
+    """Read what became of the steps of a composition: type and final status, by path."""
+    rows = admin.execute(
+        """select s.step, j.job_type, j.final_status from jobforge.composition_steps s
+        join jobforge.jobs j on j.tenant_id = s.tenant_id and j.id = s.child_id
+        where s.job_id = %s""",
+        [job_id],
+    )
+    return {step: (job_type, status) for step, job_type, status in rows}

@@ -2,77 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
-from typing import Protocol, cast
+from typing import cast
 
 import anyio
 import psycopg
 import pytest
 
-from jobforge_mcp.definitions.composition import COMPOSITION_TYPE
-from jobforge_mcp.types import CallOrigin, JobId, JsonObject, JsonValue, NewJob, RunStatus
-from tests.postgres import ScratchDatabase
-from tests.worker.conftest import Desk, PoolMaker, eventually
+from jobforge_mcp.types import JsonObject, JsonValue, RunStatus
+from tests.worker.conftest import (
+    Composer,
+    Desk,
+    PoolMaker,
+    eventually,
+    result_of,
+    steps_of,
+)
 from tests.worker.test_processes import Starter, start_worker
 
 __all__ = ["start_worker"]
-
-
-class Composer(Protocol):
-    """Registers a composition and enqueues a run of it."""
-
-    async def __call__(
-        self, definition: object, input: JsonValue = None, *, version: str = "1", **named: object
-    ) -> JobId: ...
-
-
-@pytest.fixture
-def compose(database: ScratchDatabase, desk: Desk) -> Composer:
-    """Have a definition there, as ``register-job`` leaves it, and run it."""
-
-    async def run(
-        definition: object, input: JsonValue = None, *, version: str = "1", **named: object
-    ) -> JobId:
-        with database.connect() as connection:
-            connection.execute(
-                """insert into jobforge.job_definitions (tenant_id, job_type, job_version, definition,
-                  definition_hash, created_at, lane_type, approved_at)
-                values ('acme', 'acme.flow', %s, %s, '', jobforge.now(), %s, jobforge.now())""",
-                [version, json.dumps(definition), COMPOSITION_TYPE],
-            )
-            connection.execute(
-                """insert into jobforge.registered_jobs (tenant_id, job_type, name_key, job_version,
-                  latest_version, version_no, search_text, created_at, updated_at)
-                values ('acme', 'acme.flow', 'acme.flow', %s, %s, 1, '', jobforge.now(), jobforge.now())
-                on conflict (tenant_id, job_type) do update set job_version = excluded.job_version""",
-                [version, version],
-            )
-        job = NewJob(
-            "acme.flow", json.dumps(input), job_version=version, lane_type=COMPOSITION_TYPE
-        )
-        job = replace(job, **named)
-        enqueued = await desk.router.enqueue_job(desk.caller, job, origin=CallOrigin("test"))
-        return enqueued.job_id
-
-    return run
-
-
-async def result_of(desk: Desk, job_id: JobId) -> JsonValue:
-    run = await desk.until_final(job_id)
-    assert run.status is RunStatus.SUCCEEDED, run
-    return json.loads(run.result or "null")
-
-
-def steps_of(admin: psycopg.Connection, job_id: JobId) -> dict[str, tuple[str, str | None]]:
-    """Read what became of the steps of a composition: type and final status, by path."""
-    rows = admin.execute(
-        """select s.step, j.job_type, j.final_status from jobforge.composition_steps s
-        join jobforge.jobs j on j.tenant_id = s.tenant_id and j.id = s.child_id
-        where s.job_id = %s""",
-        [job_id],
-    )
-    return {step: (job_type, status) for step, job_type, status in rows}
 
 
 CHAIN: JsonObject = {

@@ -8,7 +8,7 @@ enqueued are found, those that were not are enqueued, and each has one run. What
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import cast
@@ -18,12 +18,20 @@ import structlog
 
 from jobforge_mcp.definitions.composition import Composition, parse_composition
 from jobforge_mcp.definitions.json_limits import dump_limited, load_limited
-from jobforge_mcp.definitions.schema import Schema
-from jobforge_mcp.errors import CallerError, DefinitionError, JobForgeError, LeaseLostError
+from jobforge_mcp.definitions.schema import Schema, input_defaults
+from jobforge_mcp.errors import (
+    CallerError,
+    DefinitionError,
+    InvalidInputError,
+    JobForgeError,
+    LeaseLostError,
+    PolicyDeniedError,
+)
 from jobforge_mcp.types import (
     Completion,
     Failure,
     FailureKind,
+    JobId,
     JsonObject,
     JsonValue,
     NewJob,
@@ -77,7 +85,7 @@ class _Attempt:
     async def go_on(self) -> Verdict:
         """Look until there is nothing more to do now."""
         composition, definition = self._read()
-        scope = self._scope()
+        scope = self._scope(definition)
         runs = {run.step: run for run in await self._steps()}
         results: dict[str, JsonValue] = {}
         while True:
@@ -102,7 +110,7 @@ class _Attempt:
             raise DefinitionError(f"the definition of {self.attempt.claimed.job_type} is not there")
         return parse_composition(text), cast("JsonObject", json.loads(text))
 
-    def _scope(self) -> JsonObject:
+    def _scope(self, definition: JsonObject) -> JsonObject:
         claimed = self.attempt.claimed
         run: JsonObject = {
             "id": str(claimed.fence.job_id),
@@ -110,7 +118,22 @@ class _Attempt:
             "projectId": claimed.project_id,
             "dryRun": claimed.is_dry_run,
         }
-        return {"input": load_limited(claimed.payload), "run": run}
+        return {"input": self._input(definition), "run": run}
+
+    def _input(self, definition: JsonObject) -> JsonValue:
+        """Return the input as its schema has it: whoever enqueued it by plain SQL had nobody look at it."""
+        given = load_limited(self.attempt.claimed.payload)
+        schema = definition.get("inputSchema")
+        if not isinstance(schema, dict):
+            return given
+        if isinstance(given, dict):
+            given = {**input_defaults(schema), **given}
+        problems = Schema(schema).problems(given)
+        if problems:
+            raise InvalidInputError(
+                f"the input of {self.attempt.claimed.job_type} does not fit: {'; '.join(problems)}"
+            )
+        return given
 
     async def _steps(self) -> list[StepRun]:
         return await self.services.router.steps.list_steps(self.attempt.fence)
@@ -132,7 +155,7 @@ class _Attempt:
         return {run.step: run for run in found if run.status != "succeeded"}
 
     async def _enqueue(self, steps: list[NextStep]) -> Mapping[str, StepRun]:
-        """Enqueue steps; one whose input its job does not take has failed without a run."""
+        """Enqueue steps; one that its job, a token or a limit refuses has failed without a run."""
         jobs: list[tuple[str, NewJob, int | None]] = []
         refused: dict[str, StepRun] = {}
         prepared = await self.services.prepare_steps(
@@ -143,17 +166,48 @@ class _Attempt:
                 jobs.append((step.path, _with_overrides(job, step), step.step.priority))
             else:
                 refused[step.path] = self._never_ran(step.path, job)
-        if not jobs:
-            return refused
-        enqueued = await self.services.router.steps.enqueue_steps(self.attempt.fence, jobs)
+        return {**refused, **await self._enqueue_allowed(jobs)} if jobs else refused
+
+    async def _enqueue_allowed(
+        self, jobs: list[tuple[str, NewJob, int | None]]
+    ) -> Mapping[str, StepRun]:
+        """Enqueue steps together; where a token or a limit refuses some, those have failed and the others are enqueued."""
+        try:
+            return self._opened(
+                await self.services.router.steps.enqueue_steps(self.attempt.fence, jobs)
+            )
+        except CallerError as error:
+            if error.retryable:
+                raise
+            if len(jobs) == 1:
+                return {jobs[0][0]: self._never_ran(jobs[0][0], error)}
+        runs: dict[str, StepRun] = {}
+        denied: dict[str, PolicyDeniedError] = {}
+        for path, job, priority in jobs:
+            error = denied.get(job.job_type)
+            try:
+                if error is not None:
+                    raise error
+                one = await self.services.router.steps.enqueue_steps(
+                    self.attempt.fence, [(path, job, priority)]
+                )
+                runs |= self._opened(one)
+            except CallerError as refusal:
+                if refusal.retryable:
+                    raise
+                if isinstance(refusal, PolicyDeniedError):
+                    denied[job.job_type] = refusal
+                runs[path] = self._never_ran(path, refusal)
+        return runs
+
+    def _opened(self, enqueued: Sequence[tuple[str, JobId]]) -> dict[str, StepRun]:
         now = self.attempt.claimed.claimed_at
-        opened = {path: StepRun(path, child, "open", None, None, now) for path, child in enqueued}
-        return {**refused, **opened}
+        return {path: StepRun(path, child, "open", None, None, now) for path, child in enqueued}
 
     def _never_ran(self, path: str, error: JobForgeError) -> StepRun:
-        text = json.dumps({"code": error.code, "message": error.message})
+        text = json.dumps({"code": error.code, "message": error.message, "hint": error.hint})
         run_id = self.attempt.fence.job_id
-        return StepRun(path, run_id, "failed", None, text, self.attempt.claimed.claimed_at)
+        return StepRun(path, run_id, "refused", None, text, self.attempt.claimed.claimed_at)
 
     # Ends
 

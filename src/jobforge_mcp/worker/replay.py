@@ -290,6 +290,13 @@ def _error_of(run: StepRun, path: str, step: Step) -> RunError:
         return RunError("STEP_PURGED", message, retryable=False)
     told = cast("JsonObject", json.loads(run.error or "{}"))
     said = str(told.get("message") or run.status)[:1_000]
+    if run.status == "refused":
+        return RunError(
+            str(told["code"])[:100],
+            f"{_named(path)} ({step.handler}) was refused and never ran: {said}",
+            retryable=False,
+            hint=cast("str | None", told.get("hint")),
+        )
     return RunError(
         str(told.get("code") or "STEP_FAILED")[:100],
         f"{_named(path)} ({step.handler}) ended {run.status}: {said}",
