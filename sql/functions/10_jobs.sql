@@ -25,6 +25,12 @@ begin
 end $$;
 comment on function jobforge.states_of(text, uuid[]) is 'Status, version and times of runs by id.';
 
+-- What every client can write down: drivers and calendars end elsewhere. Without a search_path of its own it is inlined.
+create or replace function jobforge.is_due_time(p_run_at timestamptz) returns boolean
+language sql immutable
+as $$ select p_run_at >= '1970-01-01 00:00:00+00'::timestamptz and p_run_at < '10000-01-01 00:00:00+00'::timestamptz $$;
+comment on function jobforge.is_due_time(timestamptz) is 'Whether a run may be due at a time: from 1970 to 9999, in UTC.';
+
 -- How long past its timeout a job may keep a lease: the time its worker has to stop it.
 -- Stable, as the sum of a time and an interval is: declared immutable it could not be inlined, and a claim of 200 jobs
 -- would spend 2 ms in calls.
@@ -119,7 +125,7 @@ begin
     or v_claims ?| array['jobTypes', 'denyTypes', 'once']
   then
     if p_parent_id is not null or v_claims ?| array['jobTypes', 'denyTypes'] then
-      v_confinement := jobforge.require_types(p_tenant_id, p_job_types, p_parent_id);
+      v_confinement := jobforge.require_types(p_tenant_id, p_job_types, p_parent_id, p_lane_types);
     end if;
     if p_lane_types is not null then
       v_lanes := jobforge.require_definitions(p_tenant_id, p_job_types, p_job_versions, p_lane_types);
@@ -351,18 +357,21 @@ comment on function jobforge.enqueue_jobs(text, text[], text[], text[], text[], 
   text[], text[]) is
   'Commit jobs to be run, one row of answer for each: created, replayed or conflict.';
 
+-- A registered job runs in the version that new runs get, or in the one that is named, and with what its definition says
+-- where the caller says nothing.
 create or replace function jobforge.enqueue_job(
   p_tenant_id text, p_job_type text, p_payload jsonb default '{}', p_idempotency_key text default null,
   p_ordering_key text default null, p_priority integer default 2, p_run_at timestamptz default null,
   p_project_id text default null, p_labels jsonb default null, p_trace_id text default null,
-  p_job_version text default '1', p_max_attempts integer default 3, p_backoff_ms integer default 1000,
-  p_backoff_multiplier float8 default 2, p_max_backoff_ms integer default 60000, p_timeout_ms integer default 300000)
+  p_job_version text default null, p_max_attempts integer default null, p_backoff_ms integer default null,
+  p_backoff_multiplier float8 default null, p_max_backoff_ms integer default null, p_timeout_ms integer default null)
 returns table (job_id uuid, outcome text, status text, version bigint, run_at timestamptz, created_at timestamptz)
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
 as $$
 declare
   v_problem text;
+  v_job record;
   v_payload text := p_payload::text;
 begin
   perform jobforge.require_tenant(p_tenant_id);
@@ -373,7 +382,7 @@ begin
     when octet_length(p_idempotency_key) not between 1 and 255 then 'an idempotency key has 1 to 255 bytes'
     when octet_length(p_ordering_key) not between 1 and 255 then 'an ordering key has 1 to 255 bytes'
     when p_priority not between 0 and 3 then 'a priority is 0 to 3, and 0 is first'
-    when not (p_run_at >= '1970-01-01 00:00:00+00' and p_run_at < '10000-01-01 00:00:00+00')
+    when not jobforge.is_due_time(p_run_at)
       then 'a run is due from 1970 to 9999, in UTC'
     when p_project_id !~ '^[A-Za-z0-9][A-Za-z0-9._:-]{0,62}$'
       then 'a project id has 1 to 63 letters, digits, dots, colons, hyphens or underscores'
@@ -389,6 +398,19 @@ begin
   end;
   if v_problem is not null then
     raise exception '%', v_problem using errcode = 'JF400', hint = 'Nothing was enqueued: correct the value.';
+  end if;
+  if exists (select from jobforge.registered_jobs r where r.tenant_id = p_tenant_id and r.job_type = p_job_type) then
+    perform jobforge.require_types(p_tenant_id, array[p_job_type]);  -- before anything is told of it
+    select * into v_job from jobforge.resolve_job(p_tenant_id, p_job_type, p_job_version, p_payload, p_idempotency_key);
+    return query
+    select e.job_id, e.outcome, e.status, e.version, e.run_at, e.created_at
+    from jobforge.enqueue_jobs(p_tenant_id, array[p_job_type], array[v_payload], null, array[p_idempotency_key],
+      array[p_ordering_key], array[p_priority], array[p_run_at], array[p_project_id], array[p_labels::text],
+      array[p_trace_id], array[v_job.job_version], array[coalesce(p_max_attempts, v_job.max_attempts)],
+      array[coalesce(p_backoff_ms, v_job.backoff_ms)], array[coalesce(p_backoff_multiplier, v_job.backoff_multiplier)],
+      array[coalesce(p_max_backoff_ms, v_job.max_backoff_ms)], array[coalesce(p_timeout_ms, v_job.timeout_ms)],
+      p_costs => array[v_job.unit_cost], p_lane_types => array[v_job.lane_type], p_claim_limits => array[v_job.claim_limits]) e;
+    return;
   end if;
   return query
   select e.job_id, e.outcome, e.status, e.version, e.run_at, e.created_at

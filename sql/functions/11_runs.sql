@@ -112,11 +112,7 @@ begin
       where j.tenant_id = p_tenant_id
         and (p_before_id is null or j.id < p_before_id)
         and (p_status is null or j.final_status = p_status)
-        and (p_job_type is null or j.job_type = p_job_type)
-        and (v_projects is null or j.project_id = any (v_projects))
-        and (v_claims is null or jobforge.allows_type(v_claims, j.job_type))
-        and (p_trace_id is null or j.trace_id = p_trace_id)
-        and (p_since is null or j.created_at >= p_since)
+        and jobforge.is_wanted(j, p_job_type, v_projects, v_claims, p_trace_id, p_since)
       order by j.id desc limit p_limit) x;
   elsif p_status in ('queued', 'running', 'waiting') then
     v_lanes := jobforge.lanes_of(p_tenant_id, p_job_type);
@@ -133,11 +129,7 @@ begin
       ) s
       join jobforge.jobs j on j.tenant_id = p_tenant_id and j.id = s.job_id
       where (p_before_id is null or j.id < p_before_id)
-        and (p_job_type is null or j.job_type = p_job_type)
-        and (v_projects is null or j.project_id = any (v_projects))
-        and (v_claims is null or jobforge.allows_type(v_claims, j.job_type))
-        and (p_trace_id is null or j.trace_id = p_trace_id)
-        and (p_since is null or j.created_at >= p_since)
+        and jobforge.is_wanted(j, p_job_type, v_projects, v_claims, p_trace_id, p_since)
       order by j.id desc limit p_limit) x;
   else
     raise exception 'no status is called %', left(p_status, 40) using errcode = 'JF400',

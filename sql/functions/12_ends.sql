@@ -212,7 +212,7 @@ declare
 begin
   perform jobforge.require_tenant(p_tenant_id);
   perform jobforge.require_run(p_tenant_id, p_job_id);
-  if not (p_run_at >= '1970-01-01 00:00:00+00' and p_run_at < '10000-01-01 00:00:00+00') then
+  if not jobforge.is_due_time(p_run_at) then
     raise exception 'a run is due from 1970 to 9999, in UTC' using errcode = 'JF400', hint = 'Nothing was retried: correct the value.';
   end if;
   if not p_is_plan and current_setting('jobforge.token_id', true) <> '' then

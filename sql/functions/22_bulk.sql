@@ -7,6 +7,22 @@
 
 set local role jobforge_rpc;
 
+-- What list_runs, cancel_runs and retry_runs ask of a run alike. Without a search_path of its own it is inlined, and costs
+-- what its conditions cost.
+create or replace function jobforge.is_wanted(
+  p_job jobforge.jobs, p_job_type text, p_project_ids text[], p_claims jsonb, p_trace_id text, p_since timestamptz)
+returns boolean
+language sql immutable
+as $$
+  select (p_job_type is null or (p_job).job_type = p_job_type)
+    and (p_project_ids is null or (p_job).project_id = any (p_project_ids))
+    and (p_claims is null or jobforge.allows_type(p_claims, (p_job).job_type))
+    and (p_trace_id is null or (p_job).trace_id = p_trace_id)
+    and (p_since is null or (p_job).created_at >= p_since)
+$$;
+comment on function jobforge.is_wanted(jobforge.jobs, text, text[], jsonb, text, timestamptz) is
+  'Whether a run is what a filter asks for, and of a project and type that the caller may name.';
+
 create or replace function jobforge.matching_runs(
   p_tenant_id text, p_is_open boolean, p_job_type text, p_statuses text[], p_project_ids text[], p_trace_id text, p_labels jsonb,
   p_error_code text, p_since timestamptz, p_before timestamptz, p_without_types text[], p_after_id uuid, p_limit integer)
@@ -42,15 +58,11 @@ begin
     and (v_after is null or j.id > v_after or (p_after_id is null and j.id = v_after))
     and (j.final_status is null) = p_is_open
     and (p_is_open or j.final_status = any (coalesce(p_statuses, v_allowed)))
-    and (p_job_type is null or j.job_type = p_job_type)
+    and jobforge.is_wanted(j, p_job_type, v_projects, v_claims, p_trace_id, p_since)
     and (p_without_types is null or j.job_type <> all (p_without_types))
     and (p_project_ids is null or j.project_id = any (p_project_ids))
-    and (v_projects is null or j.project_id = any (v_projects))
-    and (v_claims is null or jobforge.allows_type(v_claims, j.job_type))
-    and (p_trace_id is null or j.trace_id = p_trace_id)
     and (p_labels is null or j.labels @> p_labels)
     and (p_error_code is null or j.error ->> 'code' = p_error_code)
-    and (p_since is null or j.created_at >= p_since)
     and (p_before is null or j.created_at < p_before)
     and (not p_is_open or p_statuses is null or exists (
       select from jobforge.runs r where r.tenant_id = p_tenant_id and r.job_id = j.id and r.status = any (p_statuses)))
@@ -59,8 +71,46 @@ end $$;
 comment on function jobforge.matching_runs(text, boolean, text, text[], text[], text, jsonb, text, timestamptz, timestamptz, text[], uuid,
   integer) is 'Ids of open or ended runs that a filter finds, oldest first.';
 
--- A plan counts to 100,000 and names the first ten. An act refuses when more runs match than were expected: what was counted
--- before is what may be touched. The id in the answer is null when nothing is left.
+-- The first half of both bulk calls. A plan counts to 100,000 and names the first ten. An act refuses when more runs match
+-- than were expected: what was counted before is what may be touched.
+drop function if exists jobforge.refuse_more_runs(integer, integer);
+create or replace function jobforge.choose_runs(
+  p_tenant_id text, p_is_open boolean, p_job_type text, p_statuses text[], p_project_ids text[], p_trace_id text, p_labels jsonb,
+  p_error_code text, p_since timestamptz, p_before timestamptz, p_without_types text[], p_expected integer, p_after_id uuid,
+  p_limit integer, p_is_plan boolean, out matched integer, out job_ids uuid[])
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+as $$
+begin
+  if coalesce(p_limit, 0) not between 1 and 1000 then
+    raise exception 'a batch has 1 to 1,000 runs, not %', p_limit using errcode = 'JF400';
+  end if;
+  if p_is_plan or p_expected is not null then
+    job_ids := array(select m.id from jobforge.matching_runs(p_tenant_id, p_is_open, p_job_type, p_statuses, p_project_ids, p_trace_id,
+      p_labels, p_error_code, p_since, p_before, p_without_types, p_after_id,
+      case when p_is_plan then 100000 else p_expected + 1 end) m(id));
+    matched := cardinality(job_ids);
+  end if;
+  if p_is_plan then
+    perform jobforge.record_audit(p_tenant_id, case when p_is_open then 'cancel_runs' else 'retry_runs' end, 'planned', null,
+      p_job_type, jsonb_build_object('count', matched));
+    job_ids := job_ids[1:10];
+    return;
+  end if;
+  if matched > p_expected then
+    raise exception 'more runs match than the % that were expected', p_expected using errcode = 'JF409',
+      hint = 'Nothing was changed: count again, or narrow the filter.', detail = 'COUNT_CHANGED';
+  end if;
+  job_ids := array(select m.id from jobforge.matching_runs(p_tenant_id, p_is_open, p_job_type, p_statuses, p_project_ids, p_trace_id,
+    p_labels, p_error_code, p_since, p_before, p_without_types, p_after_id, p_limit) m(id));
+  if current_setting('jobforge.token_id', true) <> '' then
+    perform jobforge.use_token();
+  end if;
+end $$;
+comment on function jobforge.choose_runs(text, boolean, text, text[], text[], text, jsonb, text, timestamptz, timestamptz, text[],
+  integer, uuid, integer, boolean) is 'Count the runs that a filter finds, and take a batch of them unless it is a plan.';
+
+-- The id in the answer is null when nothing is left.
 create or replace function jobforge.cancel_runs(
   p_tenant_id text, p_job_type text default null, p_statuses text[] default null, p_project_ids text[] default null,
   p_trace_id text default null, p_labels jsonb default null, p_since timestamptz default null, p_before timestamptz default null,
@@ -80,24 +130,12 @@ declare
   v_id uuid;
 begin
   perform jobforge.require_tenant(p_tenant_id);
-  if coalesce(p_limit, 0) not between 1 and 1000 then
-    raise exception 'a batch has 1 to 1,000 runs, not %', p_limit using errcode = 'JF400';
-  end if;
-  if p_is_plan or p_expected is not null then
-    v_ids := array(select m.id from jobforge.matching_runs(p_tenant_id, true, p_job_type, p_statuses, p_project_ids, p_trace_id, p_labels,
-      null, p_since, p_before, p_without_types, p_after_id, case when p_is_plan then 100000 else p_expected + 1 end) m(id));
-    v_matched := cardinality(v_ids);
-  end if;
+  select c.matched, c.job_ids into v_matched, v_ids
+  from jobforge.choose_runs(p_tenant_id, true, p_job_type, p_statuses, p_project_ids, p_trace_id, p_labels, null, p_since, p_before,
+    p_without_types, p_expected, p_after_id, p_limit, p_is_plan) c;
   if p_is_plan then
-    perform jobforge.record_audit(p_tenant_id, 'cancel_runs', 'planned', null, p_job_type, jsonb_build_object('count', v_matched));
-    return query select v_matched, v_ids[1:10], '{}'::uuid[], null::uuid;
+    return query select v_matched, v_ids, '{}'::uuid[], null::uuid;
     return;
-  end if;
-  perform jobforge.refuse_more_runs(v_matched, p_expected);
-  v_ids := array(select m.id from jobforge.matching_runs(p_tenant_id, true, p_job_type, p_statuses, p_project_ids, p_trace_id, p_labels,
-    null, p_since, p_before, p_without_types, p_after_id, p_limit) m(id));
-  if current_setting('jobforge.token_id', true) <> '' then
-    perform jobforge.use_token();
   end if;
   if cardinality(v_ids) > 0 and (jobforge.current_claims() ? 'limits'
     or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id))
@@ -123,18 +161,6 @@ end $$;
 comment on function jobforge.cancel_runs(text, text, text[], text[], text, jsonb, timestamptz, timestamptz, text[], text, integer, uuid,
   integer, boolean) is 'Count the open runs that a filter finds, or cancel a batch of them.';
 
-create or replace function jobforge.refuse_more_runs(p_matched integer, p_expected integer) returns void
-language plpgsql immutable
-set search_path = jobforge, pg_temp
-as $$
-begin
-  if p_matched > p_expected then
-    raise exception 'more runs match than the % that were expected', p_expected using errcode = 'JF409',
-      hint = 'Nothing was changed: count again, or narrow the filter.', detail = 'COUNT_CHANGED';
-  end if;
-end $$;
-comment on function jobforge.refuse_more_runs(integer, integer) is 'Refuse to act on more runs than were counted.';
-
 create or replace function jobforge.retry_runs(
   p_tenant_id text, p_job_type text default null, p_statuses text[] default null, p_project_ids text[] default null,
   p_trace_id text default null, p_labels jsonb default null, p_error_code text default null, p_since timestamptz default null,
@@ -158,27 +184,15 @@ declare
   v_id uuid;
 begin
   perform jobforge.require_tenant(p_tenant_id);
-  if coalesce(p_limit, 0) not between 1 and 1000 then
-    raise exception 'a batch has 1 to 1,000 runs, not %', p_limit using errcode = 'JF400';
-  end if;
-  if not (p_run_at >= '1970-01-01 00:00:00+00' and p_run_at < '10000-01-01 00:00:00+00') then
+  if not jobforge.is_due_time(p_run_at) then
     raise exception 'a run is due from 1970 to 9999, in UTC' using errcode = 'JF400', hint = 'Nothing was retried: correct the value.';
   end if;
-  if p_is_plan or p_expected is not null then
-    v_ids := array(select m.id from jobforge.matching_runs(p_tenant_id, false, p_job_type, p_statuses, p_project_ids, p_trace_id, p_labels,
-      p_error_code, p_since, p_before, p_without_types, p_after_id, case when p_is_plan then 100000 else p_expected + 1 end) m(id));
-    v_matched := cardinality(v_ids);
-  end if;
+  select c.matched, c.job_ids into v_matched, v_ids
+  from jobforge.choose_runs(p_tenant_id, false, p_job_type, p_statuses, p_project_ids, p_trace_id, p_labels, p_error_code, p_since,
+    p_before, p_without_types, p_expected, p_after_id, p_limit, p_is_plan) c;
   if p_is_plan then
-    perform jobforge.record_audit(p_tenant_id, 'retry_runs', 'planned', null, p_job_type, jsonb_build_object('count', v_matched));
-    return query select v_matched, v_ids[1:10], '{}'::uuid[], null::uuid;
+    return query select v_matched, v_ids, '{}'::uuid[], null::uuid;
     return;
-  end if;
-  perform jobforge.refuse_more_runs(v_matched, p_expected);
-  v_ids := array(select m.id from jobforge.matching_runs(p_tenant_id, false, p_job_type, p_statuses, p_project_ids, p_trace_id, p_labels,
-    p_error_code, p_since, p_before, p_without_types, p_after_id, p_limit) m(id));
-  if current_setting('jobforge.token_id', true) <> '' then
-    perform jobforge.use_token();
   end if;
   if cardinality(v_ids) > 0 and (jobforge.current_claims() ? 'limits'
     or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id))
