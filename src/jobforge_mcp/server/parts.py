@@ -10,6 +10,7 @@ from typing import Protocol
 from jobforge_mcp.definitions.catalog import Catalog
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.evidence.stores import ContentStore, open_store
+from jobforge_mcp.permits import Permits
 from jobforge_mcp.policy.denials import Denials
 from jobforge_mcp.policy.gate import Gate
 from jobforge_mcp.policy.living import LivingTokens
@@ -47,7 +48,7 @@ class InlinePool(Protocol):
         """What the pool runs."""
         ...
 
-    def try_reserve(self) -> Reservation | None:
+    def try_reserve(self, lane_type: str | None = None) -> Reservation | None:
         """Keep one slot, if one is free."""
         ...
 
@@ -64,6 +65,8 @@ class ServerParts:
     """Jobs installed with this process."""
     catalog: Catalog
     """The same, and those that tenants registered."""
+    permits: Permits
+    """Asks definitions what a caller may do to runs."""
     router: Router
     desk: EventDesk
     """Events and triggers."""

@@ -15,12 +15,12 @@ import anyio
 import anyio.lowlevel
 import structlog
 
+from jobforge_mcp.definitions.composition import COMPOSITION_TYPE
 from jobforge_mcp.router.leases import WorkerRouter
 from jobforge_mcp.types import ClaimedJob, TenantId, WorkerId
-from jobforge_mcp.worker.backlog import Backlog
 from jobforge_mcp.worker.frontier import Frontier
 from jobforge_mcp.worker.settling import Settler
-from jobforge_mcp.worker.slots import Slots
+from jobforge_mcp.worker.slots import Bell, Track
 from jobforge_mcp.worker.trouble import is_connection_trouble
 
 READY = "ready"
@@ -43,6 +43,11 @@ MAX_UNSETTLED = 1_000
 ASK_FOR_POLLS = 5
 """Polls that one request to be notified lasts, so that an idle worker writes little."""
 
+COMPOSITIONS_SECONDS = 0.1
+"""Between two looks for compositions while no slot is free for handlers, as long as there were some lately."""
+
+COMPOSITIONS_LATELY_SECONDS = 10.0
+
 _MAX_BACKOFF_SECONDS = 5.0
 
 log = structlog.stdlib.get_logger(__name__)
@@ -54,6 +59,7 @@ class ClaimRules:
 
     worker_id: WorkerId
     job_types: Sequence[str]
+    """Those with handlers; compositions are claimed besides."""
     tenant_ids: Sequence[TenantId] | None
     lease_ms: int
     poll_ms: int
@@ -66,8 +72,9 @@ class Claimer:
         self,
         router: WorkerRouter,
         rules: ClaimRules,
-        slots: Slots,
-        backlog: Backlog,
+        handlers: Track,
+        compositions: Track,
+        bell: Bell,
         *,
         wait_for_hint: Callable[[float], Awaitable[object]],
         start: Callable[[Sequence[ClaimedJob], float], None],
@@ -76,9 +83,11 @@ class Claimer:
         """Take how to wait so many seconds for a notification, and how to run what was claimed at a monotonic time."""
         self._router = router
         self._rules = rules
-        self._slots = slots
-        self._backlog = backlog
+        self._handlers = handlers
+        self._compositions = compositions
+        self._bell = bell
         self._is_more = False
+        self._looks = _Looks(rules.poll_ms / 1_000)
         self._wait_for_hint = wait_for_hint
         self._start = start
         self._settler = settler
@@ -133,7 +142,7 @@ class Claimer:
         # A claim is shielded, so that a worker with always a free slot would not hear that it is to stop.
         await anyio.lowlevel.checkpoint_if_cancelled()
         while not self._wanted():
-            await self._slots.wait_freed()
+            await self._look_for_compositions()
         if self._settler.pending > MAX_UNSETTLED:
             await self._settler.wait_idle()
         if await self._claim():
@@ -142,7 +151,22 @@ class Claimer:
             await self._ask_for_hints()
             if await self._claim():
                 return
-        await self._wait_for_hint(self._rules.poll_ms / 1_000 * random.uniform(0.8, 1.0))
+        seconds = self._rules.poll_ms / 1_000 * random.uniform(0.8, 1.0)
+        if self._compositions.room > 0:
+            await self._wait_for_hint(seconds)
+        else:
+            # Those that were left out just now may be claimed when one of the others ends, which takes milliseconds.
+            with anyio.move_on_after(seconds):
+                await self._bell.wait()
+
+    async def _look_for_compositions(self) -> None:
+        """While there is no room for handlers: claim compositions now and then, or wait for a slot."""
+        room = min(self._compositions.room, MAX_BATCH)
+        if room > 0 and self._looks.is_due:
+            self._looks.looked(await self._claim_types([COMPOSITION_TYPE], room), room)
+            return
+        with anyio.move_on_after(self._looks.seconds_left if room > 0 else None):
+            await self._bell.wait()
 
     async def _ask_for_hints(self) -> None:
         for_ms = self._rules.poll_ms * ASK_FOR_POLLS
@@ -152,22 +176,34 @@ class Claimer:
         self._asked_until = until
 
     async def _claim(self) -> int:
-        """Claim for the slots that are free, and start what came."""
+        """Claim for the slots that are free, and start what came; compositions as well while there is room for them."""
         wanted = self._wanted()
         if not wanted:
             return 0
+        types = self._rules.job_types
+        if self._compositions.room > 0:
+            types = [*types, COMPOSITION_TYPE]
+        count = await self._claim_types(types, wanted)
+        self._is_more = count == wanted
+        return count
+
+    async def _claim_types(self, types: Sequence[str], wanted: int) -> int:
         now = time.monotonic()
         reap = now - self._reaped_at >= REAP_WITH_CLAIM_SECONDS
         start = self._frontier.start()
-        kept = min(wanted, self._slots.free)
-        self._slots.take(kept)
+        kept = [
+            (track.slots, min(wanted, track.slots.free))
+            for track in (self._handlers, self._compositions)
+        ]
+        for slots, count in kept:
+            slots.take(count)
         claimed: list[ClaimedJob] = []
         try:
             # Shielded: the answer to a claim that was sent is jobs that nobody else will run for a whole lease.
             with anyio.CancelScope(shield=True):
                 claimed = await self._router.claim_jobs(
                     self._rules.worker_id,
-                    self._rules.job_types,
+                    types,
                     wanted,
                     after_tenant=self._after_tenant,
                     tenant_ids=self._rules.tenant_ids,
@@ -178,8 +214,8 @@ class Claimer:
             self._frontier.looked(start, claimed, now)
         finally:
             # Started at once below, before anybody else could take the slots.
-            self._slots.give_back(kept)
-        self._is_more = len(claimed) == wanted
+            for slots, count in kept:
+                slots.give_back(count)
         if reap:
             self._reaped_at = now
         if claimed:
@@ -189,9 +225,9 @@ class Claimer:
 
     def _wanted(self) -> int:
         """How many jobs to claim now; none while there is enough to do and a larger claim is cheaper."""
-        ahead = self._backlog.room_when_empty
-        wanted = min(self._slots.free + ahead - len(self._backlog), MAX_BATCH)
-        if self._is_more and self._backlog and wanted < min(ahead, MAX_BATCH) / 2:
+        backlog = self._handlers.backlog
+        wanted = min(self._handlers.room, MAX_BATCH)
+        if self._is_more and backlog and wanted < min(backlog.room_when_empty, MAX_BATCH) / 2:
             return 0
         return max(0, wanted)
 
@@ -200,3 +236,29 @@ class Claimer:
             log.warning("claim_delayed", error=type(error).__name__, reason=str(error))
         else:
             log.error("claim_failed", exc_info=error)
+
+
+class _Looks:
+    """When to look for compositions while no slot is free for handlers, so that a full worker asks for little."""
+
+    def __init__(self, poll_seconds: float) -> None:
+        self._poll_seconds = poll_seconds
+        self._next_at = 0.0
+        self._found_at = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        return self.seconds_left <= 0
+
+    @property
+    def seconds_left(self) -> float:
+        return self._next_at - time.monotonic()
+
+    def looked(self, found: int, wanted: int) -> None:
+        """Look again at once after as many as were wanted, soon after some, and else as an idle worker would."""
+        now = time.monotonic()
+        if found:
+            self._found_at = now
+        is_lately = now - self._found_at < COMPOSITIONS_LATELY_SECONDS
+        pause = min(COMPOSITIONS_SECONDS, self._poll_seconds) if is_lately else self._poll_seconds
+        self._next_at = now + (0 if found == wanted else pause)

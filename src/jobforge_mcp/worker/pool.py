@@ -49,7 +49,6 @@ from jobforge_mcp.types import (
 )
 from jobforge_mcp.worker.artifacts import ArtifactLimits, Keeper
 from jobforge_mcp.worker.attempt import Attempt, LeaseHold, Release, StopReason, Verdict
-from jobforge_mcp.worker.backlog import Backlog
 from jobforge_mcp.worker.children import ChildLimits, ChildPool
 from jobforge_mcp.worker.claiming import Claimer, ClaimRules
 from jobforge_mcp.worker.composition import compose
@@ -61,7 +60,7 @@ from jobforge_mcp.worker.reporting import Reporter
 from jobforge_mcp.worker.runners import Runners
 from jobforge_mcp.worker.secrets import SecretStore
 from jobforge_mcp.worker.settling import Settler
-from jobforge_mcp.worker.slots import SlotReservation, Slots
+from jobforge_mcp.worker.slots import COMPOSITION_SLOTS, Bell, SlotReservation, Track
 
 TICK_SECONDS = 0.1
 """How exact timeouts are, and how often the loop shows that it is alive."""
@@ -117,13 +116,13 @@ class WorkerPool:
             for name in registry.names()
             if any(fnmatchcase(name, pattern) for pattern in type_patterns)
         ]
-        self._job_types.append(COMPOSITION_TYPE)
         self._tenant_ids = tenant_ids
         self._heartbeat_url = heartbeat_url
         self._times = BeatTimes(settings.lease_ms, settings.heartbeat_interval_ms, blocked_seconds)
         self._kill_grace = min(settings.kill_grace_seconds, MAX_KILL_GRACE_SECONDS)
-        self._slots = Slots(settings.worker_concurrency)
-        self._backlog = Backlog(settings.worker_concurrency)
+        self._bell = Bell()
+        self._handlers = Track(settings.worker_concurrency, self._bell)
+        self._compositions = Track(COMPOSITION_SLOTS, self._bell)
         self._runners = Runners(self._run_attempt, self._start_task)
         self._running: set[Attempt] = set()
         self._stack = AsyncExitStack()
@@ -134,8 +133,8 @@ class WorkerPool:
 
     @property
     def free_slots(self) -> int:
-        """How many more jobs this worker could start now."""
-        return 0 if self._is_draining else self._slots.free
+        """How many more handlers this worker could start now."""
+        return 0 if self._is_draining else self._handlers.slots.free
 
     @property
     def is_serving(self) -> bool:
@@ -150,28 +149,29 @@ class WorkerPool:
     @property
     def job_types(self) -> Sequence[str]:
         """The types this worker claims."""
-        return tuple(self._job_types)
+        return (*self._job_types, COMPOSITION_TYPE)
 
     @property
     def child_pids(self) -> set[int]:
         """The child processes that live."""
         return self._children.pids
 
-    def try_reserve(self) -> SlotReservation | None:
-        """Keep a slot for a job about to be enqueued, if one is free."""
-        if self.free_slots == 0:
+    def try_reserve(self, lane_type: str | None = None) -> SlotReservation | None:
+        """Keep a slot for a job about to be enqueued, if one is free; compositions have slots of their own."""
+        slots = self._track(lane_type).slots
+        if self._is_draining or slots.free == 0:
             return None
-        self._slots.take()
-        return SlotReservation(self._slots, self._start_one)
+        slots.take()
+        return SlotReservation(slots, self._start_one)
 
     def adopt(self, claimed: ClaimedJob) -> None:
         """Run a job that was inserted already leased to this worker, whether a slot is free or not."""
-        self._slots.take()
+        self._track(claimed.lane_type).slots.take()
         self._start_one(claimed, time.monotonic())
 
     def cancel(self, job_id: JobId) -> None:
         """Stop a job whose cancellation was committed just now, without waiting for a heartbeat to tell of it."""
-        held = [*self._running, *self._backlog.all()]
+        held = [*self._running, *self._waiting()]
         for attempt in [a for a in held if a.fence.job_id == job_id]:
             self._cancel(attempt)
 
@@ -182,7 +182,7 @@ class WorkerPool:
         self._is_draining = True
         with anyio.move_on_after(LAST_SETTLES_SECONDS):
             await self._claimer.stop()
-        for attempt in self._backlog.all():
+        for attempt in self._waiting():
             self._request_stop(attempt, StopReason.RELEASED)
         with anyio.move_on_after(grace_seconds) as waiting:
             self._waiting_scopes.append(waiting)
@@ -230,7 +230,7 @@ class WorkerPool:
             self._claimer.tend,
         ):
             self._tasks.start_soon(task)
-        log.info("worker_started", worker_id=self.worker_id, concurrency=self._slots.total)
+        log.info("worker_started", worker_id=self.worker_id, concurrency=self._handlers.slots.total)
         return self
 
     def _build(self) -> None:
@@ -281,8 +281,9 @@ class WorkerPool:
                 settings.lease_ms,
                 settings.poll_ms,
             ),
-            self._slots,
-            self._backlog,
+            self._handlers,
+            self._compositions,
+            self._bell,
             wait_for_hint=self._hints.wait,
             start=self._start_claimed,
             settler=self._settler,
@@ -312,17 +313,26 @@ class WorkerPool:
     def _start_claimed(self, claimed: Sequence[ClaimedJob], claimed_at: float) -> None:
         """Run what slots are free for, and let the rest wait for one."""
         for job in claimed:
-            if self._slots.free and not self._backlog:
-                self._slots.take()
+            track = self._track(job.lane_type)
+            if track.slots.free and not track.backlog:
+                track.slots.take()
                 self._start_one(job, claimed_at)
             else:
-                self._backlog.put(self._attempt(job, claimed_at))
-        self._take_from_backlog()
+                track.backlog.put(self._attempt(job, claimed_at))
+        self._take_from_backlog(self._handlers)
+        self._take_from_backlog(self._compositions)
 
-    def _take_from_backlog(self) -> None:
-        while self._backlog and self._slots.free:
-            self._slots.take()
-            self._run(self._backlog.pop())
+    def _take_from_backlog(self, track: Track) -> None:
+        while track.backlog and track.slots.free:
+            track.slots.take()
+            self._run(track.backlog.pop())
+
+    def _track(self, lane_type: str | None) -> Track:
+        return self._compositions if lane_type == COMPOSITION_TYPE else self._handlers
+
+    def _waiting(self) -> list[Attempt]:
+        """Return the attempts that have no slot yet."""
+        return [*self._handlers.backlog.all(), *self._compositions.backlog.all()]
 
     def _attempt(self, claimed: ClaimedJob, claimed_at: float) -> Attempt:
         """Make an attempt of a claimed job, and keep its lease."""
@@ -336,7 +346,7 @@ class WorkerPool:
         """Run one job in a slot that is taken for it already."""
         attempt = self._attempt(claimed, claimed_at)
         if self._is_draining:
-            self._slots.give_back()
+            self._track(claimed.lane_type).slots.give_back()
             attempt.stop_reason = StopReason.RELEASED
             self._settler.put(attempt, Release(claimed.fence))
             return
@@ -368,9 +378,10 @@ class WorkerPool:
     def _end_attempt(self, attempt: Attempt) -> None:
         attempt.finished.set()
         self._running.discard(attempt)
-        self._backlog.note_end(time.monotonic() - attempt.received_at)
-        self._slots.give_back()
-        self._take_from_backlog()
+        track = self._track(attempt.claimed.lane_type)
+        track.backlog.note_end(time.monotonic() - attempt.received_at)
+        track.slots.give_back()
+        self._take_from_backlog(track)
         if not self._running:
             self._idle.set()
 
@@ -392,7 +403,10 @@ class WorkerPool:
             for attempt in [a for a in self._running if a.stop_reason is None]:
                 if now >= attempt.deadline:
                     self._request_stop(attempt, StopReason.TIMED_OUT)
-            for attempt in self._backlog.overdue():
+            for attempt in (
+                *self._handlers.backlog.overdue(),
+                *self._compositions.backlog.overdue(),
+            ):
                 self._request_stop(attempt, StopReason.RELEASED)
             for lease in self._heartbeat.leases_to_give_up():
                 log.warning("lease_given_up", tenant_id=lease.tenant_id, jobs=len(lease.attempts))
@@ -418,8 +432,9 @@ class WorkerPool:
 
     def _give_up_waiting(self, attempt: Attempt) -> None:
         """Settle a job that never got a slot."""
-        if attempt in self._backlog:
-            self._backlog.remove(attempt)
+        backlog = self._track(attempt.claimed.lane_type).backlog
+        if attempt in backlog:
+            backlog.remove(attempt)
             attempt.finished.set()
             self._conclude(attempt, stopped(attempt))
 
@@ -505,8 +520,8 @@ class WorkerPool:
             host=socket.gethostname(),
             pid=os.getpid(),
             version=version("jobforge-mcp"),
-            job_types=self._job_types,
-            concurrency=self._slots.total,
+            job_types=self.job_types,
+            concurrency=self._handlers.slots.total,
         )
 
     async def _stay_registered(self) -> None:

@@ -1,4 +1,8 @@
-"""How many jobs a worker may run at the same time, and who has reserved one of them."""
+"""How many jobs a worker may run at the same time, and who has reserved one of them.
+
+Compositions have slots of their own: a look at one takes milliseconds and runs nothing of a user's, so it neither waits for
+handlers that take long nor takes a slot from them.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,37 @@ from typing import Self
 import anyio
 
 from jobforge_mcp.types import ClaimedJob
+from jobforge_mcp.worker.backlog import Backlog
+
+COMPOSITION_SLOTS = 3
+"""Compositions that a worker looks at at the same time: enough to keep one connection busy."""
+
+
+class Bell:
+    """Wakes who waits until a slot is free, of whatever kind."""
+
+    def __init__(self) -> None:
+        """Be silent."""
+        self._rung: anyio.Event | None = None
+
+    def ring(self) -> None:
+        """Wake who waits."""
+        if self._rung is not None:
+            self._rung.set()
+
+    async def wait(self) -> None:
+        """Return when it rings next."""
+        self._rung = anyio.Event()
+        await self._rung.wait()
 
 
 class Slots:
-    """A counter with a bell for those who wait until one is free."""
+    """A counter that rings a bell when one is given back."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, bell: Bell) -> None:
         self.total = total
         self._taken = 0
-        self._freed: anyio.Event | None = None
+        self._bell = bell
 
     @property
     def free(self) -> int:
@@ -37,13 +63,21 @@ class Slots:
     def give_back(self, count: int = 1) -> None:
         """Give slots back, and wake who waits."""
         self._taken -= count
-        if count and self._freed is not None:
-            self._freed.set()
+        if count:
+            self._bell.ring()
 
-    async def wait_freed(self) -> None:
-        """Return when the next one is given back."""
-        self._freed = anyio.Event()
-        await self._freed.wait()
+
+class Track:
+    """The slots for one kind of job, and those jobs that wait for one."""
+
+    def __init__(self, total: int, bell: Bell) -> None:
+        self.slots = Slots(total, bell)
+        self.backlog = Backlog(total)
+
+    @property
+    def room(self) -> int:
+        """How many more jobs could be run now or soon; less than nothing where more are there."""
+        return self.slots.free + self.backlog.room_when_empty - len(self.backlog)
 
 
 class SlotReservation:

@@ -200,7 +200,8 @@ def _reserve(parts: ServerParts, job: NewJob) -> Reservation | None:
     pool = parts.pool
     if pool is None or job.run_at is not None or job.ordering_key is not None:
         return None
-    return pool.try_reserve() if (job.lane_type or job.job_type) in pool.job_types else None
+    is_ours = (job.lane_type or job.job_type) in pool.job_types
+    return pool.try_reserve(job.lane_type) if is_ours else None
 
 
 def _claimed(call: Call, job: NewJob, enqueued: Enqueued, *, definition: str | None) -> ClaimedJob:
