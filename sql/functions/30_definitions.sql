@@ -89,6 +89,30 @@ end $$;
 comment on function jobforge.get_definitions(text, text[], text[]) is
   'Definitions by name and version, or in the version that new runs get; what is unknown is left out.';
 
+-- For those who act on many runs by a filter: of whose runs some may be kept from them. All versions, since runs keep theirs.
+create or replace function jobforge.list_guarded_definitions(p_tenant_id text, p_handlers text[])
+returns table (job_type text, job_version text, current_version text, latest_version text, lane_type text, definition text,
+  definition_hash text, created_at timestamptz, created_by text, approved_at timestamptz, approved_by text,
+  removed_at timestamptz)
+language plpgsql stable
+security definer set search_path = jobforge, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  perform jobforge.require_tenant(p_tenant_id);
+  return query
+  select r.job_type::text, d.job_version, r.job_version::text, r.latest_version::text, d.lane_type::text, d.definition::text,
+    encode(d.definition_hash, 'hex'), d.created_at, d.created_by, d.approved_at, d.approved_by, r.removed_at
+  from jobforge.job_definitions d
+  join jobforge.registered_jobs r on r.tenant_id = d.tenant_id and r.job_type = d.job_type
+  where d.tenant_id = p_tenant_id
+    and (d.lane_type = any (p_handlers) or d.definition ?| array['permissions', 'pinned']
+      or (d.lane_type = 'jobforge.composition' and cardinality(p_handlers) > 0))
+  order by d.job_type, d.job_version;
+end $$;
+comment on function jobforge.list_guarded_definitions(text, text[]) is
+  'Versions of registered definitions that ask something of callers, or may by running one of some handlers.';
+
 create or replace function jobforge.get_definition(p_tenant_id text, p_job_type text, p_version text default null)
 returns table (job_type text, job_version text, current_version text, latest_version text, lane_type text, definition text,
   definition_hash text, created_at timestamptz, created_by text, approved_at timestamptz, approved_by text,
@@ -160,5 +184,87 @@ begin
 end $$;
 comment on function jobforge.require_definitions(text, text[], text[], text[]) is
   'Refuse jobs of registered definitions that may not be run, and tell the lane of each job.';
+
+-- A key of a limit as definitions/claim_limits.py works it out: a word, or a JSON Pointer into the input. Objects are
+-- written out in another order there, so a limit by an object is left to the clients.
+create or replace function jobforge.limit_key(p_template text, p_payload jsonb) returns text
+language plpgsql immutable
+set search_path = jobforge, pg_temp
+as $$
+declare
+  v_found jsonb;
+  v_text text;
+begin
+  if p_template is null or p_template not like '/%' then
+    return coalesce(p_template, '');
+  end if;
+  v_found := p_payload #> array(
+    select replace(replace(s.part, '~1', '/'), '~0', '~')
+    from unnest((string_to_array(p_template, '/'))[2:]) with ordinality s(part, place) order by s.place);
+  if jsonb_path_exists(v_found, 'strict $.** ? (@.type() == "object")') then
+    raise exception 'the limits of this job are counted by %, which is an object here', p_template using errcode = 'JF400',
+      hint = 'Enqueue it through a server or client.';
+  end if;
+  v_text := case jsonb_typeof(v_found)
+    when 'null' then ''
+    when 'string' then v_found #>> '{}'
+    when 'number' then case when v_found::text ~ '\.' then regexp_replace((v_found::float8)::text, '^(-?[0-9]+)$', '\1.0')
+      else v_found::text end
+    else coalesce(v_found::text, '') end;
+  return case when octet_length(v_text) > 200 then 'sha256:' || encode(sha256(convert_to(v_text, 'UTF8')), 'hex') else v_text end;
+end $$;
+comment on function jobforge.limit_key(text, jsonb) is 'The key under which a limit of a definition counts an input.';
+
+-- What a server works out for a registered job before it enqueues one, for those who enqueue by plain SQL: lane, version and
+-- what its definition says of attempts, times, cost and limits. Nothing comes back for a name that is not registered. Roles
+-- and scopes are known to servers alone, so a definition that asks its callers for some refuses; whether the input fits its
+-- schema is found by the worker.
+create or replace function jobforge.resolve_job(
+  p_tenant_id text, p_job_type text, p_job_version text, p_payload jsonb, p_idempotency_key text)
+returns table (job_version text, lane_type text, max_attempts integer, backoff_ms integer, backoff_multiplier float8,
+  max_backoff_ms integer, timeout_ms integer, unit_cost integer, claim_limits text)
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_job jobforge.registered_jobs;
+  v_said jsonb;
+  v_lane text;
+  v_limits jsonb;
+begin
+  select * into v_job from jobforge.registered_jobs r where r.tenant_id = p_tenant_id and r.job_type = p_job_type;
+  if not found then
+    return;
+  end if;
+  p_job_version := coalesce(p_job_version, v_job.job_version, v_job.latest_version);
+  select d.definition, d.lane_type::text into v_said, v_lane from jobforge.job_definitions d
+  where d.tenant_id = p_tenant_id and d.job_type = p_job_type and d.job_version = p_job_version;
+  -- a lane that no version has: refused as a version that is not there
+  perform jobforge.require_definitions(p_tenant_id, array[p_job_type], array[p_job_version], array[coalesce(v_lane, '')]);
+  if jsonb_path_exists(v_said, '$.permissions[*] ? (@.action == "execute")') then
+    perform jobforge.note_refusal();
+    raise exception 'the job % asks its callers for scopes or roles, which plain SQL cannot show', p_job_type using errcode = 'JF403',
+      hint = 'Enqueue it through a server or client, with a token.';
+  end if;
+  if v_said ->> 'effects' = 'external' and p_idempotency_key is null then
+    raise exception 'the job % acts outside this database, so it needs an idempotency key', p_job_type using errcode = 'JF400',
+      hint = 'Pass one, and the same whenever this very call is repeated.';
+  end if;
+  v_limits := jsonb_strip_nulls(jsonb_build_object(
+    'concurrency', case when v_said ? 'concurrency' then jsonb_build_object('limit', v_said #> '{concurrency,limit}',
+      'key', jobforge.limit_key(v_said #>> '{concurrency,key}', p_payload)) end,
+    'rateLimit', case when v_said ? 'rateLimit' then jsonb_build_object('count', v_said #> '{rateLimit,count}',
+      'periodMs', v_said #> '{rateLimit,periodMs}', 'key', jobforge.limit_key(v_said #>> '{rateLimit,key}', p_payload)) end,
+    'debounce', case when v_said ? 'debounce' then jsonb_build_object('windowMs', v_said #> '{debounce,windowMs}',
+      'maxWaitMs', coalesce((v_said #>> '{debounce,maxWaitMs}')::bigint,
+        least(10 * (v_said #>> '{debounce,windowMs}')::bigint, 7 * 86400000)),
+      'key', jobforge.limit_key(v_said #>> '{debounce,key}', p_payload)) end));
+  return query select p_job_version, v_lane, (v_said #>> '{retry,maxAttempts}')::integer, (v_said #>> '{retry,backoffMs}')::integer,
+    (v_said #>> '{retry,backoffMultiplier}')::float8, (v_said #>> '{retry,maxBackoffMs}')::integer,
+    (v_said ->> 'timeoutMs')::integer, nullif((v_said ->> 'cost')::integer, 1), nullif(v_limits, '{}')::text;
+end $$;
+comment on function jobforge.resolve_job(text, text, text, jsonb, text) is
+  'Lane, version and settings with which a registered job is enqueued by plain SQL; nothing for a name that is not registered.';
 
 reset role;

@@ -241,6 +241,7 @@ grant execute on function
   jobforge.list_definitions(text, text[], text[], text, text, integer, boolean),
   jobforge.get_definition(text, text, text),
   jobforge.get_definitions(text, text[], text[]),
+  jobforge.list_guarded_definitions(text, text[]),
   jobforge.list_definition_versions(text, text)
   to jobforge_api;
 

@@ -31,6 +31,7 @@ from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import DatabaseUnavailableError, OperatorError, SchemaError
 from jobforge_mcp.evidence.stores import open_store
 from jobforge_mcp.maintenance import Maintenance
+from jobforge_mcp.permits import Permits
 from jobforge_mcp.policy.denials import Denials
 from jobforge_mcp.policy.gate import Credential, Gate
 from jobforge_mcp.policy.living import LivingTokens
@@ -112,9 +113,11 @@ async def open_app(settings: Settings, *, with_workers: bool | None = None) -> A
             )
         await _enter_sealer(stack, settings, installation)
         await _enter_keys(stack, settings, gate)
+        catalog = Catalog(registry, router.definitions)
         parts = ServerParts(
             registry=registry,
-            catalog=Catalog(registry, router.definitions),
+            catalog=catalog,
+            permits=Permits(catalog, router),
             router=router,
             desk=EventDesk(
                 EventRouter(database, signer=installation.signer),

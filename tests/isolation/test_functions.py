@@ -91,7 +91,7 @@ CONFINED = {
 """What a caller confined to projects is told of its own tenant's other runs is what it is told of unknown ones."""
 
 OF_DEFINITIONS = {
-    "get_definition", "get_definitions", "list_definition_versions", "approve_definition", "remove_definition",
+    "get_definition", "get_definitions", "list_guarded_definitions", "list_definition_versions", "approve_definition", "remove_definition",
 }  # fmt: skip
 """Functions that are given the name of a job that a tenant registered."""
 
@@ -145,6 +145,7 @@ def values_of(target: Target) -> dict[str, object]:
         "p_before_id": target.job_id,
         "p_job_type": ECHO,
         "p_job_types": [ECHO],
+        "p_handlers": [ECHO],
         "p_payload": "{}",
         "p_payloads": ["{}"],
         "p_received": None,

@@ -12,6 +12,7 @@ from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.catalog import Catalog
 from jobforge_mcp.definitions.registry import Registry
+from jobforge_mcp.permits import Permits
 from jobforge_mcp.policy.denials import Denials
 from jobforge_mcp.policy.gate import Credential, Door, Gate
 from jobforge_mcp.policy.keys import KeyFolder
@@ -108,9 +109,11 @@ async def open_stage(
                 heartbeat_url=database.url("jobforge_worker"),
             )
             await stack.enter_async_context(pool)
+        catalog = Catalog(registry, router.definitions)
         parts = ServerParts(
             registry=registry,
-            catalog=Catalog(registry, router.definitions),
+            catalog=catalog,
+            permits=Permits(catalog, router),
             router=router,
             desk=EventDesk(EventRouter(api), registry),
             gate=Gate.from_settings(settings),

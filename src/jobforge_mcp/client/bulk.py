@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from jobforge_mcp.errors import InvalidInputError
-from jobforge_mcp.policy.permissions import may, require_scope, require_type
+from jobforge_mcp.policy.permissions import require_scope, require_type
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.types import (
     Batch,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
     from jobforge_mcp.client.verbs import Client
-    from jobforge_mcp.definitions.registry import Registry
+    from jobforge_mcp.permits import Permits
     from jobforge_mcp.router.jobs import Router
 
 BATCH = 100
@@ -39,7 +39,7 @@ class BulkVerbs:
     """The part of `Client` that acts on many runs."""
 
     caller: Caller
-    registry: Registry
+    permits: Permits
     _router: Router
 
     @abstractmethod
@@ -55,7 +55,7 @@ class BulkVerbs:
     async def count_cancel(self, wanted: BulkFilter) -> Batch:
         """Count the open runs that `cancel_many` would cancel, to 100,000, and name the first ten."""
         async with self.recording("cancel_runs", job_type=wanted.job_type):
-            wanted = self._meant(wanted, Scope.JOBS_CANCEL, JobAction.CANCEL)
+            wanted = await self._meant(wanted, Scope.JOBS_CANCEL, JobAction.CANCEL)
             return await self._router.bulk.cancel_runs(
                 self.caller, wanted, is_plan=True, origin=self.origin()
             )
@@ -77,7 +77,7 @@ class BulkVerbs:
             ConflictError: ``COUNT_CHANGED``.
         """
         async with self.recording("cancel_runs", job_type=wanted.job_type):
-            wanted = self._meant(wanted, Scope.JOBS_CANCEL, JobAction.CANCEL)
+            wanted = await self._meant(wanted, Scope.JOBS_CANCEL, JobAction.CANCEL)
             act = partial(
                 self._router.bulk.cancel_runs,
                 self.caller,
@@ -90,7 +90,7 @@ class BulkVerbs:
     async def count_retry(self, wanted: BulkFilter) -> Batch:
         """Count the ended runs that `retry_many` would queue again, to 100,000, and name the first ten."""
         async with self.recording("retry_runs", job_type=wanted.job_type):
-            wanted = self._meant(wanted, Scope.JOBS_RETRY, JobAction.EXECUTE)
+            wanted = await self._meant(wanted, Scope.JOBS_RETRY, JobAction.EXECUTE)
             return await self._router.bulk.retry_runs(
                 self.caller, wanted, is_plan=True, origin=self.origin()
             )
@@ -106,7 +106,7 @@ class BulkVerbs:
     ) -> Bulked:
         """Queue every run again that the filter finds and that ended failed, dead or canceled; see `cancel_many`."""
         async with self.recording("retry_runs", job_type=wanted.job_type):
-            wanted = self._meant(wanted, Scope.JOBS_RETRY, JobAction.EXECUTE)
+            wanted = await self._meant(wanted, Scope.JOBS_RETRY, JobAction.EXECUTE)
             act = partial(
                 self._router.bulk.retry_runs,
                 self.caller,
@@ -117,26 +117,14 @@ class BulkVerbs:
             )
             return await _in_batches(act, expected, most)
 
-    def _meant(self, wanted: BulkFilter, scope: Scope, action: JobAction) -> BulkFilter:
+    async def _meant(self, wanted: BulkFilter, scope: Scope, action: JobAction) -> BulkFilter:
         """Leave out what the caller may not act on, and what only a guard that sees the input could decide."""
         require_scope(self.caller, scope)
         if wanted.job_type is not None:
             require_type(self.caller, wanted.job_type)
-        left_out = {
-            name
-            for name, bound in self.registry.by_name.items()
-            if not may(self.caller, bound, action)
-            or (action is JobAction.EXECUTE and (bound.guards or self._is_off(name)))
-        }
-        return replace(
-            wanted,
-            without_types=tuple(
-                sorted({*wanted.without_types, *left_out, *self.caller.hidden_types})
-            ),
-        )
-
-    def _is_off(self, name: str) -> bool:
-        return name not in self.registry.names()
+        closed = await self.permits.closed_types(self.caller, action)
+        left_out = {*wanted.without_types, *closed, *self.caller.hidden_types}
+        return replace(wanted, without_types=tuple(sorted(left_out)))
 
 
 class BlockingBulkVerbs:

@@ -8,6 +8,7 @@ from jobforge_mcp import registering
 from jobforge_mcp.definitions.catalog import Catalog, Wanted
 from jobforge_mcp.definitions.features import REGISTER_JOB
 from jobforge_mcp.definitions.model import JobDefinition
+from jobforge_mcp.permits import shown_names, unknown_job
 from jobforge_mcp.policy.permissions import may_list, require_scope
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.settings import Settings
@@ -95,9 +96,11 @@ class DefinitionVerbs:
     ) -> list[ListedDefinition]:
         """Return a page of what was registered: removed, hidden and quarantined ones too."""
         require_scope(self.caller, Scope.JOBS_LIST)
-        return await self.catalog.router.list_definitions(
+        found = await self.catalog.router.list_definitions(
             self.caller, after=after, limit=limit, is_listed=False
         )
+        shown = await shown_names(self.catalog, self.caller, [listed.job_type for listed in found])
+        return [listed for listed in found if listed.job_type in shown]
 
     async def registered_job(self, name: str, version: str | None = None) -> RegisteredDefinition:
         """Return one version of a registered job, with its hash and who approved it.
@@ -106,4 +109,7 @@ class DefinitionVerbs:
             NotFoundError: there is none.
         """
         require_scope(self.caller, Scope.JOBS_LIST)
-        return await self.catalog.router.get_definition(self.caller, name, version)
+        row = await self.catalog.router.get_definition(self.caller, name, version)
+        if name not in await shown_names(self.catalog, self.caller, [name]):
+            raise unknown_job()
+        return row

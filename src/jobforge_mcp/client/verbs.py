@@ -31,6 +31,7 @@ from jobforge_mcp.definitions.model import is_job_name
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import InvalidInputError
 from jobforge_mcp.evidence.stores import ContentStore, open_store
+from jobforge_mcp.permits import Permits
 from jobforge_mcp.policy.denials import Denials
 from jobforge_mcp.policy.gate import Gate
 from jobforge_mcp.policy.permissions import (
@@ -38,7 +39,6 @@ from jobforge_mcp.policy.permissions import (
     confine,
     may_list,
     require_job,
-    require_run,
     require_runnable,
     require_scope,
     require_type,
@@ -100,6 +100,7 @@ class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs, BulkVerbs):
         self.caller = confine(caller, registry.by_name.values())
         self.registry = registry
         self.catalog = Catalog(registry, router.definitions)
+        self.permits = Permits(self.catalog, router)
         self._router = router
         self._watcher = watcher
         self._tool = tool
@@ -323,7 +324,7 @@ class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs, BulkVerbs):
         async with self.recording("cancel", job_id=job_id):
             require_scope(self.caller, Scope.JOBS_CANCEL)
             self.registry.scan({"reason": reason})
-            await self._require_run(job_id, JobAction.CANCEL)
+            await self.permits.require_run(self.caller, job_id, JobAction.CANCEL)
             return await self._router.cancel_job(
                 self.caller, job_id, reason=reason, origin=self.origin()
             )
@@ -341,7 +342,7 @@ class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs, BulkVerbs):
         job_id = to_job_id(run_id)
         async with self.recording("retry", job_id=job_id):
             require_scope(self.caller, Scope.JOBS_RETRY)
-            await self._require_run(job_id, JobAction.EXECUTE)
+            await self.permits.require_run(self.caller, job_id, JobAction.EXECUTE)
             await require_runnable(self._router, self.registry, self.caller, job_id)
             return await self._router.retry_job(
                 self.caller,
@@ -380,9 +381,6 @@ class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs, BulkVerbs):
         """Say why a run is not running."""
         require_scope(self.caller, Scope.JOBS_READ)
         return await self._router.explain_run(self.caller, to_job_id(run_id))
-
-    async def _require_run(self, job_id: JobId, action: JobAction) -> None:
-        await require_run(self._router, self.registry.by_name, self.caller, job_id, action)
 
     @asynccontextmanager
     async def recording(

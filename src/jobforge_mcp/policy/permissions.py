@@ -11,10 +11,9 @@ that a caller may not read do not exist for it.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import NoReturn, Protocol, cast
+from typing import NoReturn, Protocol
 
 import structlog
 
@@ -82,14 +81,10 @@ class GuardedJob(Protocol):
 
 
 class RunReader(Protocol):
-    """What it takes to find out of which type a run is, and with which input."""
+    """What it takes to find out of which type a run is."""
 
     async def get_runs(self, caller: Caller, job_ids: Sequence[JobId]) -> list[Run]:
         """Read those of these runs that exist for this caller."""
-        ...
-
-    async def get_payload(self, caller: Caller, job_id: JobId) -> str:
-        """Read the input of a run, as JSON text."""
         ...
 
 
@@ -177,36 +172,9 @@ def confine(caller: Caller, jobs: Iterable[GuardedJob]) -> Caller:
     hidden = frozenset(
         job.name
         for job in jobs
-        if _speaks_of(job, JobAction.READ) and not may(caller, job, JobAction.READ)
+        if speaks_of(job, JobAction.READ) and not may(caller, job, JobAction.READ)
     )
     return caller if hidden == caller.hidden_types else replace(caller, hidden_types=hidden)
-
-
-async def require_run(
-    runs: RunReader,
-    jobs: Mapping[str, GuardedJob],
-    caller: Caller,
-    job_id: JobId,
-    action: JobAction,
-) -> None:
-    """Refuse an action on a run that its definition does not allow; costs a read only where definitions say something.
-
-    A run that is unknown passes: the call that follows answers for it as it does for everyone.
-
-    Raises:
-        PolicyDeniedError: it is not allowed.
-    """
-    if not any(_speaks_of(job, action) for job in jobs.values()):
-        return
-    found = await runs.get_runs(caller, [job_id])
-    job = jobs.get(found[0].job_type) if found else None
-    if job is None:
-        return
-    require_job(caller, job, action)
-    if job.guards:
-        is_execute = action is JobAction.EXECUTE
-        text = await runs.get_payload(caller, job_id) if is_execute else "null"
-        ask_guards(caller, job, action, cast("JsonValue", json.loads(text)))
 
 
 class Switchboard(Protocol):
@@ -235,7 +203,8 @@ async def require_runnable(
             jobs.require_on(run.job_type)
 
 
-def _speaks_of(job: GuardedJob, action: JobAction) -> bool:
+def speaks_of(job: GuardedJob, action: JobAction) -> bool:
+    """Whether a definition asks anything of whoever does this."""
     return (
         bool(job.guards)
         or any(permission.action == action for permission in job.permissions)

@@ -33,6 +33,8 @@ _GET_MANY: LiteralString = f"""
     select r.* from {SCOPE}, lateral jobforge.get_definitions(s.tenant_id, %s::text[], %s::text[]) as r"""
 _GET: LiteralString = f"""
     select r.* from {SCOPE}, lateral jobforge.get_definition(s.tenant_id, %s::text, %s::text) as r"""
+_LIST_GUARDED: LiteralString = f"""
+    select r.* from {SCOPE}, lateral jobforge.list_guarded_definitions(s.tenant_id, %s::text[]) as r"""
 _LIST_VERSIONS: LiteralString = f"""
     select r.* from {SCOPE}, lateral jobforge.list_definition_versions(s.tenant_id, %s::text) as r"""
 
@@ -134,6 +136,15 @@ class DefinitionRouter(ScopedRouter):
         """
         rows = await self._fetch(caller, _GET, [name, version], NO_ORIGIN, is_repeatable=True)
         return RegisteredDefinition(**rows[0])
+
+    async def list_guarded_definitions(
+        self, caller: Caller, handlers: Sequence[str]
+    ) -> list[RegisteredDefinition]:
+        """Read every version that asks something of its callers by itself, or may by running one of these handlers."""
+        rows = await self._fetch(
+            caller, _LIST_GUARDED, [list(handlers)], NO_ORIGIN, is_repeatable=True
+        )
+        return [RegisteredDefinition(**row) for row in rows]
 
     async def list_definition_versions(self, caller: Caller, name: str) -> list[Row]:
         """Read what is known of each version of a job, newest first."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import LiteralString
+from typing import LiteralString, Protocol
 
 from jobforge_mcp.db.pool import Database, Row
 from jobforge_mcp.errors import NotFoundError, PolicyDeniedError
@@ -95,6 +95,14 @@ _QUEUE_STATS: LiteralString = (
 )
 
 
+class RunReaders(Protocol):
+    """Says who may read runs of registered jobs: their definitions do, which a router does not understand."""
+
+    async def shown(self, caller: Caller, runs: Sequence[Run]) -> list[Run]:
+        """Leave out what this caller may not read."""
+        ...
+
+
 class Router(ScopedRouter):
     """The tenant-facing functions, over an open `Database` of role ``jobforge_api``."""
 
@@ -109,6 +117,8 @@ class Router(ScopedRouter):
         self.evidence = EvidenceRouter(database, signer=signer)
         """What runs left behind."""
         self._bundles = BundleRouter(database, signer=signer)
+        self.readers: RunReaders | None = None
+        """Asked before a run is shown; set by whoever knows definitions."""
 
     async def enqueue_job(
         self,
@@ -172,7 +182,7 @@ class Router(ScopedRouter):
             NotFoundError: there is none, or not for this caller.
         """
         run = to_run((await self._fetch_of_run(caller, job_id, _GET_RUN, [job_id]))[0])
-        if not _is_visible(caller, run):
+        if not await self._shown(caller, [run]):
             raise run_not_found(job_id)
         return run
 
@@ -181,7 +191,7 @@ class Router(ScopedRouter):
         if not job_ids:
             return []
         rows = await self._fetch(caller, _GET_RUNS, [list(job_ids)], is_repeatable=True)
-        return [run for run in map(to_run, rows) if _is_visible(caller, run)]
+        return await self._shown(caller, [to_run(row) for row in rows])
 
     async def get_payload(self, caller: Caller, job_id: JobId) -> str:
         """Read the input of a run, as JSON text.
@@ -204,7 +214,7 @@ class Router(ScopedRouter):
         # A page holds as many as were asked for, also where some between them are of types that the caller may not see.
         while True:
             page = await self._list_page(caller, wanted, projects, before_id)
-            found += [run for run in page if _is_visible(caller, run)]
+            found += await self._shown(caller, page)
             if len(page) < wanted.limit or len(found) >= wanted.limit:
                 return found[: wanted.limit]
             before_id = page[-1].job_id
@@ -378,8 +388,14 @@ class Router(ScopedRouter):
             raise run_not_found(job_id)
 
     async def _may_see(self, caller: Caller, job_id: JobId) -> bool:
-        """Look whether a run named by a confined caller is one of theirs; a run changes neither project nor type."""
-        return not is_confined(caller) or bool(await self.get_runs(caller, [job_id]))
+        """Look whether a run that a caller names is one of theirs; a run changes neither project nor type."""
+        is_open = self.readers is None and not is_confined(caller)
+        return is_open or bool(await self.get_runs(caller, [job_id]))
+
+    async def _shown(self, caller: Caller, runs: Sequence[Run]) -> list[Run]:
+        """Leave out runs that do not exist for this caller."""
+        seen = [run for run in runs if _is_visible(caller, run)]
+        return await self.readers.shown(caller, seen) if self.readers is not None and seen else seen
 
     async def _without_strangers(self, caller: Caller, cause: Cause) -> Cause:
         if cause.blocked_by is None or await self._may_see(caller, cause.blocked_by):

@@ -387,7 +387,16 @@ def view_definition(definition: JobDefinition, *, is_detailed: bool) -> JsonObje
                 mode="json",
                 by_alias=True,
                 exclude_none=True,
-                exclude={"handler", "input", "hidden", "chain", "map", "switch", "result"},
+                exclude={
+                    "handler",
+                    "input",
+                    "hidden",
+                    "chain",
+                    "map",
+                    "switch",
+                    "result",
+                    "pinned",
+                },
             ),
         )
     return JobRow(name=definition.name, title=_title_of(definition)).wire()

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from jobforge_mcp.policy.permissions import (
-    require_run,
-    require_runnable,
-)
+from jobforge_mcp.policy.permissions import require_runnable
 from jobforge_mcp.server import arguments as args
 from jobforge_mcp.server import wire
 from jobforge_mcp.server.next import next_after_plan
@@ -29,7 +26,7 @@ async def cancel_job(parts: ServerParts, call: Call, given: args.CancelJob) -> w
     """Ask for a run's end."""
     parts.registry.scan({"reason": given.reason})
     with unknown_is_unknown():
-        await _require_run(parts, call, JobId(given.run_id), JobAction.CANCEL)
+        await parts.permits.require_run(call.caller, JobId(given.run_id), JobAction.CANCEL)
         if given.dry_run:
             planned = await parts.router.cancel_job(
                 call.caller, JobId(given.run_id), is_plan=True, origin=call.origin
@@ -44,7 +41,7 @@ async def cancel_job(parts: ServerParts, call: Call, given: args.CancelJob) -> w
 async def retry_job(parts: ServerParts, call: Call, given: args.RetryJob) -> wire.Answer:
     """Queue a final run again."""
     with unknown_is_unknown():
-        await _require_run(parts, call, JobId(given.run_id), JobAction.EXECUTE)
+        await parts.permits.require_run(call.caller, JobId(given.run_id), JobAction.EXECUTE)
         await require_runnable(parts.router, parts.registry, call.caller, JobId(given.run_id))
         run = await parts.router.retry_job(
             call.caller,
@@ -60,10 +57,6 @@ async def retry_job(parts: ServerParts, call: Call, given: args.RetryJob) -> wir
         return _plan(run, "queued")
     parts.watcher.publish(run.job_id)
     return answer_run(run, call)
-
-
-async def _require_run(parts: ServerParts, call: Call, job_id: JobId, action: JobAction) -> None:
-    await require_run(parts.router, parts.registry.by_name, call.caller, job_id, action)
 
 
 def _plan(run: Run, outcome: Literal["canceled", "requested", "queued"]) -> wire.Answer:
