@@ -133,6 +133,14 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 13",
         "A composition is data: names, bounded lists and mappings, refused when it could never run.",
     ),
+    "compositions.slots": Requirement(
+        "design 21",
+        "A worker full of handlers drives compositions, and compositions take no slot of handlers.",
+    ),
+    "compositions.registered": Requirement(
+        "design 13",
+        "A step may be a registered job, of the version that was there when the composition was registered.",
+    ),
     "compositions.wait": Requirement(
         "design 21",
         "A composition waits for its steps without a worker, and no wake-up is lost or doubled.",
@@ -296,6 +304,14 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 5",
         "Registered jobs are found among the installed ones by text, tag and label, page by page.",
     ),
+    "registering.permissions": Requirement(
+        "security",
+        "What a registered definition asks of callers is asked for every action, on it and on its runs, at every door.",
+    ),
+    "registering.sql": Requirement(
+        "design 4",
+        "Plain SQL starts a registered job by its name, in the version and with the settings that a server would take.",
+    ),
     "registering.triggers": Requirement(
         "features B",
         "Triggers start registered jobs in the version that runs now, whoever evaluates them.",
@@ -402,6 +418,10 @@ REQUIREMENTS: dict[str, Requirement] = {
     "policy.children": Requirement(
         "security",
         "What a handler enqueues is held to the type patterns of the token behind its run.",
+    ),
+    "policy.steps": Requirement(
+        "security",
+        "A step of a composition is held to the token of whoever started the run, and one that it refuses never runs.",
     ),
     "policy.cost": Requirement(
         "security", "A run uses as many units of a budget as its definition declares."

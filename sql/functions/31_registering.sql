@@ -140,6 +140,53 @@ begin
 end $$;
 comment on function jobforge.wake_definition(text, text) is 'Let the queued runs of a definition that is registered again be claimed.';
 
+-- What a composition pins must be there and stay: it is looked at and removed under the same lock of the tenant.
+create or replace function jobforge.require_pinned(p_tenant_id text, p_job_type text, p_pinned jsonb) returns void
+language plpgsql stable
+set search_path = jobforge, pg_temp
+as $$
+declare
+  v_missing text;
+begin
+  select p.job_type || ' ' || p.job_version into v_missing
+  from jsonb_each_text(p_pinned) p(job_type, job_version)
+  where p.job_type = p_job_type or not exists (
+    select from jobforge.registered_jobs r
+    join jobforge.job_definitions d on d.tenant_id = r.tenant_id and d.job_type = r.job_type
+    where r.tenant_id = p_tenant_id and r.job_type = p.job_type and r.removed_at is null
+      and d.job_version = p.job_version and d.approved_at is not null)
+  order by 1 limit 1;
+  if v_missing is not null then
+    raise exception 'the step % is no registered job that may be run', v_missing using errcode = 'JF404', detail = 'JOB_NOT_FOUND',
+      hint = 'list-jobs shows every job that you may run.';
+  end if;
+end $$;
+comment on function jobforge.require_pinned(text, text, jsonb) is 'Refuse a composition whose steps pin what may not be run, or itself.';
+
+-- Those whose next run, or next approved one, would run it. Older versions may pin it as well: steps of runs that began with
+-- them are refused then, by name.
+create or replace function jobforge.refuse_used(p_tenant_id text, p_job_type text) returns void
+language plpgsql stable
+set search_path = jobforge, pg_temp
+as $$
+declare
+  v_users text[];
+  v_claims jsonb := jobforge.confining_claims();
+begin
+  select array_agg(distinct case when v_claims is null or jobforge.allows_type(v_claims, r.job_type) then r.job_type::text
+    else 'a job of another name' end) into v_users
+  from jobforge.registered_jobs r
+  join jobforge.job_definitions d on d.tenant_id = r.tenant_id and d.job_type = r.job_type
+    and d.job_version in (r.job_version, r.latest_version) and d.lane_type = 'jobforge.composition'
+  where r.tenant_id = p_tenant_id and r.removed_at is null and d.definition #> '{pinned,jobs}' ? p_job_type;
+  if v_users is not null then
+    raise exception 'the job % is a step of %', p_job_type,
+        array_to_string(v_users[1:5], ', ') || case when cardinality(v_users) > 5 then ' and others' else '' end
+      using errcode = 'JF409', detail = 'JOB_IN_USE', hint = 'Remove those first, or register them without it.';
+  end if;
+end $$;
+comment on function jobforge.refuse_used(text, text) is 'Refuse to remove a job that compositions run, and name them.';
+
 create or replace function jobforge.register_definition(
   p_tenant_id text, p_definition text, p_lane_type text, p_version text default null, p_is_plan boolean default false)
 returns table (job_type text, job_version text, outcome text, definition_hash text, woken_runs bigint)
@@ -172,6 +219,9 @@ begin
       using errcode = 'JF400', hint = 'Names that begin with jobforge. are reserved.';
   end if;
   perform jobforge.require_definition_writer(p_tenant_id, v_name, p_is_plan);
+  if v_definition ? 'pinned' then
+    perform jobforge.require_pinned(p_tenant_id, v_name, v_definition #> '{pinned,jobs}');
+  end if;
   v_hash := sha256(convert_to(v_definition::text, 'UTF8'));
   v_needs_approval := exists (select from jobforge.tenants t where t.tenant_id = p_tenant_id and t.requires_approval);
   select * into v_job from jobforge.registered_jobs r where r.tenant_id = p_tenant_id and r.job_type = v_name;
@@ -273,6 +323,9 @@ begin
   elsif p_is_plan then
     v_outcome := 'planned';
   else
+    if v_known.definition ? 'pinned' then
+      perform jobforge.require_pinned(p_tenant_id, p_job_type, v_known.definition #> '{pinned,jobs}');
+    end if;
     update jobforge.job_definitions d set approved_at = v_now, approved_by = v_actor
     where d.tenant_id = p_tenant_id and d.job_type = p_job_type and d.job_version = v_known.job_version;
     if v_known.job_version = v_job.latest_version then
@@ -314,6 +367,9 @@ begin
   select * into v_job from jobforge.registered_jobs r where r.tenant_id = p_tenant_id and r.job_type = p_job_type;
   if v_job.job_type is null then
     perform jobforge.refuse_unknown_job(p_job_type);
+  end if;
+  if v_job.removed_at is null then
+    perform jobforge.refuse_used(p_tenant_id, p_job_type);
   end if;
   v_lanes := jobforge.lanes_of(p_tenant_id, p_job_type);
   if v_job.removed_at is not null then

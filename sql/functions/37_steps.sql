@@ -92,15 +92,19 @@ begin
   perform jobforge.require_lease(p_tenant_id, p_lease_id, p_job_id, p_epoch);
   return query
   select d.job_type::text, d.job_version, d.lane_type::text, d.definition::text
-  from jobforge.registered_jobs r
-  join jobforge.job_definitions d on d.tenant_id = r.tenant_id and d.job_type = r.job_type and d.job_version = r.job_version
-  where r.tenant_id = p_tenant_id and r.job_type = any (p_names) and r.removed_at is null and d.approved_at is not null;
+  from jobforge.jobs j
+  join jobforge.job_definitions c on c.tenant_id = j.tenant_id and c.job_type = j.job_type and c.job_version = j.job_version
+  cross join lateral jsonb_each_text(c.definition #> '{pinned,jobs}') p(job_type, job_version)
+  join jobforge.registered_jobs r on r.tenant_id = j.tenant_id and r.job_type = p.job_type and r.removed_at is null
+  join jobforge.job_definitions d on d.tenant_id = j.tenant_id and d.job_type = p.job_type and d.job_version = p.job_version
+    and d.approved_at is not null
+  where j.tenant_id = p_tenant_id and j.id = p_job_id and p.job_type = any (p_names);
 end $$;
 comment on function jobforge.list_step_definitions(text, uuid, uuid, integer, text[]) is
-  'Registered definitions that steps of a running composition get; refused for a claim that is not the living one.';
+  'Registered definitions that a running composition pins for its steps; refused for a claim that is not the living one.';
 
--- A step that has a run already is left alone, so that a replay may ask for it again. What the root's token allows was
--- settled when the definition was registered and the run enqueued: its limits hold for steps as for any child.
+-- A step that has a run already is left alone, so that a replay may ask for it again. What the root's token denies, and its
+-- limits, hold for steps as for any child: one that they refuse refuses the call, and the worker asks for each by itself.
 create or replace function jobforge.enqueue_steps(
   p_tenant_id text, p_lease_id uuid, p_job_id uuid, p_epoch integer, p_steps text[], p_job_types text[], p_payloads text[],
   p_received text[], p_priorities integer[], p_job_versions text[], p_max_attempts integer[], p_backoff_ms integer[],

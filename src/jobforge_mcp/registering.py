@@ -8,12 +8,18 @@ guards and the definition's own.
 from __future__ import annotations
 
 from jobforge_mcp.definitions import intake
-from jobforge_mcp.definitions.catalog import Catalog, bind_data, to_json
+from jobforge_mcp.definitions.catalog import Catalog, bind_data, is_registrable, to_json
 from jobforge_mcp.definitions.composition import jobs_of
-from jobforge_mcp.definitions.declarative import compile_all
+from jobforge_mcp.definitions.declarative import STRENGTH, compile_all
 from jobforge_mcp.definitions.json_limits import check_value, dump_limited
 from jobforge_mcp.definitions.model import BoundJob, JobDefinition
-from jobforge_mcp.errors import DefinitionError, InvalidInputError
+from jobforge_mcp.definitions.pinning import pin
+from jobforge_mcp.errors import (
+    DefinitionError,
+    InvalidInputError,
+    NotFoundError,
+)
+from jobforge_mcp.permits import require_change
 from jobforge_mcp.policy.permissions import (
     ask_guards,
     may_list,
@@ -22,7 +28,7 @@ from jobforge_mcp.policy.permissions import (
     require_type,
 )
 from jobforge_mcp.policy.scopes import Scope
-from jobforge_mcp.types import Caller, CallOrigin, JobAction, JsonObject, Registration
+from jobforge_mcp.types import Caller, CallOrigin, Effects, JobAction, JsonObject, Registration
 
 
 async def register(
@@ -47,7 +53,12 @@ async def register(
     definition = intake.read(document)
     require_type(caller, definition.name)
     intake.refuse_installed(definition.name, catalog.registry.by_name)
+    definition = await _pin(catalog, caller, definition)
     bound = _bind(catalog, caller, definition)
+    try:
+        await require_change(catalog, caller, definition.name)
+    except NotFoundError:
+        raise intake.taken(definition.name) from None
     version = definition.version if "version" in document else None
     stored = to_json(definition)
     return await catalog.router.register_definition(
@@ -72,6 +83,7 @@ async def approve(
     """Let a quarantined version be run: whoever may run what it uses, and did not register it."""
     require_scope(caller, Scope.DEFINITIONS_APPROVE)
     require_type(caller, name)
+    await require_change(catalog, caller, name)
     row = await catalog.router.get_definition(caller, name, version)
     if version is None and row.latest_version != row.job_version:
         row = await catalog.router.get_definition(caller, name, row.latest_version)
@@ -93,6 +105,7 @@ async def remove(
             code="JOB_INSTALLED",
             hint="only registered jobs can be removed",
         )
+    await require_change(catalog, caller, name)
     return await catalog.router.remove_definition(caller, name, is_plan=is_plan, origin=origin)
 
 
@@ -101,19 +114,52 @@ def _bind(catalog: Catalog, caller: Caller, definition: JobDefinition) -> BoundJ
     names = jobs_of(composition) if composition is not None else [definition.handler or ""]
     if names == [""]:
         raise _invalid("handler: name the job that does the work, or write chain, map or switch")
-    if any(permission.action is JobAction.READ for permission in definition.permissions):
-        raise _invalid(
-            "permissions: who may read runs is for the handler's definition, which is inherited"
-        )
+    pinned = definition.pinned.jobs if definition.pinned is not None else {}
     for name in names:
         require_type(caller, name)
-        _may_use(caller, catalog.registry.get(name, is_visible=may_list(caller)))
+        if name not in pinned:
+            _may_use(caller, catalog.registry.get(name, is_visible=may_list(caller)))
     try:
         bound = bind_data(definition, catalog.registry)
         compile_all(bound)
     except DefinitionError as error:
         raise _invalid(error.message, hint=error.hint) from None
+    declared = definition.effects or Effects.INTERNAL  # as of every job that says nothing
+    if composition is not None and STRENGTH[bound.effects] > STRENGTH[declared]:
+        raise _invalid(
+            f"effects: a step is {bound.effects}, and the composition says {declared}",
+            hint=f'write "effects": "{bound.effects}", so that whoever reads the definition knows',
+        )
     return bound
+
+
+async def _pin(catalog: Catalog, caller: Caller, definition: JobDefinition) -> JobDefinition:
+    """Note the version that each step runs which is a registered job, and what stands behind it.
+
+    What is pinned was there before, so nothing can run itself, however many compositions stand inside each other.
+    """
+    composition = definition.composition
+    names = jobs_of(composition) if composition is not None else []
+    wanted = [name for name in names if not catalog.registry.is_installed(name)]
+    if definition.name in wanted:
+        raise _invalid(f"{definition.name} cannot be a step of itself")
+    for name in wanted:
+        require_type(caller, name)
+    named = [name for name in wanted if is_registrable(name)]
+    rows = await catalog.router.get_definitions(caller, named) if named else []
+    if not rows:
+        return definition
+    effects: list[Effects] = []
+    for row in rows:
+        bound = catalog.bind_current(caller, row)
+        if not may_list(caller)(bound):
+            catalog.registry.get(row.job_type, is_visible=may_list(caller))
+        _may_use(caller, bound)
+        effects.append(bound.effects)
+    try:
+        return definition.model_copy(update={"pinned": pin(rows, effects)})
+    except DefinitionError as error:
+        raise _invalid(error.message) from None
 
 
 def _may_use(caller: Caller, job: BoundJob) -> None:

@@ -16,7 +16,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from jobforge_mcp.definitions.composition import COMPOSITION_TYPE, jobs_of
 from jobforge_mcp.definitions.declarative import STRENGTH, join
-from jobforge_mcp.definitions.model import BoundJob, HandlerRef, JobDefinition, complaint
+from jobforge_mcp.definitions.model import (
+    BoundJob,
+    HandlerRef,
+    JobDefinition,
+    Permission,
+    complaint,
+)
+from jobforge_mcp.definitions.pinning import handlers_of
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import (
     CallerError,
@@ -29,8 +36,12 @@ from jobforge_mcp.types import (
     Caller,
     ClaimedJob,
     CurrentDefinition,
+    Effects,
+    Guard,
+    JobAction,
     JsonObject,
     RegisteredDefinition,
+    Run,
 )
 
 _KEPT = 4_096
@@ -39,6 +50,16 @@ _KEPT = 4_096
 _log = structlog.stdlib.get_logger(__name__)
 
 IsVisible = Callable[[BoundJob], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class AskedJob:
+    """What a definition asks of its callers, whether or not all that it runs is installed here."""
+
+    name: str
+    effects: Effects
+    permissions: tuple[Permission, ...]
+    guards: tuple[Guard, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,20 +161,19 @@ def bind_data(definition: JobDefinition, registry: Registry) -> BoundJob:
     if composition is None:
         base = registry.get(definition.handler or "")
         return replace(join(definition, base), lane_type=base.name)
-    bases = [registry.get(name) for name in jobs_of(composition)]
-    effects = max((base.effects for base in bases), key=STRENGTH.__getitem__)
-    if definition.effects is not None and STRENGTH[definition.effects] < STRENGTH[effects]:
+    pinned = definition.pinned.jobs if definition.pinned is not None else {}
+    for name in jobs_of(composition):
+        if name not in pinned:
+            registry.get(name)
+    for name in definition.pinned.handlers if definition.pinned is not None else ():
+        registry.require_on(name)
+    asked = _asked(definition, registry)
+    if definition.effects is not None and STRENGTH[definition.effects] < STRENGTH[asked.effects]:
         raise DefinitionError(
-            f"job {definition.name!r}: effects {definition.effects} is less than those of its handlers, {effects}"
+            f"job {definition.name!r}: effects {definition.effects} is less than those of its steps, {asked.effects}"
         )
     whole = definition.model_copy(
-        update={
-            "effects": definition.effects or effects,
-            "permissions": (
-                *(permission for base in bases for permission in base.permissions),
-                *definition.permissions,
-            ),
-        }
+        update={"effects": asked.effects, "permissions": asked.permissions}
     )
     return BoundJob(
         whole,
@@ -161,8 +181,39 @@ def bind_data(definition: JobDefinition, registry: Registry) -> BoundJob:
         _ANYTHING,
         _ANYTHING,
         HandlerRef(__name__, COMPOSITION_TYPE),
-        guards=tuple(guard for base in bases for guard in base.guards),
+        guards=asked.guards,
         lane_type=COMPOSITION_TYPE,
+    )
+
+
+def asked_by(name: str, text: str, registry: Registry) -> AskedJob:
+    """Return what the stored text of a definition asks; one that this process cannot read asks for what nobody has."""
+    try:
+        return _asked(JobDefinition.model_validate_json(text), registry)
+    except ValidationError:
+        nobody = tuple(Permission(action=action, scopes=("newer:version",)) for action in JobAction)
+        return AskedJob(name, Effects.EXTERNAL, nobody, ())
+
+
+def _asked(definition: JobDefinition, registry: Registry) -> AskedJob:
+    """Join what a definition asks with what the handlers behind it ask that are installed here, switched off or not."""
+    pinned, names = definition.pinned, handlers_of(definition)
+    bases = [registry.by_name[name] for name in names if name in registry.by_name]
+    effects = [
+        definition.effects or Effects.NONE,
+        pinned.effects if pinned is not None else Effects.NONE,
+        *(base.effects for base in bases),
+    ]
+    permissions = (
+        *(permission for base in bases for permission in base.permissions),
+        *(pinned.permissions if pinned is not None else ()),
+        *definition.permissions,
+    )
+    return AskedJob(
+        definition.name,
+        max(effects, key=STRENGTH.__getitem__),
+        tuple(dict.fromkeys(permissions)),
+        tuple(guard for base in bases for guard in base.guards),
     )
 
 
@@ -181,6 +232,37 @@ class Catalog:
         self.registry = registry
         self.router = router
         self.bound = BoundDefinitions(registry)
+        self._asked: OrderedDict[tuple[str, str, str], AskedJob] = OrderedDict()
+
+    async def asked_of(
+        self, caller: Caller, runs: Iterable[Run]
+    ) -> Mapping[tuple[str, str], BoundJob | AskedJob]:
+        """Return what the definitions of runs ask, by name and version; what is neither installed nor registered is left out."""
+        found: dict[tuple[str, str], BoundJob | AskedJob] = {}
+        unknown: list[tuple[str, str]] = []
+        for name, version in {(run.job_type, run.job_version): None for run in runs}:
+            known = self.registry.by_name.get(name) or self._asked.get(
+                (caller.tenant_id, name, version)
+            )
+            if known is not None:
+                found[name, version] = known
+            elif is_registrable(name):
+                unknown.append((name, version))
+        if unknown:
+            names, versions = zip(*unknown, strict=True)
+            for row in await self.router.get_definitions(caller, names, versions):
+                found[row.job_type, row.job_version] = self.asked(caller, row)
+        return found
+
+    def asked(self, caller: Caller, row: RegisteredDefinition) -> AskedJob:
+        """Return what one version of a registered definition asks, and keep it: it never changes."""
+        key = (caller.tenant_id, row.job_type, row.job_version)
+        asked = self._asked.get(key)
+        if asked is None:
+            asked = self._asked[key] = asked_by(row.job_type, row.definition, self.registry)
+            if len(self._asked) > _KEPT:
+                self._asked.popitem(last=False)
+        return asked
 
     async def find(
         self, caller: Caller, name: str, *, is_visible: IsVisible | None = None
@@ -196,8 +278,16 @@ class Catalog:
         found = await self.router.get_definitions(caller, [name]) if is_registrable(name) else []
         if not found:
             return self.registry.get(name, is_visible=is_visible)
-        _refuse_unfit(found[0])
-        return self.bind(caller, found[0])
+        return self.bind_current(caller, found[0])
+
+    def bind_current(self, caller: Caller, row: RegisteredDefinition) -> BoundJob:
+        """Join what new runs of a name get with its handler.
+
+        Raises:
+            NotFoundError: ``JOB_REMOVED``, or ``JOB_QUARANTINED`` while nobody has approved it.
+        """
+        _refuse_unfit(row)
+        return self.bind(caller, row)
 
     async def find_version(self, caller: Caller, name: str, version: str) -> BoundJob | None:
         """Return the job that a run of this name and version has; ``None`` if nobody knows it any more."""

@@ -60,6 +60,8 @@ def read(document: JsonObject) -> JobDefinition:
         )
     if name.startswith(RESERVED):
         raise _invalid("name: names that begin with jobforge. are reserved")
+    if "pinned" in document:
+        raise _invalid("pinned: which versions steps run is noted by register-job itself")
     cleaned = dict(document)
     for member, most in (("title", MAX_TITLE), ("description", MAX_TEXT)):
         text = cleaned.get(member)
@@ -105,6 +107,11 @@ def refuse_installed(name: str, installed: Iterable[str]) -> None:
                 code="NAME_CONFUSABLE",
                 hint="choose a name that nobody could take for it",
             )
+
+
+def taken(name: str) -> ConflictError:
+    """Return the refusal of a name whose definition is not shown to who wants to register it."""
+    return ConflictError(f"the name {name} is taken", code="NAME_TAKEN", hint="choose another name")
 
 
 def fold(name: str) -> str:

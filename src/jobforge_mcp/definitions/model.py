@@ -156,12 +156,30 @@ class Debounce(_Model):
         return self
 
 
+Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,31}$")]
+
+
+class Pinned(_Model):
+    """What is noted of the registered jobs among a composition's steps when it is registered; nobody writes it by hand."""
+
+    jobs: Annotated[dict[JobName, Version], Field(min_length=1, max_length=MAX_STEPS)]
+    """The versions that its steps run, whatever is registered under these names later."""
+    handlers: tuple[JobName, ...] = ()
+    """The installed handlers behind them."""
+    permissions: tuple[Permission, ...] = ()
+    """What they ask of callers besides their handlers."""
+    effects: Effects = Effects.NONE
+    """What they change besides their own runs."""
+    depth: Annotated[int, Field(ge=1, le=10)] = 1
+    """Compositions inside each other, this one counted."""
+
+
 class JobDefinition(_Model):
     """What may be run, and how."""
 
     name: JobName
     """Dotted name of the job type."""
-    version: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,31}$")] = "1"
+    version: Version = "1"
     """Version of the definition; each run keeps the one it was enqueued with."""
     title: Annotated[str, Field(max_length=100), AfterValidator(_one_line)] | None = None
     """A few words for people."""
@@ -214,6 +232,8 @@ class JobDefinition(_Model):
     """How many runs may start within a time."""
     debounce: Debounce | None = None
     """How long a run waits for a newer one, which takes its place."""
+    pinned: Pinned | None = None
+    """For a composition with steps that are registered jobs: which versions of them it runs."""
 
     @property
     def composition(self) -> Composition | None:

@@ -125,6 +125,10 @@ class Registry:
         """Whether any job is switched off here."""
         return bool(self._off)
 
+    def is_on(self, name: str) -> bool:
+        """Whether a job is not switched off here; one that this process does not know is not."""
+        return name not in self._off
+
     def require_on(self, name: str) -> None:
         """Refuse a job that is switched off here; one that this process does not know passes.
 

@@ -80,7 +80,7 @@ class StepRouter:
     async def list_step_definitions(
         self, fence: Fence, names: Sequence[str]
     ) -> list[CurrentDefinition]:
-        """Read the registered definitions that new runs of these names get; what is not registered is not there."""
+        """Read the registered definitions that the composition pins; what was removed since is not there."""
         rows = await self._fetch(_DEFINITIONS, [*_fence(fence), list(names)])
         return [
             CurrentDefinition(

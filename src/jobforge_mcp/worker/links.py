@@ -18,8 +18,9 @@ from jobforge_mcp.definitions.catalog import BoundDefinitions
 from jobforge_mcp.definitions.claim_limits import claim_limits
 from jobforge_mcp.definitions.json_limits import load_limited
 from jobforge_mcp.definitions.model import BoundJob, JobDefinition
+from jobforge_mcp.definitions.pinning import pinned_jobs
 from jobforge_mcp.definitions.registry import Registry, handler_values
-from jobforge_mcp.errors import CallerError, ConflictError, PermanentError
+from jobforge_mcp.errors import CallerError, ConflictError, NotFoundError, PermanentError
 from jobforge_mcp.router.leases import JobTransaction, WorkerRouter
 from jobforge_mcp.types import EnqueueOutcome, JobId, JsonObject, JsonValue, NewJob
 from jobforge_mcp.worker.artifacts import Keeper
@@ -131,15 +132,32 @@ class Services:
     async def prepare_steps(
         self, attempt: Attempt, steps: Sequence[tuple[str, JsonValue]]
     ) -> list[NewJob | CallerError]:
-        """Check the inputs of steps, each for the job of a name; what a job does not take is told in its place."""
+        """Check the inputs of steps, each for the job of a name; what a job does not take is told in its place.
+
+        A registered job is run in the version that was pinned when the composition was registered.
+        """
+        pinned = pinned_jobs(attempt.claimed.definition)
+        asked = sorted({name for name, _ in steps if name in pinned})
+        rows = await self.router.steps.list_step_definitions(attempt.fence, asked) if asked else []
+        found = {row.job_type: row for row in rows}
         prepared: list[NewJob | CallerError] = []
         for name, given in steps:
             try:
-                checked = self.registry.prepare(name, given)
+                if name not in pinned:
+                    bound = self.registry.get(name)
+                elif (row := found.get(name)) is not None:
+                    tenant_id = attempt.fence.tenant_id
+                    bound = self.definitions.bind(
+                        tenant_id, name, row.job_version, row.lane_type, row.definition
+                    )
+                else:
+                    raise _gone(name, pinned[name])
+                checked = self.registry.prepare_bound(bound, given)
             except CallerError as error:
                 prepared.append(error)
                 continue
-            prepared.append(_new_job(checked.definition, checked.payload, checked.received))
+            job = _new_job(checked.definition, checked.payload, checked.received)
+            prepared.append(replace(job, lane_type=bound.lane_type))
         return prepared
 
     async def enqueue(self, attempt: Attempt, request: ChildRequest) -> JobId:
@@ -252,6 +270,14 @@ def no_transaction() -> UsageError:
     return UsageError(
         "job.transaction() needs an async def handler on the worker's event loop",
         hint="write async def without isolation, or open a connection of the handler's own",
+    )
+
+
+def _gone(name: str, version: str) -> NotFoundError:
+    return NotFoundError(
+        f"version {version} of the registered job {name} may not be run any more",
+        code="JOB_REMOVED",
+        hint="register the job again, or register the composition anew",
     )
 
 
