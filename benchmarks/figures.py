@@ -45,10 +45,11 @@ class Sizes:
     cold_starts: int = 3
     passes: int = 3
     rounds: int = 6
+    definitions: int = 10_000
 
 
 TINY = Sizes(
-    jobs=60, bulk=60, seconds=0.2, probes=5, calls=6, starts=2, cold_starts=1, passes=1, rounds=2
+    jobs=60, bulk=60, seconds=0.2, probes=5, calls=6, starts=2, cold_starts=1, passes=1, rounds=2, definitions=50
 )
 
 

@@ -93,7 +93,7 @@ def flushes(stage: Stage, sizes: Sizes) -> list[Figure]:
 
 
 @contextmanager
-def http_server(stage: Stage) -> Generator[HttpServer]:
+def http_server(stage: Stage, database: str = DATABASE) -> Generator[HttpServer]:
     """Run ``jobforge serve --http`` on a free port."""
     state_dir = stage.cluster.state_dir / "server"
     keys = KeyFolder(state_dir / "keys")
@@ -107,8 +107,8 @@ def http_server(stage: Stage) -> Generator[HttpServer]:
     )
     environment = {
         **os.environ,
-        "DATABASE_URL": stage.url(DATABASE, "jobforge_api"),
-        "JOBFORGE_WORKER_DATABASE_URL": stage.url(DATABASE, "jobforge_worker"),
+        "DATABASE_URL": stage.url(database, "jobforge_api"),
+        "JOBFORGE_WORKER_DATABASE_URL": stage.url(database, "jobforge_worker"),
         "JOBFORGE_STATE_DIR": str(state_dir),
         "JOBFORGE_TOKEN_KEYS": str(state_dir / "keys"),
         "JOBFORGE_JOBS": str(NOOP_JOB),

@@ -82,10 +82,11 @@ as $$
 declare
   v_other text;
   v_actor text := nullif(current_setting('jobforge.actor', true), '');
+  v_key text := jobforge.name_key(p_job_type);  -- not anew for each of ten thousand rows
 begin
   select r.job_type into v_other from jobforge.registered_jobs r
   where r.tenant_id = p_tenant_id and r.job_type <> p_job_type
-    and (r.name_key = jobforge.name_key(p_job_type)
+    and (r.name_key = v_key
       or (r.registered_by is distinct from v_actor and abs(length(r.job_type) - length(p_job_type)) <= 1
         and jobforge.is_near_name(r.job_type, p_job_type)))
   order by r.job_type limit 1;
