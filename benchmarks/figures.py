@@ -49,7 +49,16 @@ class Sizes:
 
 
 TINY = Sizes(
-    jobs=60, bulk=60, seconds=0.2, probes=5, calls=6, starts=2, cold_starts=1, passes=1, rounds=2, definitions=50
+    jobs=60,
+    bulk=60,
+    seconds=0.2,
+    probes=5,
+    calls=6,
+    starts=2,
+    cold_starts=1,
+    passes=1,
+    rounds=2,
+    definitions=50,
 )
 
 

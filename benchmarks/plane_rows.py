@@ -117,9 +117,7 @@ async def _app(stage: Stage) -> AsyncGenerator[tuple[App, str]]:
 
 async def _events(stage: Stage, sizes: Sizes) -> dict[str, tuple[list[float], list[float]]]:
     async with _app(stage) as (app, token):
-        client = Client(
-            app.router, app.registry, app.gate.caller_of(token), desk=app.parts.desk
-        )
+        client = Client(app.router, app.registry, app.gate.caller_of(token), desk=app.parts.desk)
         for number in range(TRIGGERS if sizes.calls > 50 else len(PATTERNS)):
             await client.events.register_trigger(_trigger(number))
         async with Agent(build_server(app.parts, Credential(token))) as agent:
@@ -171,18 +169,20 @@ async def _in_turn(
 
 
 def _register_many(stage: Stage, count: int) -> None:
-    """Register definitions with the database's own function, all in one transaction."""
+    """Register definitions with the database's own function, a thousand in a transaction."""
     texts = [json.dumps(_definition(number)) for number in range(count)]
-    with psycopg.connect(stage.url(DATABASE, "jobforge_api")) as connection:
-        connection.execute("set statement_timeout = 0")
-        connection.execute("select jobforge.enter_scope(%s, 'bench')", [TENANT])
-        connection.execute(
-            """select count(r.outcome) from unnest(%s::text[]) d(definition)
-               cross join lateral jobforge.register_definition(%s, d.definition, %s) r""",
-            [texts, TENANT, JOB],
-        )
-    with psycopg.connect(stage.url(DATABASE), autocommit=True) as connection:
-        connection.execute("vacuum analyze jobforge.registered_jobs, jobforge.job_definitions")
+    for start in range(0, count, 1_000):
+        # a connection of its own: plans that were made while the tables were empty would be kept
+        with psycopg.connect(stage.url(DATABASE, "jobforge_api")) as connection:
+            connection.execute("set statement_timeout = 0")
+            connection.execute("select jobforge.enter_scope(%s, 'bench')", [TENANT])
+            connection.execute(
+                """select count(r.outcome) from unnest(%s::text[]) d(definition)
+                   cross join lateral jobforge.register_definition(%s, d.definition, %s) r""",
+                [texts[start : start + 1_000], TENANT, JOB],
+            )
+        with psycopg.connect(stage.url(DATABASE), autocommit=True) as connection:
+            connection.execute("vacuum analyze jobforge.registered_jobs, jobforge.job_definitions")
 
 
 def _definition(number: int) -> JsonObject:

@@ -242,7 +242,9 @@ begin
       else 'unchanged' end;
   else
     v_version := coalesce(p_version, (
-      select n.number::text from generate_series(coalesce(v_job.version_no, 0) + 1, coalesce(v_job.version_no, 0) + 100000) n(number)
+      -- in the list of what is selected a series is made as far as it is read
+      select n.number::text from (
+        select generate_series(coalesce(v_job.version_no, 0) + 1, coalesce(v_job.version_no, 0) + 100000) as number) n
       where not exists (select from jobforge.job_definitions d
         where d.tenant_id = p_tenant_id and d.job_type = v_name and d.job_version = n.number::text)
       limit 1));

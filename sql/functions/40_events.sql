@@ -230,7 +230,8 @@ begin
     select case when not p_is_plan then v_id end, v_outcome, v_event.received_at, v_event.depth::integer, true, d.trigger_name::text,
       d.job_name::text, d.decision::text, d.reason, d.job_id
     from jobforge.decide_event_fires(v_event, p_fires, p_most_depth, p_is_plan) d
-    where jobforge.allows_type(v_claims, d.job_name);
+    where not v_claims ?| array['jobTypes', 'denyTypes'] or jobforge.allows_type(v_claims, d.job_name)
+    order by d.trigger_name;
     v_is_told := found;
   elsif v_outcome = 'replayed' and v_event.processed_at is null and p_fires is not null and not p_is_plan then
     update jobforge.events e set processed_at = v_now where e.tenant_id = p_tenant_id and e.id = v_event.id;
@@ -238,7 +239,8 @@ begin
     select v_event.id, v_outcome, v_event.received_at, v_event.depth::integer, true, d.trigger_name::text, d.job_name::text,
       d.decision::text, d.reason, d.job_id
     from jobforge.decide_event_fires(v_event, p_fires, p_most_depth, false) d
-    where jobforge.allows_type(v_claims, d.job_name);
+    where not v_claims ?| array['jobTypes', 'denyTypes'] or jobforge.allows_type(v_claims, d.job_name)
+    order by d.trigger_name;
     v_is_told := found;
   elsif v_outcome = 'replayed' then
     return query

@@ -239,6 +239,7 @@ grant execute on function
   jobforge.approve_definition(text, text, text, boolean),
   jobforge.remove_definition(text, text, boolean),
   jobforge.list_definitions(text, text[], text[], text, text, integer, boolean),
+  jobforge.find_definitions(text, text[], text[], text, text, integer),
   jobforge.get_definition(text, text, text),
   jobforge.get_definitions(text, text[], text[]),
   jobforge.list_guarded_definitions(text, text[]),

@@ -1157,6 +1157,8 @@ class Fire:
     reason: str | None = None
     key: str | None = None
     """Deduplication key."""
+    definition: str | None = None
+    """Version of the job's registered definition that was looked at; ``None`` if there was none."""
 
 
 @dataclass(frozen=True, slots=True)

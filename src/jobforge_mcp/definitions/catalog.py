@@ -327,7 +327,7 @@ class Catalog:
         shown: list[BoundJob] = []
         after = wanted.after
         while True:
-            page = await self.router.list_definitions(
+            page = await self.router.find_definitions(
                 caller,
                 words=(wanted.query or "").casefold().split(),
                 tags=wanted.tags,
@@ -335,9 +335,7 @@ class Catalog:
                 after=after,
                 limit=limit,
             )
-            names = [listed.job_type for listed in page]
-            rows = await self.router.get_definitions(caller, names) if names else []
-            shown += [bound for bound in self._bind_all(caller, rows) if is_visible(bound)]
+            shown += [bound for bound in self._bind_all(caller, page) if is_visible(bound)]
             if len(page) < limit or len(shown) >= limit:
                 return shown[:limit]
             after = page[-1].job_type

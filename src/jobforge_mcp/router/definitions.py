@@ -29,6 +29,9 @@ _REMOVE: LiteralString = f"""
 _LIST: LiteralString = f"""
     select r.* from {SCOPE}, lateral jobforge.list_definitions(s.tenant_id, %s::text[], %s::text[], %s::text, %s::text, %s::int,
       %s::boolean) as r"""
+_FIND: LiteralString = f"""
+    select r.* from {SCOPE}, lateral jobforge.find_definitions(s.tenant_id, %s::text[], %s::text[], %s::text, %s::text,
+      %s::int) as r"""
 _GET_MANY: LiteralString = f"""
     select r.* from {SCOPE}, lateral jobforge.get_definitions(s.tenant_id, %s::text[], %s::text[]) as r"""
 _GET: LiteralString = f"""
@@ -107,16 +110,24 @@ class DefinitionRouter(ScopedRouter):
         is_listed: bool = True,
     ) -> list[ListedDefinition]:
         """Read a page by name: of those that can be run and are not hidden, unless ``is_listed`` is false."""
-        arguments = [
-            list(words) or None,
-            list(tags) or None,
-            json.dumps(dict(labels)) if labels else None,
-            after,
-            limit,
-            is_listed,
-        ]
+        arguments = [*_page(words, tags, labels, after, limit), is_listed]
         rows = await self._fetch(caller, _LIST, arguments, NO_ORIGIN, is_repeatable=True)
         return [ListedDefinition(**row) for row in rows]
+
+    async def find_definitions(
+        self,
+        caller: Caller,
+        *,
+        words: Sequence[str] = (),
+        tags: Sequence[str] = (),
+        labels: Mapping[str, str] | None = None,
+        after: str | None = None,
+        limit: int = 20,
+    ) -> list[RegisteredDefinition]:
+        """Read a page by name of those that can be run and are not hidden, with what they say."""
+        arguments = _page(words, tags, labels, after, limit)
+        rows = await self._fetch(caller, _FIND, arguments, NO_ORIGIN, is_repeatable=True)
+        return [RegisteredDefinition(**row) for row in rows]
 
     async def get_definitions(
         self, caller: Caller, names: Sequence[str], versions: Sequence[str | None] | None = None
@@ -149,6 +160,22 @@ class DefinitionRouter(ScopedRouter):
     async def list_definition_versions(self, caller: Caller, name: str) -> list[Row]:
         """Read what is known of each version of a job, newest first."""
         return await self._fetch(caller, _LIST_VERSIONS, [name], NO_ORIGIN, is_repeatable=True)
+
+
+def _page(
+    words: Sequence[str],
+    tags: Sequence[str],
+    labels: Mapping[str, str] | None,
+    after: str | None,
+    limit: int,
+) -> list[object]:
+    return [
+        list(words) or None,
+        list(tags) or None,
+        json.dumps(dict(labels)) if labels else None,
+        after,
+        limit,
+    ]
 
 
 def _to_registration(row: Row, runs: str) -> Registration:

@@ -378,6 +378,8 @@ def fire_object(fire: Fire) -> JsonObject:
         "version": fire.version,
         "decision": "fire" if fire.job is not None else (fire.decision or FireDecision.ERROR).value,
     }
+    if fire.definition is not None:
+        written["definition"] = fire.definition
     if fire.reason is not None:
         written["reason"] = fire.reason
     if fire.key is not None:

@@ -5,6 +5,7 @@ The scopes are asked for by whoever stands above; what a trigger needs besides, 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final, TypeVar
@@ -28,6 +29,7 @@ from jobforge_mcp.triggers.specs import check_spec, first_time
 from jobforge_mcp.types import (
     Caller,
     CallOrigin,
+    Candidate,
     EnqueueOutcome,
     Event,
     EventFilter,
@@ -48,6 +50,9 @@ from jobforge_mcp.types import (
 TRIGGERS_CHANGED: Final = "TRIGGERS_CHANGED"
 MOST_TRIES: Final = 10
 """How often an event is evaluated anew because its triggers changed meanwhile; then it is left to maintenance."""
+
+MOST_KEPT: Final = 4_096
+"""Kinds of events whose triggers are kept in memory; the one that was longest not submitted goes first."""
 
 AnswerT = TypeVar("AnswerT")
 
@@ -71,6 +76,7 @@ class EventDesk:
         self._asks_triggers = asks_triggers
         self._catalog = Catalog(registry, router.definitions)
         self._most_depth = most_depth
+        self._kept: OrderedDict[tuple[str | None, ...], list[Candidate]] = OrderedDict()
 
     async def submit(
         self,
@@ -92,9 +98,9 @@ class EventDesk:
         if event.idempotency_key is not None:
             check_key(event.idempotency_key, "idempotencyKey")
         event = replace(event, project_id=event.project_id or _only_project(caller))
-        for _ in range(MOST_TRIES if self._asks_triggers else 0):
+        for number in range(MOST_TRIES if self._asks_triggers else 0):
             try:
-                fires = await self._evaluate(caller, event, origin)
+                fires = await self._evaluate(caller, event, origin, is_again=number > 0)
                 return _without_conflict(
                     await self._store(caller, event, fires, origin=origin, is_plan=is_plan),
                     is_plan=is_plan,
@@ -235,8 +241,10 @@ class EventDesk:
         """Read what triggers decided and why, newest first."""
         return await self.router.list_trigger_fires(caller, wanted)
 
-    async def _evaluate(self, caller: Caller, event: NewEvent, origin: CallOrigin) -> list[Fire]:
-        candidates, shown = await self.router.match_triggers(caller, event, origin=origin)
+    async def _evaluate(
+        self, caller: Caller, event: NewEvent, origin: CallOrigin, *, is_again: bool
+    ) -> list[Fire]:
+        candidates, shown = await self._match(caller, event, origin, is_again=is_again)
         if not candidates:
             return []
         scope = event_scope(event, shown)
@@ -244,6 +252,25 @@ class EventDesk:
             evaluate_trigger(self._catalog.bound, caller.tenant_id, candidate, scope)
             for candidate in candidates
         ]
+
+    async def _match(
+        self, caller: Caller, event: NewEvent, origin: CallOrigin, *, is_again: bool
+    ) -> tuple[list[Candidate], str]:
+        """Find the triggers that could want an event, most often in memory.
+
+        The database refuses what was worked out for triggers that came, went or changed since: then they are read anew.
+        """
+        if event.contains_pii or event.redaction_hints is not None:
+            return await self.router.match_triggers(caller, event, origin=origin)
+        key = (caller.tenant_id, event.event_type, event.source, event.project_id)
+        kept = None if is_again else self._kept.get(key)
+        if kept is None:
+            kept, _ = await self.router.match_triggers(caller, event, origin=origin)
+            self._kept[key] = kept
+            if len(self._kept) > MOST_KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return kept, event.payload
 
     async def _store(
         self,

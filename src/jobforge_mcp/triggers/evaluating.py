@@ -70,7 +70,13 @@ def evaluate_trigger(
     except Exception:  # noqa: BLE001  # a rule that breaks in a way nobody thought of must not lose the event
         _log.exception("trigger_failed", tenant_id=tenant_id, trigger=candidate.trigger_name)
         return _refusal(candidate, FireDecision.ERROR, "INTERNAL: it could not be evaluated")
-    return Fire(candidate.trigger_name, candidate.version, job, key=key)
+    return Fire(
+        candidate.trigger_name,
+        candidate.version,
+        job,
+        key=key,
+        definition=_version_of(candidate),
+    )
 
 
 def prepare_job(
@@ -141,7 +147,18 @@ def _key_of(template: JsonValue, scope: JsonObject) -> str:
 
 
 def _refusal(candidate: Candidate, decision: FireDecision, reason: str) -> Fire:
-    return Fire(candidate.trigger_name, candidate.version, None, decision=decision, reason=reason)
+    return Fire(
+        candidate.trigger_name,
+        candidate.version,
+        None,
+        decision=decision,
+        reason=reason,
+        definition=_version_of(candidate),
+    )
+
+
+def _version_of(candidate: Candidate) -> str | None:
+    return None if candidate.definition is None else candidate.definition.job_version
 
 
 def _time(value: datetime | None) -> str | None:
