@@ -104,6 +104,8 @@ async def _app(stage: Stage) -> AsyncGenerator[tuple[App, str]]:
         token_keys=str(state_dir / "keys"),
         state_dir=state_dir,
         jobs=[str(NOOP_JOB)],
+        events_enabled=True,
+        triggers_enabled=True,
     )
     token = issue_token(
         keys.ensure(),

@@ -17,7 +17,15 @@ from typing import TypeAlias
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import flat_rows, limit_rows, node_rows, plane_rows, queue_rows, server_rows
+from benchmarks import (
+    flat_rows,
+    key_rows,
+    limit_rows,
+    node_rows,
+    plane_rows,
+    queue_rows,
+    server_rows,
+)
 from benchmarks.contenders import jobforge, pgqueuer
 from benchmarks.figures import TINY, Figure, Sizes, machine, table
 from benchmarks.stage import Stage, open_stage
@@ -34,6 +42,8 @@ ROWS: dict[str, Row] = {
     "crowd": flat_rows.crowd,
     "backlog": flat_rows.backlog,
     "limits": limit_rows.limits,
+    "keys": key_rows.keys,
+    "beside": key_rows.beside,
     "events": plane_rows.events,
     "definitions": plane_rows.definitions,
     "http": server_rows.roundtrip,

@@ -37,6 +37,8 @@ def test_every_row_of_the_benchmarks_still_measures_something(tmp_path: Path) ->
         "crowd",
         "backlog",
         "limits",
+        "keys",
+        "beside",
         "events",
         "definitions",
         "http",

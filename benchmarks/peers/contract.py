@@ -7,7 +7,8 @@
     probe N INTERVAL          N jobs, each carrying its time of sending     -> {"n"}
     backlog N FUTURE          N more jobs, due now or (FUTURE 1) tomorrow   -> {"n"}
     tenants N EACH            EACH jobs of each of N tenants                -> {"n"}
-    limited KIND N            N jobs under a limit of that kind
+    limited KIND N            N jobs under a limit of that kind; KIND:KEYS says how many keys they have
+    beside TENANT N           N jobs without a limit, after one with a limit of that tenant
     newcomer N                N jobs of another tenant, carrying their time of sending
     fair BIG SMALL            BIG jobs of one tenant, then SMALL of another, the small ones carrying their time of sending
     worker FILE               run one worker process until SIGTERM; the handler counts in FILE and, for a probe,
@@ -94,6 +95,9 @@ class Contender:
     async def limited(self, kind: str, count: int) -> None:
         raise NotImplementedError
 
+    async def beside(self, tenant: str, count: int) -> None:
+        raise NotImplementedError
+
     async def newcomer(self, count: int) -> None:
         raise NotImplementedError
 
@@ -156,6 +160,11 @@ async def _run(contender: Contender, command: str, arguments: list[str]) -> dict
                 await contender.limited(kind, int(count))
                 await contender.close()
                 return {"n": int(count)}
+            case "beside", [tenant, count]:
+                await contender.open(1)
+                await contender.beside(tenant, int(count))
+                await contender.close()
+                return {"n": int(count) + 1}
             case "newcomer", [count]:
                 await contender.open(1)
                 await contender.newcomer(int(count))

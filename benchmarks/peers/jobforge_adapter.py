@@ -72,11 +72,16 @@ class Jobforge(Contender):
             await _enqueue_many(self._client(f"tenant-{number:04}"), each)
 
     async def limited(self, kind: str, count: int) -> None:
+        name, _, keys = kind.partition(":")
         for start in range(0, count, CHUNK):
             await self._clients[0].enqueue_many(
-                (f"bench.{kind}", _input(kind, number), Options())
+                (f"bench.{name}", _input(name, number, int(keys or KEYS)), Options())
                 for number in range(start, min(start + CHUNK, count))
             )
+
+    async def beside(self, tenant: str, count: int) -> None:
+        await self._client(tenant).enqueue("bench.wide", {"i": 0})
+        await _enqueue_many(self._clients[0], count)
 
     async def newcomer(self, count: int) -> None:
         await _enqueue_many(self._client("newcomer"), count, sent_at=time.time())
@@ -100,8 +105,10 @@ class Jobforge(Contender):
         os.execve(program, arguments, environment)  # noqa: S606 - the process that was started is to be the worker
 
 
-def _input(kind: str, number: int) -> dict[str, JsonValue]:
-    return {"i": number, "key": number % KEYS} if kind == "keyed" else {"i": number}
+def _input(kind: str, number: int, keys: int) -> dict[str, JsonValue]:
+    if kind in {"keyed", "single", "ten"}:
+        return {"i": number, "key": number % keys}
+    return {"i": number}
 
 
 async def _enqueue_many(

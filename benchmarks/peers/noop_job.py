@@ -54,6 +54,18 @@ async def tight(input: Numbered, _: JobContext) -> Done:
     return _count(input)
 
 
+@job(name="bench.single", effects="none", concurrency=ConcurrencyLimit(limit=1, key="/key"))
+async def single(input: Keyed, _: JobContext) -> Done:
+    """Count one run, one of its key at a time."""
+    return _count(input)
+
+
+@job(name="bench.ten", effects="none", concurrency=ConcurrencyLimit(limit=10, key="/key"))
+async def ten(input: Keyed, _: JobContext) -> Done:
+    """Count one run, of each key as many at a time as a worker has slots."""
+    return _count(input)
+
+
 @job(name="bench.rated", effects="none", rate_limit=RateLimit(count=1_000_000, period_ms=60_000))
 async def rated(input: Numbered, _: JobContext) -> Done:
     """Count one run, under a rate that is never reached."""

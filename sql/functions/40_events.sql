@@ -90,8 +90,10 @@ as $$
 declare
   v_problem text;
 begin
-  perform jobforge.require_small_json(array[p_payload], 1048576, 'a payload'),
-    jobforge.require_small_json(array[p_redaction_hints::text, p_attributes::text], 16384, 'hints or attributes');
+  perform jobforge.require_small_json(array[p_payload], 1048576, 'a payload');
+  if p_redaction_hints is not null or p_attributes is not null then
+    perform jobforge.require_small_json(array[p_redaction_hints::text, p_attributes::text], 16384, 'hints or attributes');
+  end if;
   v_problem := case
     when p_event_type is null or octet_length(p_event_type) > 100 or p_event_type !~ '^[A-Za-z0-9_-]+([.][A-Za-z0-9_-]+)*$'
       then 'an event type has 1 to 100 letters, digits, hyphens, underscores, and dots between its segments'
@@ -177,7 +179,7 @@ begin
   if not p_is_plan and current_setting('jobforge.token_id', true) <> '' then
     perform jobforge.use_token();
   end if;
-  v_claims := jobforge.current_claims();
+  v_claims := coalesce(nullif(current_setting('jobforge.claims', true), ''), '{}')::jsonb;  -- as current_claims, without its call
   if v_claims ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id) then
     perform jobforge.check_policy(p_tenant_id, 'cancel', array['jobforge.event']);
   end if;
@@ -208,16 +210,26 @@ begin
         else least(jobforge.next_event_depth(p_tenant_id, p_trace_id), 1000) end;
     end if;
   else
-    insert into jobforge.events as e (tenant_id, id, event_type, source, subject, project_id, trace_id, actor, occurred_at,
-      received_at, payload, attributes, contains_pii, redaction_hints, idempotency_key, input_hash, depth, processed_at, expires_at)
-    values (p_tenant_id, v_id, p_event_type, p_source, p_subject, p_project_id, v_event.trace_id,
-      nullif(current_setting('jobforge.actor', true), ''), coalesce(p_occurred_at, v_now), v_now, p_payload, p_attributes,
-      coalesce(p_contains_pii, false), p_redaction_hints, p_idempotency_key, v_hash, v_event.depth,
-      case when p_fires is not null or not exists (
-        select from jobforge.triggers t where t.tenant_id = p_tenant_id and t.kind = 'event') then v_now end,
-      v_now + v_keep_days * interval '1 day')
-    on conflict (tenant_id, idempotency_key) where idempotency_key is not null do nothing
-    returning e.* into v_event;
+    -- one statement with its audit row: a function and a statement less
+    with stored as (
+      insert into jobforge.events as e (tenant_id, id, event_type, source, subject, project_id, trace_id, actor, occurred_at,
+        received_at, payload, attributes, contains_pii, redaction_hints, idempotency_key, input_hash, depth, processed_at, expires_at)
+      values (p_tenant_id, v_id, p_event_type, p_source, p_subject, p_project_id, v_event.trace_id,
+        nullif(current_setting('jobforge.actor', true), ''), coalesce(p_occurred_at, v_now), v_now, p_payload, p_attributes,
+        coalesce(p_contains_pii, false), p_redaction_hints, p_idempotency_key, v_hash, v_event.depth,
+        case when p_fires is not null or not exists (
+          select from jobforge.triggers t where t.tenant_id = p_tenant_id and t.kind = 'event') then v_now end,
+        v_now + v_keep_days * interval '1 day')
+      on conflict (tenant_id, idempotency_key) where idempotency_key is not null do nothing
+      returning e.*
+    ), audited as (
+      insert into jobforge.audit_log (tenant_id, id, occurred_at, action, outcome, actor, token_id, tool, trace_id, detail)
+      select p_tenant_id, jobforge.new_id(), v_now, 'submit_event', 'created', x.actor,
+        nullif(current_setting('jobforge.token_id', true), ''), nullif(current_setting('jobforge.tool', true), ''),
+        nullif(current_setting('jobforge.trace_id', true), ''), jsonb_build_object('eventType', p_event_type, 'eventId', v_id)
+      from stored x
+    )
+    select x.* into v_event from stored x;
     if not found then
       select * into v_event from jobforge.events e
       where e.tenant_id = p_tenant_id and e.idempotency_key = p_idempotency_key for update;
@@ -262,9 +274,11 @@ begin
   if v_outcome = 'created' and p_fires is null and v_event.processed_at is null and not p_is_plan then
     perform jobforge.wake('ready');
   end if;
-  perform jobforge.record_audit(p_tenant_id, 'submit_event', case when p_is_plan then 'planned' else v_outcome end, null, null,
-    jsonb_build_object('eventType', p_event_type) || case when p_is_plan then '{}'::jsonb
-      else jsonb_build_object('eventId', v_event.id) end);
+  if p_is_plan or v_outcome <> 'created' then
+    perform jobforge.record_audit(p_tenant_id, 'submit_event', case when p_is_plan then 'planned' else v_outcome end, null, null,
+      jsonb_build_object('eventType', p_event_type) || case when p_is_plan then '{}'::jsonb
+        else jsonb_build_object('eventId', v_event.id) end);
+  end if;
 end $$;
 comment on function jobforge.submit_event(text, text, jsonb, text, text, timestamptz, text, text, text, boolean, jsonb, jsonb, jsonb,
   integer, boolean) is
