@@ -1,8 +1,11 @@
 """Submit many events with crashes: ``python -m tests.measure.event_storm [events]``, 100,000 if not said otherwise.
 
+``--slice 3/8`` does the third of eight parts, with crashes of its own: eight short runs are one long one.
+
 Three triggers of a thousand want each event. Submitters lose their answer or die at any moment and repeat the call with its key;
-every fourth event comes as plain SQL would bring it and is processed by maintenance, which dies as well. At the end every
-event has its three jobs: none missed, none double. With ``--ratio`` it measures instead what an event with three triggers
+every fourth event comes as plain SQL would bring it and is processed by maintenance, which dies as well; and several times a
+second the server ends somebody's connection, whatever is under way on it. At the end every event has its three jobs: none
+missed, none double. With ``--ratio`` it measures instead what an event with three triggers
 costs beside a plain enqueue, on a server that flushes every commit.
 """
 
@@ -12,13 +15,16 @@ import random
 import statistics
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import LiteralString
 
 import anyio
 import psycopg
 
 from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.registry import Registry
+from jobforge_mcp.errors import DatabaseUnavailableError
 from jobforge_mcp.maintenance import Maintenance
 from jobforge_mcp.router.events import EventRouter
 from jobforge_mcp.router.jobs import Router
@@ -30,10 +36,16 @@ from tests.postgres import DatabaseMaker, ScratchDatabase, choose_binaries, runn
 from tests.server.jobs import JOBS
 
 SUBMITTERS = 8
+KILL_SECONDS = 0.2
 WANTED = 3
 CALLER = Caller(
     TenantId("acme"), "storm", frozenset({"jobs:execute", "events:submit", "triggers:write"})
 )
+KILL: LiteralString = """
+    select pg_terminate_backend(a.pid) from (
+      select pid from pg_stat_activity
+      where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'
+      order by random() limit 1) a"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +54,8 @@ class Outcome:
 
     events: int
     crashes: int
+    killed: int
+    """Connections that the server ended."""
     stored: int
     unprocessed: int
     jobs: int
@@ -49,11 +63,13 @@ class Outcome:
     """Events that have not exactly their three jobs."""
 
 
-async def storm(database: ScratchDatabase, *, events: int, triggers: int, seed: int = 1) -> Outcome:
-    """Submit events while everybody crashes, and count what is there at the end."""
+async def storm(
+    database: ScratchDatabase, *, events: range, triggers: int, seed: int = 1
+) -> Outcome:
+    """Submit events of these numbers while everybody crashes, and count what is there at the end."""
     rng = random.Random(seed)  # not for secrets
     registry = Registry(JOBS)
-    crashes = 0
+    crashes = killed = 0
     async with (
         Database(database.url("jobforge_api"), role="jobforge_api", max_size=SUBMITTERS) as api,
         Database(database.url("jobforge_worker"), role="jobforge_worker", max_size=3) as workers,
@@ -68,28 +84,40 @@ async def storm(database: ScratchDatabase, *, events: int, triggers: int, seed: 
             while True:
                 patience = rng.choice((None, None, 0.002, 0.01, 0.05))
                 with anyio.move_on_after(patience) as scope:
-                    if number % 4 == 0:
-                        await desk.router.submit_event(CALLER, event, None, most_depth=20)
-                    else:
-                        await desk.submit(CALLER, event)
+                    try:
+                        if number % 4 == 0:
+                            await desk.router.submit_event(CALLER, event, None, most_depth=20)
+                        else:
+                            await desk.submit(CALLER, event)
+                    except DatabaseUnavailableError:
+                        continue
                 if not scope.cancelled_caught:
                     return
                 crashes += 1
 
         async def submit_some(first: int) -> None:
-            for number in range(first, events, SUBMITTERS):
+            for number in events[first::SUBMITTERS]:
                 await submit(number)
 
         async def maintain() -> None:
             nonlocal crashes
             while True:
                 with anyio.move_on_after(rng.choice((1.0, 0.05, 0.2))) as scope:
-                    await Maintenance(router, registry).run_once()
+                    with suppress(DatabaseUnavailableError):
+                        await Maintenance(router, registry).run_once()
                 crashes += scope.cancelled_caught
                 await anyio.sleep(0.01)
 
+        async def kill() -> None:
+            nonlocal killed
+            with database.connect() as connection:
+                while True:
+                    await anyio.sleep(KILL_SECONDS)
+                    killed += connection.execute(KILL).rowcount
+
         async with anyio.create_task_group() as upkeep:
             upkeep.start_soon(maintain)
+            upkeep.start_soon(kill)
             async with anyio.create_task_group() as tasks:
                 for first in range(SUBMITTERS):
                     tasks.start_soon(submit_some, first)
@@ -102,7 +130,7 @@ async def storm(database: ScratchDatabase, *, events: int, triggers: int, seed: 
         while await Maintenance(router, registry).run_once():
             pass
     with database.connect() as connection:
-        return _count(connection, events, crashes)
+        return _count(connection, len(events), crashes, killed)
 
 
 async def register(desk: EventDesk, triggers: int) -> None:
@@ -123,7 +151,7 @@ async def register(desk: EventDesk, triggers: int) -> None:
         )
 
 
-def _count(connection: psycopg.Connection, events: int, crashes: int) -> Outcome:
+def _count(connection: psycopg.Connection, events: int, crashes: int, killed: int) -> Outcome:
     row = connection.execute(
         """select (select count(*) from jobforge.events),
              (select count(*) from jobforge.events where processed_at is null),
@@ -134,7 +162,7 @@ def _count(connection: psycopg.Connection, events: int, crashes: int) -> Outcome
                where f.tenant_id = e.tenant_id and f.event_id = e.id))"""
     ).fetchone()
     assert row is not None
-    return Outcome(events, crashes, *row)
+    return Outcome(events, crashes, killed, *row)
 
 
 async def ratio(database: ScratchDatabase, *, calls: int = 300) -> tuple[float, float]:
@@ -161,6 +189,12 @@ def main() -> None:
     """Run it on a server of its own, and print what came of it."""
     is_ratio = "--ratio" in sys.argv
     numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
+    events = range(numbers[0] if numbers else 100_000)
+    part, parts = 1, 1
+    if "--slice" in sys.argv:
+        part, parts = map(int, sys.argv[sys.argv.index("--slice") + 1].split("/"))
+        size = -(-len(events) // parts)
+        events = events[(part - 1) * size : part * size]
     with (
         running_cluster(choose_binaries()) as cluster,
         psycopg.connect(cluster.url(), autocommit=True) as raw,
@@ -179,10 +213,8 @@ def main() -> None:
             )
             return
         began = time.monotonic()
-        outcome = anyio.run(
-            lambda: storm(database, events=numbers[0] if numbers else 100_000, triggers=1_000)
-        )
-    sys.stdout.write(f"{outcome}, {time.monotonic() - began:.0f} s\n")
+        outcome = anyio.run(lambda: storm(database, events=events, triggers=1_000, seed=part))
+    sys.stdout.write(f"{part}/{parts}: {outcome}, {time.monotonic() - began:.0f} s\n")
     sys.exit(outcome.wrong + outcome.unprocessed + abs(outcome.jobs - WANTED * outcome.events) > 0)
 
 

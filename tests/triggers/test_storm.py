@@ -14,7 +14,7 @@ async def test_no_event_is_missed_and_no_job_doubled_while_everybody_crashes(
     database: ScratchDatabase,
 ) -> None:
     """Some seconds: three hundred events, repeated until each has its answer."""
-    outcome = await storm(database, events=300, triggers=20)
+    outcome = await storm(database, events=range(300), triggers=20)
 
     assert (outcome.stored, outcome.unprocessed, outcome.wrong) == (300, 0, 0)
     assert outcome.jobs == 900
