@@ -8,6 +8,7 @@ from benchmarks.stage import Stage
 
 KEYS = (1, 10, 1_000)
 KINDS = {"single": "1 at a time", "ten": "as many at a time as a worker has slots"}
+TENANTS = {"other": "another tenant's job", "bench": "another job of their tenant"}
 LEAST_BESIDE = 0.9
 MAX_SECONDS = 120
 
@@ -32,29 +33,21 @@ def keys(stage: Stage, sizes: Sizes) -> list[Figure]:
 
 
 def beside(stage: Stage, sizes: Sizes) -> list[Figure]:
-    """Drain of jobs without limits where nobody has any, where another tenant has, and where their own has others with one."""
-    fills = {
-        "nobody has a limit": ("bulk",),
-        "another tenant has limits": ("beside", "other"),
-        "other jobs of their tenant have limits": ("beside", "bench"),
-    }
-    found: dict[str, list[Drain]] = {name: [] for name in fills}
-    for _ in range(sizes.passes):
-        for name, fill in fills.items():
-            found[name].append(measure_drain(jobforge(stage), sizes.jobs, 1, fill=fill))
-    rates = {name: median(each.per_second for each in drains) for name, drains in found.items()}
-    loads = {name: median(each.cpu_ms for each in drains) for name, drains in found.items()}
-    free, foreign, own = fills
-    return [
-        Figure("beside", f"drain where {free}", rates[free], "jobs/s"),
-        Figure(
-            "beside",
-            f"the same where {foreign}",
-            rates[foreign] / rates[free],
-            "x",
-            least=LEAST_BESIDE if sizes.jobs > TINY.jobs else None,
-        ),
-        Figure("beside", f"CPU per job where {foreign}", loads[foreign] / loads[free], "x"),
-        Figure("beside", f"the same where {own}", rates[own] / rates[free], "x"),
-        Figure("beside", f"CPU per job where {own}", loads[own] / loads[free], "x"),
-    ]
+    """Drain of jobs without limits after one job of another type: one with a limit, in turn with one without."""
+    figures: list[Figure] = []
+    for tenant, whose in TENANTS.items():
+        found: dict[str, list[Drain]] = {"free": [], "wide": []}
+        for _ in range(sizes.passes):
+            for kind, drains in found.items():
+                fill = ("beside", kind, tenant)
+                drains.append(measure_drain(jobforge(stage), sizes.jobs, 1, fill=fill))
+        rates = [median(drain.per_second for drain in drains) for drains in found.values()]
+        loads = [median(drain.cpu_ms for drain in drains) for drains in found.values()]
+        least = LEAST_BESIDE if tenant == "other" and sizes.jobs > TINY.jobs else None
+        rate = rates[1] / rates[0]
+        figures += [
+            Figure("beside", f"drain beside {whose} without a limit", rates[0], "jobs/s"),
+            Figure("beside", f"the same beside {whose} with one", rate, "x", least=least),
+            Figure("beside", f"CPU per job beside {whose} with one", loads[1] / loads[0], "x"),
+        ]
+    return figures

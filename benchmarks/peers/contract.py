@@ -8,7 +8,7 @@
     backlog N FUTURE          N more jobs, due now or (FUTURE 1) tomorrow   -> {"n"}
     tenants N EACH            EACH jobs of each of N tenants                -> {"n"}
     limited KIND N            N jobs under a limit of that kind; KIND:KEYS says how many keys they have
-    beside TENANT N           N jobs without a limit, after one with a limit of that tenant
+    beside KIND TENANT N      N jobs without a limit, after one of that kind and tenant
     newcomer N                N jobs of another tenant, carrying their time of sending
     fair BIG SMALL            BIG jobs of one tenant, then SMALL of another, the small ones carrying their time of sending
     worker FILE               run one worker process until SIGTERM; the handler counts in FILE and, for a probe,
@@ -95,7 +95,7 @@ class Contender:
     async def limited(self, kind: str, count: int) -> None:
         raise NotImplementedError
 
-    async def beside(self, tenant: str, count: int) -> None:
+    async def beside(self, kind: str, tenant: str, count: int) -> None:
         raise NotImplementedError
 
     async def newcomer(self, count: int) -> None:
@@ -160,9 +160,9 @@ async def _run(contender: Contender, command: str, arguments: list[str]) -> dict
                 await contender.limited(kind, int(count))
                 await contender.close()
                 return {"n": int(count)}
-            case "beside", [tenant, count]:
+            case "beside", [kind, tenant, count]:
                 await contender.open(1)
-                await contender.beside(tenant, int(count))
+                await contender.beside(kind, tenant, int(count))
                 await contender.close()
                 return {"n": int(count) + 1}
             case "newcomer", [count]:

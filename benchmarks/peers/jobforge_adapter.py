@@ -79,8 +79,8 @@ class Jobforge(Contender):
                 for number in range(start, min(start + CHUNK, count))
             )
 
-    async def beside(self, tenant: str, count: int) -> None:
-        await self._client(tenant).enqueue("bench.wide", {"i": 0})
+    async def beside(self, kind: str, tenant: str, count: int) -> None:
+        await self._client(tenant).enqueue(f"bench.{kind}", {"i": 0})
         await _enqueue_many(self._clients[0], count)
 
     async def newcomer(self, count: int) -> None:

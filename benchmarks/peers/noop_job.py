@@ -36,6 +36,12 @@ async def noop(input: Numbered, _: JobContext) -> Done:
     return _count(input)
 
 
+@job(name="bench.free", effects="none")
+async def free(input: Numbered, _: JobContext) -> Done:
+    """Count one run; another type that nothing limits."""
+    return _count(input)
+
+
 @job(name="bench.wide", effects="none", concurrency=ConcurrencyLimit(limit=10_000))
 async def wide(input: Numbered, _: JobContext) -> Done:
     """Count one run, under a limit that is never reached."""
