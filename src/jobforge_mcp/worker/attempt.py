@@ -149,6 +149,7 @@ class Attempt:
     # The rest is made when it is first needed: most attempts are short and have nothing to say.
     _artifacts: set[str] | None = None
     _evidence: Evidence | None = None
+    _facts: RunFacts | None = None
     _claimed_at: float = field(init=False)
     _secrets: Redactor | None = field(default=None, repr=False)
     _progress: tuple[float, float | None, str | None] | None = None
@@ -193,10 +194,13 @@ class Attempt:
             "trace_id": claimed.trace_id,
         }
 
+    @property
     def facts(self) -> RunFacts:
-        """Return what the handler's context says of the run."""
+        """What the handler's context says of the run."""
+        if self._facts is not None:
+            return self._facts
         claimed = self.claimed
-        return RunFacts(
+        self._facts = RunFacts(
             run_id=claimed.fence.job_id,
             tenant_id=TenantId(claimed.fence.tenant_id),
             project_id=ProjectId(claimed.project_id) if claimed.project_id else None,
@@ -207,6 +211,7 @@ class Attempt:
             dry_run=claimed.is_dry_run,
             deadline=claimed.claimed_at + timedelta(milliseconds=claimed.timeout_ms),
         )
+        return self._facts
 
     def enforce(self) -> None:
         """Stop asking: cancel the handler, or tell its child to end. A thread can only be waited for."""

@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 from uuid import UUID
 
 import anyio
@@ -248,6 +248,11 @@ def main(descriptor: int) -> None:
         line.send(answer)
 
 
+class _State(NamedTuple):
+    facts: RunFacts
+    evidence: Evidence
+
+
 def run(line: Line, request: JsonObject) -> JsonObject:
     """Run one job and return the last message about it."""
     facts = _facts(cast("JsonObject", request["facts"]))
@@ -257,7 +262,7 @@ def run(line: Line, request: JsonObject) -> JsonObject:
         bound = resolve(HandlerRef(str(request["source"]), str(request["name"])))
         validated = bound.input_type.validate_python(load_limited(str(request["payload"])))
         link = ChildLink(line, is_async=bound.is_async, spool=str(request["spool"]))
-        context = JobContext(facts, validated, link=link, evidence=lambda: evidence)
+        context = JobContext(_State(facts, evidence), validated, link=link)
         value = _call(bound, validated, context)
         answer: JsonObject = {"op": "done", "result": check_output(bound, value)}
     except Stopped:

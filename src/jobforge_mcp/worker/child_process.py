@@ -276,7 +276,7 @@ class ChildProcess:
 
 
 def _request(call: int, attempt: Attempt, job: BoundJob, payload: str) -> JsonObject:
-    facts = attempt.facts()
+    facts = attempt.facts
     return {
         "op": "run",
         "call": call,

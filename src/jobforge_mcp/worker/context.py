@@ -6,7 +6,7 @@ One class for every handler, wherever it runs. What belongs to the place (event 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -146,6 +146,20 @@ class ContextLink(Protocol):
         ...
 
 
+class AttemptState(Protocol):
+    """What a context tells of its attempt; made when a handler first asks, which most do not."""
+
+    @property
+    def facts(self) -> RunFacts:
+        """What is fixed."""
+        ...
+
+    @property
+    def evidence(self) -> Evidence:
+        """What it took from outside its input, and what it decided."""
+        ...
+
+
 class JobContext:
     """The handler's side of one attempt.
 
@@ -153,65 +167,57 @@ class JobContext:
     second, so they may be called as often as is convenient.
     """
 
-    __slots__ = ("_evidence", "_facts", "_input", "_link")
+    __slots__ = ("_input", "_link", "_of")
 
-    def __init__(
-        self,
-        facts: RunFacts,
-        validated: object,
-        *,
-        link: ContextLink,
-        evidence: Callable[[], Evidence],
-    ) -> None:
-        self._facts = facts
+    def __init__(self, of: AttemptState, validated: object, *, link: ContextLink) -> None:
+        self._of = of
         self._input = validated
         self._link = link
-        self._evidence = evidence
 
     @property
     def run_id(self) -> JobId:
         """Id of this run; with ``epoch`` it is what a receiver needs to tell a dead attempt from the living one."""
-        return self._facts.run_id
+        return self._of.facts.run_id
 
     @property
     def tenant_id(self) -> TenantId:
         """Tenant that owns the run."""
-        return self._facts.tenant_id
+        return self._of.facts.tenant_id
 
     @property
     def project_id(self) -> ProjectId | None:
         """Project of the tenant, when the run belongs to one."""
-        return self._facts.project_id
+        return self._of.facts.project_id
 
     @property
     def trace_id(self) -> str | None:
         """Trace that the run is part of, the same over all its attempts and children."""
-        return self._facts.trace_id
+        return self._of.facts.trace_id
 
     @property
     def attempt(self) -> int:
         """Number of this try, from 1."""
-        return self._facts.attempt
+        return self._of.facts.attempt
 
     @property
     def max_attempts(self) -> int:
         """Tries after which the run is dead."""
-        return self._facts.max_attempts
+        return self._of.facts.max_attempts
 
     @property
     def epoch(self) -> int:
         """Number of this claim; grows with every claim, also with those that spend no attempt."""
-        return self._facts.epoch
+        return self._of.facts.epoch
 
     @property
     def dry_run(self) -> bool:
         """Whether the handler should do everything but its effects."""
-        return self._facts.dry_run
+        return self._of.facts.dry_run
 
     @property
     def deadline(self) -> datetime:
         """When the timeout ends the work, by the database's clock."""
-        return self._facts.deadline
+        return self._of.facts.deadline
 
     @property
     def input(self) -> object:
@@ -373,15 +379,15 @@ class JobContext:
 
     def now(self) -> datetime:
         """Return the time by the database's clock, recorded."""
-        return self._evidence().now()
+        return self._of.evidence.now()
 
     def random(self) -> float:
         """Return a number of [0, 1), recorded and seeded by run and epoch; no material for secrets."""
-        return self._evidence().random()
+        return self._of.evidence.random()
 
     def uuid(self) -> UUID:
         """Return a UUID, recorded and seeded by run and epoch; no material for secrets."""
-        return self._evidence().uuid()
+        return self._of.evidence.uuid()
 
 
 def artifact_request(

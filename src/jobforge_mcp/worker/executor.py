@@ -205,9 +205,7 @@ async def _run_isolated(execution: Execution) -> str:
 async def call_on_loop(attempt: Attempt, execution: Execution) -> object:
     """Call an async handler. The heartbeat looks for this frame, and for ``attempt`` in it, on a blocked loop's stack."""
     link = LocalLink(execution.services, attempt, is_async=True)
-    context = JobContext(
-        attempt.facts(), execution.validated, link=link, evidence=lambda: attempt.evidence
-    )
+    context = JobContext(attempt, execution.validated, link=link)
     work = cast("Awaitable[object]", execution.job.handler(execution.validated, context))
     return await work
 
@@ -216,9 +214,7 @@ async def _call_on_thread(execution: Execution) -> object:
     """Call a def handler on a daemon thread: it cannot be stopped, and must not keep the process from ending."""
     attempt, mailbox = execution.attempt, execution.services.mailbox
     link = LocalLink(execution.services, attempt, is_async=False)
-    context = JobContext(
-        attempt.facts(), execution.validated, link=link, evidence=lambda: attempt.evidence
-    )
+    context = JobContext(attempt, execution.validated, link=link)
     ended = anyio.Event()
     outcome: list[tuple[object, BaseException | None]] = []
 
