@@ -63,6 +63,10 @@ REQUIREMENTS: dict[str, Requirement] = {
         "security",
         "A full disk refuses what may be tried again, keeps what was acknowledged, and work goes on when there is room.",
     ),
+    "faults.fuzz": Requirement(
+        "security",
+        "No message and no client makes a server answer with a failure of its own, hang, or take memory without bound.",
+    ),
     "faults.isolation": Requirement(
         "security",
         "A handler that ignores everything is ended with all that it started, and costs no other job its lease.",

@@ -194,6 +194,9 @@ class Settings(BaseSettings):
     session_idle_seconds: float = Field(default=1_800, ge=1, le=86_400)
     """Seconds after which a session that nobody uses ends."""
 
+    request_seconds: float = Field(default=30, gt=0, le=3_600)
+    """Seconds a client has to send a whole request; then the server hangs up."""
+
     workers: bool = True
     """Whether a server also runs jobs. Off: separate ``jobforge worker`` processes do."""
 

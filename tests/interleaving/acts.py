@@ -142,7 +142,7 @@ ACTS: list[Act] = [
     of_caller("pause_trigger", "pause_trigger", "settled"),
     of_caller("resume_trigger", "resume_trigger", "settled"),
     of_caller("run_trigger", "run_trigger", "settled", NO_FIRE, idempotency_key="manual"),
-    of_caller("submit_event", "submit_event", "order.paid", marked("event"), source="shop", idempotency_key="e1", fires=FIRES),
+    of_caller("submit_event", "submit_event", "order.paid", marked("event"), project_id="settled", source="shop", idempotency_key="e1", fires=FIRES),
     of_caller("receive_webhook", "receive_webhook", "hub", "d1", "order.paid", marked("hook")),
     of_caller("revoke_token", "revoke_token", "t-1"),
     of_caller("revoke_tenant_tokens", "revoke_tenant_tokens"),

@@ -176,7 +176,9 @@ def settle_in(queue: Queue) -> World:
     queue.ask("register_definition", TENANT, definition, ECHO)
     add("registered", job_type=REGISTERED)
     world.event_id = leave_event(queue, TENANT, "settled")
-    pending = queue.ask("submit_event", TENANT, "order.paid", marked("pending"), source="shop")
+    pending = queue.ask(
+        "submit_event", TENANT, "order.paid", marked("pending"), source="shop", project_id="settled"
+    )
     world.event_id = pending[0].event_id
     queue.ask("register_trigger", TENANT, "clockwork", "cron", ECHO, cron="* * * * *", timezone="UTC", catch_up="all", overlap="queue", jitter_ms=0,
         next_fire_at=queue.now() + timedelta(seconds=1))  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import AsyncGenerator, Callable, Generator
+from typing import Any
 
 import anyio
 import uvicorn
@@ -86,7 +87,7 @@ async def serve_http(
     check_exposure(settings, accepts_tokens=parts.gate.accepts_tokens)
     listening = _bind(settings.host, settings.port)
     async with http_app(parts) as app:
-        uvicorn_server = _QuietServer(_config(app))
+        uvicorn_server = _QuietServer(_config(app, settings.request_seconds))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_run, uvicorn_server, listening)
             try:
@@ -159,9 +160,10 @@ async def _run(server: uvicorn.Server, listening: socket.socket) -> None:
         await server.serve(sockets=[listening])
 
 
-def _config(app: ASGIApp) -> uvicorn.Config:
+def _config(app: ASGIApp, request_seconds: float) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=_protocol(request_seconds),
         lifespan="off",
         ws="none",
         log_config=None,
@@ -170,6 +172,14 @@ def _config(app: ASGIApp) -> uvicorn.Config:
         proxy_headers=False,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
+
+
+def _protocol(request_seconds: float) -> Any:
+    try:
+        from jobforge_mcp.server.slow_clients import protocol_with_patience
+    except ImportError:  # no wheel of httptools here: h11 bounds the headers, and nothing the time
+        return "auto"
+    return protocol_with_patience(request_seconds)
 
 
 def _bind(host: str, port: int) -> socket.socket:
