@@ -28,7 +28,7 @@ comment on function jobforge.states_of(text, uuid[]) is 'Status, version and tim
 -- What every client can write down: drivers and calendars end elsewhere. Without a search_path of its own it is inlined.
 create or replace function jobforge.is_due_time(p_run_at timestamptz) returns boolean
 language sql immutable
-as $$ select p_run_at >= '1970-01-01 00:00:00+00'::timestamptz and p_run_at < '10000-01-01 00:00:00+00'::timestamptz $$;
+as $$ select p_run_at >= '1970-01-01 00:00:00+00' and p_run_at < '10000-01-01 00:00:00+00' $$;
 comment on function jobforge.is_due_time(timestamptz) is 'Whether a run may be due at a time: from 1970 to 9999, in UTC.';
 
 -- How long past its timeout a job may keep a lease: the time its worker has to stop it.
