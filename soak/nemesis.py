@@ -135,5 +135,7 @@ class Nemesis:
         self._server.stop(number)
         await anyio.sleep(self._chance.uniform(0, 1))
         self._server.start()
-        await anyio.to_thread.run_sync(self._server.wait_until_ready)
+        while not await anyio.to_thread.run_sync(self._server.wait_until_ready):
+            await anyio.sleep(0.5)
+            self._server.start()
         self._history.note("was_out_of_reach", seconds=anyio.current_time() - began)

@@ -117,15 +117,17 @@ class Server:
         self.wait_until_ready()
         self.execute("select pg_promote(true, 60)")
 
-    def wait_until_ready(self) -> None:
-        """Wait until it answers queries."""
+    def wait_until_ready(self) -> bool:
+        """Wait until it answers queries; tell if it ended instead, as it does where something of a killed one still lives."""
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
                 with psycopg.connect(self.url(), connect_timeout=2) as connection:
                     connection.execute("select 1")
-                return
+                return True
             except psycopg.Error:
+                if self._process is not None and self._process.poll() is not None:
+                    return False
                 if time.monotonic() > deadline:
                     raise RuntimeError(
                         f"PostgreSQL does not come up:\n{self._log.read_text()[-2000:]}"
