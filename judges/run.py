@@ -371,6 +371,74 @@ async def _scan() -> list[Finding]:
     ]
 
 
+def mcp_fuzzer() -> list[Finding]:
+    """Let a fuzzer loose on every tool and every message of the protocol of a running server."""
+    return anyio.run(_fuzz)
+
+
+async def _fuzz() -> list[Finding]:
+    said, found = "", list[dict[str, Any]]()
+    with migrated() as database, tempfile.TemporaryDirectory() as folder:
+        async with (
+            open_stage(database, Path(folder)) as stage,
+            anyio.create_task_group() as tasks,
+        ):
+            stop, ready = anyio.Event(), anyio.Event()
+            urls = list[str]()
+
+            def on_ready(url: str) -> None:
+                urls.append(url)
+                ready.set()
+
+            tasks.start_soon(partial(serve_http, stage.parts, stop=stop, on_ready=on_ready))
+            await ready.wait()
+            header = {
+                "type": "api_key",
+                "api_key": stage.token(),
+                "header_name": "Authorization",
+                "prefix": "Bearer",
+            }
+            providers = {
+                "providers": {"token": header},
+                "default_provider": "token",
+                "tool_mapping": {},
+            }
+            config = Path(folder) / "auth.json"
+            config.write_text(json.dumps(providers))
+            command = [
+                "mcp-fuzzer",
+                "--mode",
+                "all",
+                "--protocol",
+                "streamablehttp",
+                "--endpoint",
+                f"{urls[0]}/mcp",
+            ]
+            command += [
+                "--auth-config",
+                str(config),
+                "--runs",
+                "5",
+                "--runs-per-type",
+                "2",
+                "--seed",
+                "7",
+                "--no-corpus",
+            ]
+            command += ["--timeout", "30", "--output-dir", folder, "--fs-root", f"{folder}/files"]
+            said = await anyio.to_thread.run_sync(partial(ask, *command))
+            stop.set()
+        found = json.loads((Path(folder) / "findings.json").read_text())["findings"]
+    if "execute-job: " not in said:
+        raise RuntimeError(f"mcp-fuzzer found no tool to call: {said[-2000:]}")
+    # In its realistic phase it sends messages of the protocol that are right, and counts it against us that they are answered.
+    return [
+        Finding(str(one["category"]), str(one["target"]), str(one["detail"]))
+        for one in found
+        if (one["kind"], one["category"]) != ("protocol", "accepted_malformed")
+    ]
+
+
 JUDGES: dict[str, Callable[[], list[Finding]]] = {
     "bandit": bandit,
     "squawk": squawk,
@@ -381,6 +449,7 @@ JUDGES: dict[str, Callable[[], list[Finding]]] = {
     "pgtap": pgtap,
     "rlsautotest": rlsautotest,
     "mcp-authlab": mcp_authlab,
+    "mcp-fuzzer": mcp_fuzzer,
 }
 
 
