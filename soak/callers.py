@@ -36,6 +36,10 @@ from soak.planes import Planes
 
 LOOPS = 6
 PAUSE_SECONDS = 0.15
+BULK, MOST_BULK = 20, 200
+"""Jobs of one call in bulk."""
+JOBS_A_SECOND = 32
+"""Of each tenant; what single calls do not make up is enqueued in bulk."""
 POLLED = 200
 T = TypeVar("T")
 
@@ -52,6 +56,8 @@ class Crowd:
         self.chance = random.Random(seed)
         self._recent: deque[JobId] = deque(maxlen=POLLED)
         self.is_stopping = False
+        self._made = 0
+        self._began = anyio.current_time()
 
     async def run(self) -> None:
         """Call until told to stop."""
@@ -78,8 +84,8 @@ class Crowd:
             if kind < 0.25:
                 sequence += 1
                 await self._enqueue("soak.quick", ordering_key=key, sequence=sequence)
-            elif kind < 0.27:
-                await self._enqueue_bulk()
+            elif kind < 0.5 and (behind := self._behind()) > BULK:
+                await self._enqueue_bulk(min(behind, MOST_BULK))
             else:
                 await self._enqueue(*self._any_job())
             await anyio.sleep(self.chance.random() * PAUSE_SECONDS)
@@ -108,6 +114,7 @@ class Crowd:
         ordering_key: str | None = None,
         sequence: int | None = None,
     ) -> None:
+        self._made += 1
         nonce = uuid4().hex
         work = {"nonce": nonce, **(more or {}), **({"sequence": sequence} if sequence else {})}
         run_at = None
@@ -137,8 +144,13 @@ class Crowd:
                 self.told(nonce, again.job_id)
         self._recent.append(enqueued.job_id)
 
-    async def _enqueue_bulk(self) -> None:
-        nonces = [uuid4().hex for _ in range(20)]
+    def _behind(self) -> int:
+        """Return how many jobs are missing to the rate that this tenant is to keep up, whatever was out of reach."""
+        return int((anyio.current_time() - self._began) * JOBS_A_SECOND) - self._made
+
+    async def _enqueue_bulk(self, count: int) -> None:
+        self._made += count
+        nonces = [uuid4().hex for _ in range(count)]
         for nonce in nonces:
             self.history.note(
                 "enqueue", tenant=self.tenant, nonce=nonce, name="soak.quick", bulk=True

@@ -20,6 +20,7 @@ def speed_up(server: Plantable) -> None:
 
 def start_schedules(server: Plantable) -> None:
     """Let all schedules begin with the next minute of the fast clock."""
+    server.execute("update soak.clock set began = clock_timestamp()")
     server.execute(
         "update jobforge.triggers set next_fire_at = date_trunc('minute', soak.fast_now()) + interval '1 minute'"
         " where kind = 'cron'"
@@ -27,5 +28,5 @@ def start_schedules(server: Plantable) -> None:
 
 
 def stop_schedules(server: Plantable) -> None:
-    """Let no schedule be due any more; what was due stays to be seen in `soak.stopped`."""
+    """Let no schedule be due any more; what is due now stays undone."""
     server.execute("update jobforge.triggers set next_fire_at = null where kind = 'cron'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import anyio
+import anyio.to_thread
+
+from jobforge_mcp.embedded.processes import die_with_parent
 from jobforge_mcp.local import place, rendezvous
 from jobforge_mcp.local.rendezvous import NodeError
 from soak.history import History
@@ -23,9 +28,10 @@ LEASE_SECONDS = 3.0
 """What the workers are given, and what a lost attempt must have lasted."""
 GRACE_SECONDS = 3.0
 """What a worker that is told to end gives its jobs."""
-SERVE_SECONDS, NODE_SECONDS = 4.0, 12.0
-"""How long the server serves, and what a node has to start, before either is ended: on a loaded machine nothing else would
-ever be seen of them."""
+WORK_SECONDS, SERVE_SECONDS, NODE_SECONDS = 1.0, 4.0, 12.0
+"""How long a worker works and the server serves, and what a node has to start, before they are ended: on a loaded machine
+nothing else would ever be seen of them."""
+_READY = re.compile(rb"worker \S+:(\d+):[0-9a-f]+: .* ready")
 JOBFORGE = str(Path(sys.executable).with_name("jobforge"))
 
 
@@ -46,6 +52,9 @@ class Crew:
         self._agents: list[subprocess.Popen[bytes]] = []
         self._server: subprocess.Popen[bytes] | None = None
         self._port: int | None = None
+        self._ready: dict[int, float] = {}
+        """When workers said that they are ready, by their numbers."""
+        self._read = 0
         self._served_from = math.inf
         self._node_ended = time.monotonic()
         self.deaths = 0
@@ -72,6 +81,13 @@ class Crew:
             self._agents.append(
                 self._start([*command, str(seed * 10 + number), *tenants], f"agents-{door}")
             )
+
+    def fallen(self) -> list[str]:
+        """Tell which callers and agents have ended although nobody told them to: nothing is seen of them any more."""
+        everybody = [*self._callers, *self._agents]
+        return [
+            f"process {each.pid} of those who call" for each in everybody if each.poll() is not None
+        ]
 
     def stop_callers(self) -> None:
         """Let the callers and agents finish what they are at."""
@@ -101,13 +117,31 @@ class Crew:
                 self._history.note("gone", pid=process.pid, code=process.returncode)
         self._leaving = [process for process in self._leaving if process.returncode is None]
 
-    def pick(self, chance: random.Random) -> subprocess.Popen[bytes]:
-        """Choose one of the living workers."""
-        return chance.choice(self._workers)
+    def pick(self, chance: random.Random) -> subprocess.Popen[bytes] | None:
+        """Choose one of the workers that have worked for a moment."""
+        self._read_log()
+        limit = time.monotonic() - WORK_SECONDS
+        old = [worker for worker in self._workers if self._ready.get(worker.pid, math.inf) < limit]
+        return chance.choice(old) if old else None
 
-    def replace(self, chance: random.Random, number: signal.Signals) -> None:
+    def replace(self, chance: random.Random, number: signal.Signals) -> bool:
         """Send one worker a signal that ends it; another takes its place."""
-        self._replace(self.pick(chance), number)
+        worker = self.pick(chance)
+        if worker is None:
+            return False
+        self._replace(worker, number)
+        return True
+
+    def _read_log(self) -> None:
+        log = self._folder / "worker.log"
+        if not log.exists():
+            return
+        with log.open("rb") as file:
+            file.seek(self._read)
+            text = file.read()
+            self._read += len(text)
+        for found in _READY.finditer(text):
+            self._ready[int(found[1])] = time.monotonic()
 
     def replace_server(self, number: signal.Signals) -> bool:
         """End the server of HTTP, if it has served for a while; another takes its place."""
@@ -136,15 +170,15 @@ class Crew:
                 os.kill(chance.choice(bridges), signal.SIGKILL)
         return bool(bridges)
 
-    def roll(self) -> None:
-        """Restart every worker and the server in good order, one after the other."""
+    async def roll(self) -> None:
+        """Restart every process that runs jobs or serves, in good order, one after the other."""
         for worker in list(self._workers):
             if worker in self._workers and worker.poll() is None:
                 self._replace(worker, signal.SIGTERM)
-                time.sleep(1)
-        self.replace_server(signal.SIGTERM)
-        self.end_node(signal.SIGTERM)
-        self.keep()
+                await anyio.sleep(1)
+        if self._server is not None:
+            self._end(self._server, signal.SIGTERM)
+        await anyio.to_thread.run_sync(self.end_node, signal.SIGTERM)
 
     def thaw(self) -> None:
         """Let everybody go on who was stopped."""
@@ -152,17 +186,17 @@ class Crew:
             with suppress(ProcessLookupError):
                 worker.send_signal(signal.SIGCONT)
 
-    def stop(self) -> None:
-        """End everybody in good order."""
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End everybody, in good order unless told otherwise."""
         everybody = [*self._workers, *self._leaving, *self._callers, *self._agents]
         if self._server is not None:
             everybody.append(self._server)
-        self.end_node(signal.SIGTERM)
+        self.end_node(number)
         for process in everybody:
             if process.poll() is None:
                 with suppress(ProcessLookupError):
                     process.send_signal(signal.SIGCONT)
-                    process.terminate()
+                    process.send_signal(number)
         for process in everybody:
             try:
                 process.wait(STOP_SECONDS)
@@ -203,9 +237,15 @@ class Crew:
         return pid if isinstance(pid, int) else None
 
     def _start(self, command: list[str], name: str) -> subprocess.Popen[bytes]:
+        """Start a process that dies with this one. To be called on the main thread."""
         with (self._folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
-                command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509 - on the main thread
             )
 
 

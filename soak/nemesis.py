@@ -19,7 +19,7 @@ from soak.proxy import Proxy
 from soak.server import Server
 
 Act = Callable[[], Awaitable[None]]
-Fault = Callable[[], Awaitable[bool | None]]
+Fault = Callable[[TaskGroup], Awaitable[bool | None]]
 
 
 class Nemesis:
@@ -79,50 +79,57 @@ class Nemesis:
         self._crew.thaw()
 
     async def _fault(self, group: TaskGroup) -> None:
+        """Do something, or something else where nobody is there for it yet."""
         names, weights, acts = zip(*self._faults, strict=True)
-        (place,) = self._chance.choices(range(len(names)), weights)
-        self._history.note("fault", name=names[place])
-        if acts[place] == self._freeze_worker:
-            group.start_soon(acts[place])  # it lasts longer than the pause
-        elif await acts[place]() is False:
-            return
-        self.counts[names[place]] += 1
+        for _ in range(20):
+            (place,) = self._chance.choices(range(len(names)), weights)
+            if await acts[place](group) is not False:
+                self._history.note("fault", name=names[place])
+                self.counts[names[place]] += 1
+                return
 
-    async def _kill_worker(self) -> None:
-        self._crew.replace(self._chance, signal.SIGKILL)
+    async def _kill_worker(self, _: TaskGroup) -> bool:
+        return self._crew.replace(self._chance, signal.SIGKILL)
 
-    async def _freeze_worker(self) -> None:
+    async def _freeze_worker(self, group: TaskGroup) -> bool:
         worker = self._crew.pick(self._chance)
+        if worker is None:
+            return False
         worker.send_signal(signal.SIGSTOP)
-        await anyio.sleep(LEASE_SECONDS * self._chance.uniform(1.2, 2.5))
-        with suppress(ProcessLookupError):
-            worker.send_signal(signal.SIGCONT)
 
-    async def _end_worker(self) -> None:
-        self._crew.replace(self._chance, signal.SIGTERM)
+        async def thaw() -> None:
+            await anyio.sleep(LEASE_SECONDS * self._chance.uniform(1.2, 2.5))
+            with suppress(ProcessLookupError):
+                worker.send_signal(signal.SIGCONT)
 
-    async def _end_server(self, number: signal.Signals) -> bool:
+        group.start_soon(thaw)  # it lasts longer than the pause
+        return True
+
+    async def _end_worker(self, _: TaskGroup) -> bool:
+        return self._crew.replace(self._chance, signal.SIGTERM)
+
+    async def _end_server(self, number: signal.Signals, _: TaskGroup) -> bool:
         return self._crew.replace_server(number)
 
-    async def _end_node(self, number: signal.Signals) -> bool:
+    async def _end_node(self, number: signal.Signals, _: TaskGroup) -> bool:
         end = partial(self._crew.end_node, number, is_young=False)
         return await anyio.to_thread.run_sync(end)
 
-    async def _end_bridge(self) -> bool:
+    async def _end_bridge(self, _: TaskGroup) -> bool:
         return await anyio.to_thread.run_sync(self._crew.end_bridge, self._chance)
 
-    async def _cut(self) -> None:
+    async def _cut(self, _: TaskGroup) -> None:
         self._proxy.cut(self._chance.choice([0.2, 0.5, 1.0]), self._chance)
 
-    async def _lose_replies(self) -> None:
+    async def _lose_replies(self, _: TaskGroup) -> None:
         self._proxy.lose_replies(self._chance.choice([0.2, 0.5]), self._chance)
 
-    async def _hold(self) -> None:
+    async def _hold(self, _: TaskGroup) -> None:
         seconds = self._chance.uniform(0.5, 2.5)
         self._history.note("out_of_reach", seconds=seconds)
         self._proxy.hold(seconds)
 
-    async def _terminate(self) -> None:
+    async def _terminate(self, _: TaskGroup) -> None:
         with suppress(psycopg.Error):
             self._server.fetch(
                 """
@@ -130,7 +137,7 @@ class Nemesis:
                 where a.datname = current_database() and a.pid <> pg_backend_pid() and random() < 0.4"""
             )
 
-    async def _restart(self, number: signal.Signals) -> None:
+    async def _restart(self, number: signal.Signals, _: TaskGroup) -> None:
         began = anyio.current_time()
         self._server.stop(number)
         await anyio.sleep(self._chance.uniform(0, 1))

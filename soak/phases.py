@@ -50,7 +50,7 @@ class Phases:
 
     async def roll(self) -> None:
         """Replace every process that runs jobs or serves, one after the other."""
-        await anyio.to_thread.run_sync(self._crew.roll)
+        await self._crew.roll()
 
     async def migrate(self) -> None:
         """Bring the schema to a release that none of the processes knows, and replace every function under their hands."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, LiteralString
 
 from soak.history import read_histories
-from soak.server import Server
+from soak.server import Snapshot
 
 FINAL = frozenset({"succeeded", "failed", "dead", "canceled"})
 Line = dict[str, Any]
@@ -24,7 +24,7 @@ def _lists() -> dict[str, list[Line]]:
 class Record:
     """Everything that was written down."""
 
-    server: Server
+    database: Snapshot
     enqueues: dict[str, Line] = field(default_factory=dict[str, Line])
     """What was asked for, by nonce."""
     told: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -59,22 +59,16 @@ class Record:
 
     def rows(self, query: LiteralString) -> list[Line]:
         """Ask the database."""
-        return self.server.fetch(query)
+        return self.database.fetch(query)
 
     def outage_seconds(self, since: float, until: float) -> float:
         """Return how much of a span the database was out of reach."""
         return sum(max(0.0, min(until, end) - max(since, start)) for start, end in self.outages)
 
 
-def read_record(server: Server, folder: Path) -> Record:
-    """Read everything that was written down."""
-    record = Record(server)
-    for line in read_histories(folder, "caller"):
-        _read_caller(record, line)
-    for line in read_histories(folder, "handler"):
-        record.began[line["run"], line["epoch"]] = line["t"]
-    for line in read_histories(folder, "conductor"):
-        _read_conductor(record, line)
+def read_record(database: Snapshot, folder: Path) -> Record:
+    """Read everything that was written down: first what happened, then what was asked for."""
+    record = Record(database)
     for row in record.rows(
         """
         select j.id::text as id, j.tenant_id, j.job_type, j.final_status, j.attempt_no, j.epoch, j.max_attempts, j.ordering_key,
@@ -88,6 +82,12 @@ def read_record(server: Server, folder: Path) -> Record:
         "select c.job_id::text as run, c.epoch, c.worker_id, c.at from soak.claims c order by c.seq"
     ):
         record.claims[row["run"]].append(row)
+    for line in read_histories(folder, "caller"):
+        _read_caller(record, line)
+    for line in read_histories(folder, "handler"):
+        record.began[line["run"], line["epoch"]] = line["t"]
+    for line in read_histories(folder, "conductor"):
+        _read_conductor(record, line)
     return record
 
 

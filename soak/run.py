@@ -9,17 +9,21 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import anyio
+import psycopg
 
 from jobforge_mcp.db.migrate import migrate
 from jobforge_mcp.embedded import scratch_state_directory
-from soak.checker import Breach, check
+from soak.checker import EARLY, PROMISES, Breach, check
 from soak.clock import speed_up, start_schedules, stop_schedules
 from soak.crew import GRACE_SECONDS, LEASE_SECONDS, Crew
 from soak.history import History
@@ -30,7 +34,7 @@ from soak.phases import Phases
 from soak.promises.claims import rescue_seconds
 from soak.proxy import Proxy
 from soak.record import Record, read_record
-from soak.server import Server, free_port
+from soak.server import Server, Snapshot, free_port
 from soak.stage import CHAIN, issue_tokens, prepare
 
 HERE = Path(__file__).parent
@@ -42,6 +46,9 @@ TENANTS = [["acme", "globex"], ["initech", "umbrella"]]
 SCHEDULED = ["acme", "initech"]
 DOORS = {"http": ["acme", "initech"], "stdio": ["globex", "umbrella"]}
 SHOWN = 20
+WATCH_SECONDS = 3.0
+"""Between two looks whether a planted bug has shown itself."""
+END, KILL = signal.SIGTERM, signal.SIGKILL
 
 
 @dataclass
@@ -73,20 +80,25 @@ class Summary:
     breaches: dict[str, int] = field(default_factory=dict[str, int])
 
 
-async def soak(
-    folder: Path, options: argparse.Namespace, mutant: Mutant | None
-) -> tuple[Summary, list[Breach]]:
-    """Run one soak in a folder of its own."""
-    chance = random.Random(options.seed)
-    history = History(folder / "history", "conductor")
-    server = Server(folder)
-    server.start()
-    server.wait_until_ready()
+async def lay_out(server: Server) -> None:
+    """Give a server that runs all that a soak needs to find in it."""
     migrate(server.url())
     server.execute((HERE / "observe.sql").read_text())  # pyright: ignore[reportArgumentType] - a file of ours
-    tenants = [tenant for group in TENANTS for tenant in group]
-    await prepare(server.url("jobforge_api"), HERE / "jobs.py", tenants, SCHEDULED)
+    await prepare(server.url("jobforge_api"), HERE / "jobs.py", _tenants(), SCHEDULED)
     speed_up(server)
+
+
+async def soak(
+    folder: Path, options: argparse.Namespace, mutant: Mutant | None, template: Path | None = None
+) -> tuple[Summary, list[Breach]]:
+    """Run one soak in a folder of its own; with a mutant it ends as soon as that is caught."""
+    chance = random.Random(options.seed)
+    history = History(folder / "history", "conductor")
+    server = Server(folder, template)
+    server.start()
+    server.wait_until_ready()
+    if template is None:
+        await lay_out(server)
     start_schedules(server)
     if mutant is not None:
         mutant.plant(server)
@@ -94,13 +106,15 @@ async def soak(
     environment = _environment(folder, server, proxy, port)
     if mutant is not None:
         environment |= mutant.change_sources(folder / "mutated")
-    tokens = issue_tokens(folder / "keys", tenants)
+    tokens = issue_tokens(folder / "keys", _tenants())
     environment |= {f"SOAK_TOKEN_{tenant.upper()}": token for tenant, token in tokens.items()}
     crew = Crew(folder / "history", environment, history, workers=options.workers)
     nemesis = Nemesis(server, proxy, crew, history, chance, mutant.faults if mutant else {})
     phases = Phases(server, proxy, crew, history, folder).plan if options.long else ()
     summary = Summary(options.minutes * 60, options.seed)
     drain_seconds = DRAIN_SECONDS if mutant is None else MUTANT_DRAIN_SECONDS
+    breaches: list[Breach] = []
+    fallen: list[str] = []
     try:
         async with anyio.create_task_group() as group:
             await group.start(proxy.run)
@@ -111,25 +125,69 @@ async def soak(
             group.start_soon(_keep, crew)
             group.start_soon(impersonate, server, history)
             await _until_busy(server)
-            await nemesis.run(summary.seconds, options.pause, phases)
-            await anyio.to_thread.run_sync(crew.stop_callers)
-            stop_schedules(server)
-            summary.drain_seconds, summary.is_drained = await _drain(server, drain_seconds)
+            with anyio.CancelScope() as busy:
+                if mutant is not None:
+                    group.start_soon(_watch, server, folder, mutant, busy, breaches)
+                await nemesis.run(summary.seconds, options.pause, phases)
+                fallen = crew.fallen()
+                await anyio.to_thread.run_sync(crew.stop_callers)
+                stop_schedules(server)
+                summary.drain_seconds, summary.is_drained = await _drain(server, drain_seconds)
             group.cancel_scope.cancel()
-        await anyio.to_thread.run_sync(crew.stop)
-        record = read_record(server, folder / "history")
-        breaches = check(record)
-        _sum_up(summary, record)
-        if mutant is None:
-            breaches += _idle(summary)
+        is_caught_early = bool(breaches)
+        await anyio.to_thread.run_sync(crew.stop, KILL if is_caught_early else END)
+        if not is_caught_early:
+            breaches = _checked(server, folder, summary=summary)
+            if mutant is None:
+                breaches += _idle(summary)
+                breaches += [Breach("idle", f"{name} ended by itself") for name in fallen]
     finally:
-        crew.stop()
-        server.stop()
+        crew.stop(KILL)
+        server.stop(signal.SIGQUIT)
     summary.faults = dict(nemesis.counts)
     summary.phases = [name for _, name, _ in phases]
     summary.workers_killed_by_jobs = crew.deaths
     summary.breaches = dict(Counter(breach.promise for breach in breaches))
     return summary, breaches
+
+
+def _checked(
+    server: Server,
+    folder: Path,
+    names: Collection[str] = tuple(PROMISES),
+    summary: Summary | None = None,
+) -> list[Breach]:
+    snapshot = Snapshot(server)
+    try:
+        record = read_record(snapshot, folder / "history")
+        if summary is not None:
+            _sum_up(summary, record)
+        return check(record, names)
+    finally:
+        snapshot.close()
+
+
+async def _watch(
+    server: Server,
+    folder: Path,
+    mutant: Mutant,
+    busy: anyio.CancelScope,
+    breaches: list[Breach],
+) -> None:
+    """Look again and again whether a bug has shown itself, and end everything when it has."""
+    names = mutant.by & EARLY
+    while names:
+        await anyio.sleep(WATCH_SECONDS)
+        with suppress(psycopg.Error):  # it was just broken
+            found = await anyio.to_thread.run_sync(_checked, server, folder, names)
+            if found:
+                breaches += found
+                busy.cancel()
+                return
+
+
+def _tenants() -> list[str]:
+    return [tenant for group in TENANTS for tenant in group]
 
 
 def _sum_up(summary: Summary, record: Record) -> None:
@@ -225,13 +283,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--seed", type=int, default=None, help="of the faults; a new one each time if absent"
     )
-    parser.add_argument("--workers", type=int, default=3)
-    parser.add_argument("--pause", type=float, default=0.7, help="seconds between two faults")
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--pause", type=float, default=0.6, help="seconds between two faults")
     parser.add_argument(
         "--long",
         action="store_true",
         help="a rolling restart, a migration and a failover as well; by itself from 5 minutes on",
     )
+    parser.add_argument("--verbose", action="store_true", help="tell how a bug was caught")
     parser.add_argument("--keep", type=Path, help="write summary and histories here")
     parser.add_argument(
         "--mutant",
@@ -245,7 +304,7 @@ def main(arguments: list[str]) -> int:
         options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
     )
     if options.mutant is None:
-        return _one(options, None)
+        return _one(options)
     names = [name for given in options.mutant for name in _named(given)]
     return _examine(options, names)
 
@@ -256,39 +315,60 @@ def _named(given: str) -> list[str]:
 
 
 def _examine(options: argparse.Namespace, names: list[str]) -> int:
+    """Plant one bug after the other, each in a copy of one cluster."""
     missed: list[str] = []
-    for name in names:
-        options.minutes, options.long = MUTANTS[name].seconds / 60, False
-        if _one(options, MUTANTS[name], name) != 0:
-            missed.append(name)
+    template = scratch_state_directory()
+    try:
+        server = Server(template)
+        server.start()
+        server.wait_until_ready()
+        anyio.run(lay_out, server)
+        server.stop()
+        for name in names:
+            options.minutes, options.long = MUTANTS[name].seconds / 60, False
+            if not _is_caught(options, name, template):
+                missed.append(name)
+    finally:
+        shutil.rmtree(template, ignore_errors=True)
     print(f"{len(names) - len(missed)} of {len(names)} planted bugs were caught", flush=True)
     for name in missed:
         print(f"  missed: {name}: {MUTANTS[name].what}")
     return 1 if missed else 0
 
 
-def _one(options: argparse.Namespace, mutant: Mutant | None, name: str = "") -> int:
-    folder = scratch_state_directory()
+def _is_caught(options: argparse.Namespace, name: str, template: Path) -> bool:
+    mutant = MUTANTS[name]
     began = time.monotonic()
+    summary, breaches = _in_scratch(options, mutant, template)
+    is_caught = bool(mutant.by & summary.breaches.keys())
+    by = ", ".join(summary.breaches) or "nothing"
+    took = time.monotonic() - began
+    print(f"{'caught' if is_caught else 'MISSED'} in {took:.0f} s: {name}: {mutant.what} (by {by})")
+    for breach in breaches[:SHOWN] if options.verbose else []:
+        print(f"    {breach.promise}: {breach.what}")
+    sys.stdout.flush()
+    return is_caught
+
+
+def _one(options: argparse.Namespace) -> int:
+    summary, breaches = _in_scratch(options, None, None)
+    _show(summary, breaches)
+    return 1 if breaches else 0
+
+
+def _in_scratch(
+    options: argparse.Namespace, mutant: Mutant | None, template: Path | None
+) -> tuple[Summary, list[Breach]]:
+    folder = scratch_state_directory()
     try:
-        summary, breaches = anyio.run(soak, folder, options, mutant)
+        summary, breaches = anyio.run(soak, folder, options, mutant, template)
         if options.keep is not None:
             options.keep.mkdir(parents=True, exist_ok=True)
             (options.keep / "summary.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
             shutil.copytree(folder / "history", options.keep / "history", dirs_exist_ok=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if mutant is None:
-        _show(summary, breaches)
-        return 1 if breaches else 0
-    is_caught = bool(mutant.by & summary.breaches.keys())
-    by = ", ".join(summary.breaches) or "nothing"
-    print(
-        f"{'caught' if is_caught else 'MISSED'} in {time.monotonic() - began:.0f} s: {name}: {mutant.what}"
-        f" (by {by}; {summary.jobs} jobs)",
-        flush=True,
-    )
-    return 0 if is_caught else 1
+    return summary, breaches
 
 
 def _show(summary: Summary, breaches: list[Breach]) -> None:

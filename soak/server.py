@@ -38,8 +38,8 @@ _SETTINGS = {
 class Server:
     """One PostgreSQL server on a port of the loopback interface."""
 
-    def __init__(self, folder: Path) -> None:
-        """Make the cluster; `start` runs it."""
+    def __init__(self, folder: Path, template: Path | None = None) -> None:
+        """Make the cluster, or copy that of a server that was stopped; `start` runs it."""
         binaries = find_binaries({})
         account = find_account(None)
         if not can_access(account, binaries / "postgres", os.X_OK):
@@ -49,18 +49,24 @@ class Server:
         self._data = folder / "data"
         self._sockets = folder / "sockets"
         self._log = folder / "postgres.log"
-        create_cluster(self._programs, self._data)
-        rules = self._data / "pg_hba.conf"
-        rules.write_text(
-            "host all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n"
-            + rules.read_text()
-        )
+        if template is not None:
+            subprocess.run(["cp", "-a", str(template / "data"), str(self._data)], check=True)
+        else:
+            create_cluster(self._programs, self._data)
+            self._admit_everybody()
         self._sockets.mkdir(mode=0o700)
         if account is not None:
             os.chown(self._sockets, account.uid, account.gid)
         self._process: subprocess.Popen[bytes] | None = None
         self._standby: subprocess.Popen[bytes] | None = None
         self._standby_port = 0
+
+    def _admit_everybody(self) -> None:
+        rules = self._data / "pg_hba.conf"
+        rules.write_text(
+            "host all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n"
+            + rules.read_text()
+        )
 
     def url(self, role: str = SUPERUSER, *, port: int | None = None) -> str:
         """Name the database for a role, at this port or behind a proxy's."""
@@ -169,6 +175,27 @@ class Server:
         """Run a script as superuser, past the proxy."""
         with psycopg.connect(self.url(), autocommit=True, connect_timeout=5) as connection:
             connection.execute(script)
+
+
+class Snapshot:
+    """What the database held at one moment, however long it is asked."""
+
+    def __init__(self, server: Server) -> None:
+        """Begin at the first query."""
+        self._connection = psycopg.Connection[dict[str, Any]].connect(
+            server.url(), row_factory=dict_row, connect_timeout=5
+        )
+        self._connection.execute("set transaction isolation level repeatable read, read only")
+
+    def fetch(
+        self, query: LiteralString, parameters: Sequence[object] = ()
+    ) -> list[dict[str, Any]]:
+        """Ask as superuser, past the proxy."""
+        return self._connection.execute(query, parameters).fetchall()
+
+    def close(self) -> None:
+        """Let the moment go."""
+        self._connection.close()
 
 
 def free_port() -> int:
