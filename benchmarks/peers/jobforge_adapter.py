@@ -1,6 +1,6 @@
 """jobforge-mcp as a contender: real ``jobforge worker`` processes, and the router's own way of enqueueing.
 
-Roles, row level security, fence, attempts and results are all on; inputs and results are validated as ever.
+Roles, row level security, signed scopes, the look at the token, fence, attempts and results are all on; inputs and results are validated as ever.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
+import anyio
 from contract import CONCURRENCY, DSN, Contender, main
 
 from jobforge_mcp.client import Client, Options
+from jobforge_mcp.db.context import ContextSigner, ensure_own_key
 from jobforge_mcp.db.migrate import migrate
 from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.loader import load_jobs
@@ -24,7 +26,9 @@ from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.types import Caller, JsonValue, TenantId
 
 NOOP_JOB = Path(__file__).with_name("noop_job.py")
-CHUNK = 1_000
+CHUNK = 2_500
+CALLS = 2
+"""Bulk calls at a time: while the database works on one, this process makes the next."""
 KEYS = 500
 
 
@@ -45,8 +49,12 @@ class Jobforge(Contender):
         migrate(DSN)
 
     async def open(self, clients: int) -> None:
-        database = Database(DSN, role="jobforge_api", min_size=clients, max_size=clients)
-        self._router = Router(await self._stack.enter_async_context(database))
+        database = Database(
+            DSN, role="jobforge_api", min_size=max(clients, CALLS), max_size=max(clients, CALLS)
+        )
+        await self._stack.enter_async_context(database)
+        key = ensure_own_key(DSN)
+        self._router = Router(database, signer=None if key is None else ContextSigner(key))
         self._registry = Registry(load_jobs([NOOP_JOB]))
         self._clients = [self._client("bench") for _ in range(clients)]
 
@@ -87,7 +95,9 @@ class Jobforge(Contender):
         await _enqueue_many(self._client("newcomer"), count, sent_at=time.time())
 
     def _client(self, tenant: str) -> Client:
-        caller = Caller(TenantId(tenant), "bench", frozenset({"jobs:execute"}))
+        caller = Caller(
+            TenantId(tenant), "bench", frozenset({"jobs:execute"}), token_id="bench-token"
+        )
         return Client(self._router, self._registry, caller)
 
     def run_worker(self, path: str) -> None:
@@ -115,11 +125,18 @@ async def _enqueue_many(
     client: Client, count: int, *, run_at: datetime | None = None, sent_at: float = 0.0
 ) -> None:
     options = Options(run_at=run_at)
-    for start in range(0, count, CHUNK):
-        numbers = range(start, min(start + CHUNK, count))
-        await client.enqueue_many(
-            ("bench.noop", {"i": number, "t": sent_at}, options) for number in numbers
-        )
+    starts = iter(range(0, count, CHUNK))
+
+    async def call() -> None:
+        for start in starts:
+            numbers = range(start, min(start + CHUNK, count))
+            await client.enqueue_many(
+                ("bench.noop", {"i": number, "t": sent_at}, options) for number in numbers
+            )
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(CALLS):
+            tasks.start_soon(call)
 
 
 if __name__ == "__main__":

@@ -313,46 +313,6 @@ begin
 end $$;
 comment on function jobforge.require_run(text, uuid) is 'Refuse a run outside the projects and job types that the caller is confined to, as if it did not exist.';
 
--- JSON text of at most so many bytes, and not much more once stored: `1e131071` is 8 bytes that become 131,072 digits
--- wherever the number is written out again. A double ends at 308 digits, and so do we. What could be such a number is
--- looked at again without the strings around it, and the size of the whole once more with the numbers written out.
-create or replace function jobforge.require_small_json(p_texts text[], p_bytes integer, p_what text) returns void
-language plpgsql immutable
-set search_path = jobforge, pg_temp
-as $$
-declare
-  v_text text;
-begin
-  -- most calls bring one text; an expression costs a tenth of a statement
-  if cardinality(p_texts) = 1 and octet_length(p_texts[1]) <= p_bytes
-    and (octet_length(p_texts[1]) < 200 and p_texts[1] !~ '[0-9][eE]'
-      or p_texts[1] !~ '[0-9][eE][+-]?0*[1-9][0-9]|[0-9]{200}')
-  then
-    return;
-  end if;
-  if exists (select from unnest(p_texts) u(text) where octet_length(u.text) > p_bytes) then
-    raise exception '% is larger than % bytes', p_what, p_bytes using errcode = 'JF413',
-      hint = 'Store large data elsewhere and pass a reference.';
-  end if;
-  for v_text in
-    select u.text from unnest(p_texts) u(text)
-    where (octet_length(u.text) >= 200 or u.text ~ '[0-9][eE]')  -- most are short and plain, and the next is dear
-      and u.text ~ '[0-9][eE][+-]?0*[1-9][0-9]|[0-9]{200}'
-  loop
-    if regexp_replace(v_text, '"([^"\\]|\\.)*"', '""', 'g')
-      ~ '[eE][+-]?0*([1-9][0-9]{3}|[4-9][0-9]{2}|3[1-9][0-9]|309)|([0-9]{103}){3}'
-    then
-      raise exception '% holds a number of more than 308 digits', p_what using errcode = 'JF400',
-        hint = 'Numbers must fit a double; send larger ones as text.';
-    end if;
-    if octet_length((v_text::jsonb)::text) > 2 * p_bytes then
-      raise exception '% is larger than % bytes with its numbers written out', p_what, 2 * p_bytes using errcode = 'JF413',
-        hint = 'Store large data elsewhere and pass a reference.';
-    end if;
-  end loop;
-end $$;
-comment on function jobforge.require_small_json(text[], integer, text) is 'Refuse JSON text that is too large, or would be once its numbers are written out.';
-
 create or replace function jobforge.record_audit(
   p_tenant_id text, p_action text, p_outcome text, p_job_id uuid default null, p_job_type text default null,
   p_detail jsonb default null)

@@ -113,9 +113,18 @@ begin
   if v_count is distinct from cardinality(p_payloads) or v_count not between 1 and 10000 or array_position(p_payloads, null) is not null then
     raise exception 'enqueue needs as many payloads as job types, 1 to 10,000 of each, and none may be missing' using errcode = 'JF400';
   end if;
+  if v_count > 1 or (p_job_types[1] ~ '^[a-z0-9][a-z0-9._-]{0,99}$') is not true
+    or num_nonnulls(p_project_ids, p_ordering_keys, p_trace_ids, p_job_versions, p_labels, p_priorities, p_max_attempts, p_timeout_ms,
+      p_backoff_ms, p_max_backoff_ms, p_backoff_multipliers, p_run_ats, p_costs) > 0
+  then
+    perform jobforge.require_fitting_jobs(p_job_types, p_project_ids, p_ordering_keys, p_trace_ids, p_job_versions, p_labels,
+      p_priorities, p_max_attempts, p_timeout_ms, p_backoff_ms, p_max_backoff_ms, p_backoff_multipliers, p_run_ats, p_costs);
+  end if;
   -- one expression less is a microsecond less: each is made ready anew in every transaction
   if v_count > 1 or p_received is not null or octet_length(p_payloads[1]) > 1048576 or octet_length(p_labels[1]) > 16384
-    or p_payloads[1] || coalesce(p_labels[1], '') ~ '[0-9][eE][+-]?0*[1-9][0-9]|[0-9]{200}'
+    or p_payloads[1] || coalesce(p_labels[1], '') ~ '[0-9][eE][+-]?0*[1-9][0-9]'
+    or (octet_length(p_payloads[1]) + coalesce(octet_length(p_labels[1]), 0) >= 200
+      and p_payloads[1] || coalesce(p_labels[1], '') ~ '[0-9]{200}')
   then
     perform jobforge.require_small_json(p_payloads, 1048576, 'an input'),
       jobforge.require_small_json(p_received, 1048576, 'an input'),
@@ -137,13 +146,7 @@ begin
       p_claim_limits := null;
     end if;
   end if;
-  -- all that a plain call asks of the tables
-  select v_claims ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id),
-    exists (
-      select from jobforge.lanes n
-      where v_count = 1 and n.tenant_id = p_tenant_id and n.job_type = v_lanes[1]
-        and n.seen_at > v_now - interval '10 seconds')
-  into v_is_limited, v_is_awake;
+  v_is_limited := v_claims ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id);
   if p_parent_id is not null and not v_is_limited then
     v_is_limited := exists (select from jobforge.limited_jobs t where t.tenant_id = p_tenant_id and t.job_id = p_parent_id);
   end if;
@@ -196,15 +199,19 @@ begin
       select p_tenant_id, v_lanes[1], coalesce(p_priorities[1], 2), enqueue_jobs.run_at, enqueue_jobs.job_id, 0, 0,
         case when p_lane_types[1] is not null then p_job_types[1] end
       where not v_may_lease
+    ), made as (
+      insert into jobforge.jobs (tenant_id, id, job_type, job_version, project_id, parent_id, trace_id, created_by, labels, payload,
+        is_dry_run, priority, max_attempts, timeout_ms, backoff_ms, max_backoff_ms, backoff_multiplier, run_at, created_at, cost,
+        confinement, lane_type)
+      values (p_tenant_id, enqueue_jobs.job_id, p_job_types[1], coalesce(p_job_versions[1], '1'), p_project_ids[1], p_parent_id,
+        p_trace_ids[1], nullif(pg_catalog.current_setting('jobforge.actor', true), ''), p_labels[1]::jsonb, p_payloads[1]::jsonb,
+        coalesce(p_dry_runs[1], false), coalesce(p_priorities[1], 2), coalesce(p_max_attempts[1], 3),
+        coalesce(p_timeout_ms[1], 300000), coalesce(p_backoff_ms[1], 1000), coalesce(p_max_backoff_ms[1], 60000),
+        coalesce(p_backoff_multipliers[1], 2), enqueue_jobs.run_at, v_now, p_costs[1], v_confinement, p_lane_types[1])
     )
-    insert into jobforge.jobs (tenant_id, id, job_type, job_version, project_id, parent_id, trace_id, created_by, labels, payload,
-      is_dry_run, priority, max_attempts, timeout_ms, backoff_ms, max_backoff_ms, backoff_multiplier, run_at, created_at, cost,
-      confinement, lane_type)
-    values (p_tenant_id, enqueue_jobs.job_id, p_job_types[1], coalesce(p_job_versions[1], '1'), p_project_ids[1], p_parent_id,
-      p_trace_ids[1], nullif(pg_catalog.current_setting('jobforge.actor', true), ''), p_labels[1]::jsonb, p_payloads[1]::jsonb,
-      coalesce(p_dry_runs[1], false), coalesce(p_priorities[1], 2), coalesce(p_max_attempts[1], 3),
-      coalesce(p_timeout_ms[1], 300000), coalesce(p_backoff_ms[1], 1000), coalesce(p_max_backoff_ms[1], 60000),
-      coalesce(p_backoff_multipliers[1], 2), enqueue_jobs.run_at, v_now, p_costs[1], v_confinement, p_lane_types[1]);
+    select exists (select from jobforge.lanes n
+      where n.tenant_id = p_tenant_id and n.job_type = v_lanes[1] and n.seen_at > v_now - interval '10 seconds')
+    into v_is_awake;
     if v_counters is not null then
       perform jobforge.track_jobs(p_tenant_id, array[job_id], p_job_types, array[job_id], v_counters, p_parent_id);
     end if;
@@ -267,36 +274,48 @@ begin
   if p_claim_limits is not null then
     p_run_ats := jobforge.debounce_jobs(p_tenant_id, v_ids, p_job_types, p_claim_limits, v_outcomes, p_run_ats);
   end if;
-  with given as (
-    select * from unnest(v_ids, p_job_types, p_payloads, p_ordering_keys, p_priorities, p_run_ats, p_project_ids, p_labels,
-        p_trace_ids, p_job_versions, p_max_attempts, p_backoff_ms, p_backoff_multipliers, p_max_backoff_ms, p_timeout_ms,
-        p_dry_runs, p_costs, p_lane_types, p_claim_limits) with ordinality
-      u(id, job_type, payload, ordering_key, priority, run_at, project_id, labels, trace_id, job_version, max_attempts,
-        backoff_ms, backoff_multiplier, max_backoff_ms, timeout_ms, is_dry_run, cost, lane_type, claim_limits, ord)
-    where v_outcomes is null or v_outcomes[u.ord] = 'created'
-  ), new_jobs as (
-    insert into jobforge.jobs as j (tenant_id, id, job_type, job_version, project_id, parent_id, ordering_key, trace_id,
+  -- Elements are asked for by their place, which costs nothing where an array is null; unnesting twenty would.
+  with made as (
+    insert into jobforge.jobs (tenant_id, id, job_type, job_version, project_id, parent_id, ordering_key, trace_id,
       created_by, labels, payload, is_dry_run, priority, max_attempts, timeout_ms, backoff_ms, max_backoff_ms,
       backoff_multiplier, run_at, created_at, cost, confinement, lane_type, slot_key, slot_limit, rate_key, rate_limit, rate_period_ms)
-    select p_tenant_id, g.id, g.job_type, coalesce(g.job_version, '1'), g.project_id, p_parent_id, g.ordering_key, g.trace_id,
-      nullif(pg_catalog.current_setting('jobforge.actor', true), ''), g.labels::jsonb, g.payload::jsonb,
-      coalesce(g.is_dry_run, false), coalesce(g.priority, 2), coalesce(g.max_attempts, 3), coalesce(g.timeout_ms, 300000),
-      coalesce(g.backoff_ms, 1000), coalesce(g.max_backoff_ms, 60000), coalesce(g.backoff_multiplier, 2),
-      coalesce(g.run_at, v_now), v_now, g.cost, v_confinement, g.lane_type,
-      c.slot_key, c.slot_limit, c.rate_key, c.rate_limit, c.rate_period_ms
-    from given g
-    cross join lateral jobforge.read_claim_limits(g.job_type, g.claim_limits::jsonb) c
-    returning j.id, j.job_type, j.lane_type, j.priority, j.run_at, j.ordering_key
-  ), new_ready as (
+    select p_tenant_id, v_ids[g.ord], p_job_types[g.ord], coalesce(p_job_versions[g.ord], '1'), p_project_ids[g.ord], p_parent_id,
+      p_ordering_keys[g.ord], p_trace_ids[g.ord], nullif(pg_catalog.current_setting('jobforge.actor', true), ''),
+      p_labels[g.ord]::jsonb, p_payloads[g.ord]::jsonb, coalesce(p_dry_runs[g.ord], false), coalesce(p_priorities[g.ord], 2),
+      coalesce(p_max_attempts[g.ord], 3), coalesce(p_timeout_ms[g.ord], 300000), coalesce(p_backoff_ms[g.ord], 1000),
+      coalesce(p_max_backoff_ms[g.ord], 60000), coalesce(p_backoff_multipliers[g.ord], 2), coalesce(p_run_ats[g.ord], v_now), v_now,
+      p_costs[g.ord], v_confinement, p_lane_types[g.ord], c.slot_key, c.slot_limit, c.rate_key, c.rate_limit, c.rate_period_ms
+    from generate_series(1, v_count) g(ord)
+    cross join lateral jobforge.read_claim_limits(p_job_types[g.ord], p_claim_limits[g.ord]::jsonb) c
+    where v_outcomes is null or v_outcomes[g.ord] = 'created'
+  ), queued as (
     insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, own_type)
-    select p_tenant_id, coalesce(n.lane_type, n.job_type), n.priority, n.run_at, n.id, 0, 0,
-      case when n.lane_type is not null then n.job_type end
-    from new_jobs n
-    where n.ordering_key is null
+    select p_tenant_id, v_lanes[g.ord], coalesce(p_priorities[g.ord], 2), coalesce(p_run_ats[g.ord], v_now), v_ids[g.ord], 0, 0,
+      case when p_lane_types[g.ord] is not null then p_job_types[g.ord] end
+    from generate_series(1, v_count) g(ord)
+    where (v_outcomes is null or v_outcomes[g.ord] = 'created') and p_ordering_keys[g.ord] is null
+  ), audited as (
+    insert into jobforge.audit_log (tenant_id, id, occurred_at, action, outcome, actor, token_id, tool, trace_id, job_id, job_type)
+    select p_tenant_id, v_ids[g.ord], v_now, 'enqueue', coalesce(v_outcomes[g.ord], 'created'),
+      nullif(pg_catalog.current_setting('jobforge.actor', true), ''),
+      nullif(pg_catalog.current_setting('jobforge.token_id', true), ''),
+      nullif(pg_catalog.current_setting('jobforge.tool', true), ''), nullif(p_call_traces[g.ord], ''),
+      coalesce(v_found_ids[g.ord], v_ids[g.ord]), p_job_types[g.ord]
+    from generate_series(1, case when p_call_traces is not null then v_count else 0 end) g(ord)
   )
-  select array_agg(n.id), array_agg(n.id order by n.id) filter (where n.ordering_key is not null), bool_or(n.run_at <= v_now)
-  into v_new_ids, v_ordered_ids, v_is_due
-  from new_jobs n;
+  select exists (select from jobforge.lanes n
+    where n.tenant_id = p_tenant_id and n.job_type = v_lanes[1] and n.seen_at > v_now - interval '10 seconds')
+  into v_is_awake;
+  v_new_ids := v_ids;
+  v_is_due := p_run_ats is null;
+  if v_outcomes is not null or p_ordering_keys is not null or not v_is_due then
+    select array_agg(v_ids[g.ord] order by g.ord),
+      array_agg(v_ids[g.ord] order by g.ord) filter (where p_ordering_keys[g.ord] is not null),
+      bool_or(coalesce(p_run_ats[g.ord], v_now) <= v_now)
+    into v_new_ids, v_ordered_ids, v_is_due
+    from generate_series(1, v_count) g(ord)
+    where v_outcomes is null or v_outcomes[g.ord] = 'created';
+  end if;
 
   if v_counters is not null and v_new_ids is not null then
     perform jobforge.track_jobs(p_tenant_id, v_ids, p_job_types, v_new_ids, v_counters, p_parent_id);
@@ -307,16 +326,21 @@ begin
     insert into jobforge.limited_tenants (tenant_id, job_id) values (p_tenant_id, v_new_ids[1]);
   end if;
   if v_ordered_ids is not null then
-    perform jobforge.join_ordering_keys(p_tenant_id, array(select u.id from unnest(v_ids) with ordinality u(id, ord)
-      where u.id = any (v_ordered_ids) order by u.ord));
+    perform jobforge.join_ordering_keys(p_tenant_id, v_ordered_ids);
   end if;
   if p_claim_limits is not null then
     v_ordered_ids := v_ordered_ids || jobforge.debounce_within(p_tenant_id, v_ids, p_job_types, p_claim_limits, v_outcomes);
   end if;
 
   if v_new_ids is not null then
-    if not v_is_awake then
-      perform jobforge.touch_lanes(array_fill(p_tenant_id, array[v_count]), v_lanes);
+    -- jobs of one bulk are mostly of one lane
+    if v_lanes[1] = all (v_lanes) then
+      v_lanes := v_lanes[1:1];
+    else
+      v_lanes := array(select distinct l.lane from unnest(v_lanes) l(lane));
+    end if;
+    if not v_is_awake or cardinality(v_lanes) > 1 then
+      perform jobforge.touch_lanes(array_fill(p_tenant_id, array[cardinality(v_lanes)]), v_lanes);
     end if;
     if v_is_due then
       perform jobforge.wake('ready');
@@ -326,20 +350,13 @@ begin
     perform jobforge.record_audit(p_tenant_id, 'enqueue', case when v_new_ids is null then v_outcomes[1] else 'created' end,
       case when v_count = 1 then coalesce(v_found_ids[1], v_ids[1]) end, case when v_count = 1 then p_job_types[1] end,
       case when v_count > 1 then jsonb_build_object('count', v_count, 'created', coalesce(cardinality(v_new_ids), 0)) end);
-  else
-    insert into jobforge.audit_log (tenant_id, id, occurred_at, action, outcome, actor, token_id, tool, trace_id, job_id, job_type)
-    select p_tenant_id, jobforge.new_id(), v_now, 'enqueue', coalesce(v_outcomes[u.ord], 'created'),
-      nullif(pg_catalog.current_setting('jobforge.actor', true), ''),
-      nullif(pg_catalog.current_setting('jobforge.token_id', true), ''),
-      nullif(pg_catalog.current_setting('jobforge.tool', true), ''), nullif(u.trace_id, ''), coalesce(v_found_ids[u.ord], u.id), u.job_type
-    from unnest(v_ids, p_job_types, p_call_traces) with ordinality u(id, job_type, trace_id, ord);
   end if;
 
   -- what was made just now is known; only what was there before is read
   if v_outcomes is null and v_ordered_ids is null then
     return query
-    select u.ord::integer, u.id, 'created', 'queued', 2::bigint, coalesce(u.run_at, v_now), v_now, null::uuid, null::timestamptz
-    from unnest(v_ids, p_run_ats) with ordinality u(id, run_at, ord);
+    select g.ord, v_ids[g.ord], 'created', 'queued', 2::bigint, coalesce(p_run_ats[g.ord], v_now), v_now, null::uuid, null::timestamptz
+    from generate_series(1, v_count) g(ord);
     return;
   end if;
   return query
@@ -375,19 +392,8 @@ declare
   v_payload text := p_payload::text;
 begin
   perform jobforge.require_tenant(p_tenant_id);
-  -- The table's own constraints refuse these as well; here, where people and applications call, they are told in words.
   v_problem := case
-    when p_job_type is null or p_job_type !~ '^[a-z0-9][a-z0-9._-]{0,99}$'
-      then 'the job type must be 1 to 100 lower-case letters, digits, dots, hyphens or underscores'
     when octet_length(p_idempotency_key) not between 1 and 255 then 'an idempotency key has 1 to 255 bytes'
-    when octet_length(p_ordering_key) not between 1 and 255 then 'an ordering key has 1 to 255 bytes'
-    when p_priority not between 0 and 3 then 'a priority is 0 to 3, and 0 is first'
-    when not jobforge.is_due_time(p_run_at)
-      then 'a run is due from 1970 to 9999, in UTC'
-    when p_project_id !~ '^[A-Za-z0-9][A-Za-z0-9._:-]{0,62}$'
-      then 'a project id has 1 to 63 letters, digits, dots, colons, hyphens or underscores'
-    when octet_length(p_trace_id) > 255 then 'a trace id has at most 255 bytes'
-    when pg_catalog.jsonb_typeof(p_labels) <> 'object' then 'labels are one object'
     -- what a worker could not read, or not as it was written; few inputs get past the first half of either question
     when octet_length(v_payload) - octet_length(translate(v_payload, '[{', '')) > 64
       and jsonb_path_exists(p_payload, 'strict $.**{64} ? (@.type() == "array" || @.type() == "object")')

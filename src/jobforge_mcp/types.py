@@ -263,9 +263,12 @@ class CallOrigin:
     trace_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NewJob:
-    """One job to enqueue, already validated against its definition."""
+    """One job to enqueue, already validated against its definition.
+
+    Not frozen, and nobody changes it: a bulk makes thousands, and freezing takes three quarters of the time.
+    """
 
     job_type: str
     payload: str
@@ -373,9 +376,8 @@ class InlineLease:
     lease_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Enqueued:
-    """What an enqueue answered for one job."""
+class Enqueued(NamedTuple):
+    """What an enqueue answered for one job. A tuple, because a bulk gets thousands."""
 
     job_id: JobId
     outcome: EnqueueOutcome

@@ -59,6 +59,41 @@ async def test_calls_that_come_at_the_same_time_share_commits(
     assert commits(admin) < MANY / 2
 
 
+async def test_callers_that_were_answered_together_go_together_again(
+    router: Router, acme: Caller, admin: psycopg.Connection
+) -> None:
+    callers, calls = 8, 10
+
+    async def enqueue() -> None:
+        for _ in range(calls):
+            await router.enqueue_job(acme, NewJob("demo.echo", "{}"))
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(callers):
+                tasks.start_soon(enqueue)
+
+    assert calls <= commits(admin) < callers * calls / 2
+
+
+async def test_whoever_has_other_rights_under_the_same_name_goes_alone(
+    router: Router, acme: Caller, admin: psycopg.Connection
+) -> None:
+    confined = replace(acme, projects=frozenset({"p1"}))
+
+    async with anyio.create_task_group() as tasks:
+        for place in range(MANY):
+            caller = confined if place % 2 else acme
+            project = "p1" if place % 2 else None
+            job = NewJob("demo.echo", "{}", project_id=project)
+            tasks.start_soon(router.enqueue_job, caller, job)
+
+    rows = admin.execute(
+        "select project_id, count(*) from jobforge.jobs group by 1 order by 1"
+    ).fetchall()
+    assert rows == [("p1", MANY / 2), (None, MANY / 2)]
+
+
 async def test_each_of_them_is_audited_under_its_own_trace(
     router: Router, acme: Caller, admin: psycopg.Connection
 ) -> None:

@@ -169,36 +169,58 @@ def test_several_jobs_are_queued_even_if_a_worker_is_named(queue: Queue) -> None
 
 
 @pytest.mark.parametrize(
-    ("given", "constraint"),
+    ("given", "message"),
     [
-        ({"priorities": [4]}, "jobs_priority_in_range"),
-        ({"priorities": [-1]}, "jobs_priority_in_range"),
-        ({"max_attempts": [0]}, "jobs_max_attempts_in_range"),
-        ({"timeout_ms": [0]}, "jobs_timeout_in_range"),
-        ({"backoff_ms": [-1]}, "jobs_backoff_in_range"),
-        ({"backoff_multipliers": [0.5]}, "jobs_backoff_in_range"),
-        ({"ordering_keys": [""]}, "jobs_ordering_key_fits"),
-        ({"ordering_keys": ["k" * 256]}, "jobs_ordering_key_fits"),
-        ({"idempotency_keys": [""]}, "idempotency_keys_key_fits"),
-        ({"idempotency_keys": ["é" * 128]}, "idempotency_keys_key_fits"),
-        ({"job_types": ["Not.A.Type"]}, "jobs_type_is_well_formed"),
-        ({"project_ids": ["no spaces"]}, "jobs_project_is_well_formed"),
-        ({"labels": ["[1]"]}, "jobs_labels_are_an_object"),
-        ({"trace_ids": ["t" * 256]}, "jobs_trace_id_fits"),
-        ({"job_versions": [""]}, "jobs_version_fits"),
-        ({"run_ats": ["infinity"]}, "jobs_run_at_is_representable"),
-        ({"run_ats": ["-infinity"]}, "jobs_run_at_is_representable"),
-        ({"run_ats": ["10000-01-01 00:00Z"]}, "jobs_run_at_is_representable"),
+        ({"priorities": [4]}, "a priority is 0 to 3, and 0 is first"),
+        ({"priorities": [None, -1]}, "a priority is 0 to 3, and 0 is first"),
+        ({"max_attempts": [0]}, "a job has 1 to 1,000 attempts"),
+        ({"timeout_ms": [0]}, "a timeout is 1 ms to 7 days"),
+        ({"backoff_ms": [-1]}, "a backoff is 0 ms or more, and becomes 1 to 100 times as long"),
+        (
+            {"backoff_multipliers": [0.5]},
+            "a backoff is 0 ms or more, and becomes 1 to 100 times as long",
+        ),
+        ({"costs": [0]}, "a cost is 1 to 1,000,000"),
+        ({"ordering_keys": [""]}, "an ordering key has 1 to 255 bytes"),
+        ({"ordering_keys": [None, "k" * 256]}, "an ordering key has 1 to 255 bytes"),
+        (
+            {"job_types": ["Not.A.Type"]},
+            "the job type must be 1 to 100 lower-case letters, digits, dots, hyphens or underscores",
+        ),
+        (
+            {"job_types": [ECHO, "Not.A.Type"]},
+            "the job type must be 1 to 100 lower-case letters, digits, dots, hyphens or underscores",
+        ),
+        (
+            {"project_ids": ["no spaces"]},
+            "a project id has 1 to 63 letters, digits, dots, colons, hyphens or underscores",
+        ),
+        ({"labels": ["[1]"]}, "labels are one object"),
+        ({"trace_ids": ["t" * 256]}, "a trace id has at most 255 bytes"),
+        ({"job_versions": [""]}, "a job version has 1 to 100 bytes"),
+        ({"run_ats": ["infinity"]}, "a run is due from 1970 to 9999, in UTC"),
+        ({"run_ats": ["-infinity"]}, "a run is due from 1970 to 9999, in UTC"),
+        ({"run_ats": ["10000-01-01 00:00Z"]}, "a run is due from 1970 to 9999, in UTC"),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_name(
-    queue: Queue, given: dict[str, object], constraint: str
+@pytest.mark.parametrize("is_plan", [False, True])
+def test_a_value_out_of_range_is_refused_in_words(
+    queue: Queue, given: dict[str, list[object]], message: str, is_plan: bool
 ) -> None:
-    lists = {"job_types": [ECHO], "payloads": ["{}"], **given}
-    with pytest.raises(psycopg.errors.CheckViolation) as caught:
-        queue.ask("enqueue_jobs", "acme", **lists)
+    count = max(len(values) for values in given.values())
+    lists = {"job_types": [ECHO] * count, "payloads": ["{}"] * count, **given}
+    with pytest.raises(psycopg.Error) as caught:
+        queue.ask("enqueue_jobs", "acme", **lists, is_plan=is_plan)
 
-    assert caught.value.diag.constraint_name == constraint
+    assert (caught.value.sqlstate, caught.value.diag.message_primary) == ("JF400", message)
+
+
+@pytest.mark.parametrize("key", ["", "é" * 128])
+def test_an_idempotency_key_that_does_not_fit_is_refused_by_name(queue: Queue, key: str) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation) as caught:
+        queue.ask("enqueue_jobs", "acme", [ECHO], ["{}"], None, [key])
+
+    assert caught.value.diag.constraint_name == "idempotency_keys_key_fits"
 
 
 @pytest.mark.parametrize(
@@ -294,7 +316,7 @@ def test_a_payload_that_is_no_json_is_refused(queue: Queue) -> None:
 
 
 def test_one_bad_job_of_a_bulk_call_refuses_all(queue: Queue) -> None:
-    with refused("23514"):
+    with refused("JF400"):
         queue.enqueue_many(3, priorities=[1, 2, 9])
 
     assert queue.look("select 1 as one from jobforge.jobs") == []

@@ -112,7 +112,7 @@ def test_a_key_can_be_used_anew_after_thirty_days(queue: Queue) -> None:
 
 
 def test_a_refused_job_does_not_use_up_its_key(queue: Queue) -> None:
-    with refused("23514"):
+    with refused("JF400"):
         queue.enqueue_many(1, idempotency_keys=["k"], priorities=[9])
 
     assert queue.enqueue(idempotency_key="k").outcome == "created"

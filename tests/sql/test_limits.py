@@ -606,7 +606,7 @@ def test_a_retry_and_a_child_cost_what_their_definitions_declare(queue: Queue) -
 def test_a_cost_gives_nothing_back(queue: Queue, cost: int) -> None:
     limit(queue, budget_units=2_000_000)
 
-    with refused("23514"):
+    with refused("JF400"):
         ask(queue, "enqueue_jobs", [ECHO], ["{}"], costs=[cost])
 
     assert rows(queue) == 0

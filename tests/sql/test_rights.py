@@ -112,10 +112,8 @@ def filled(queue: Queue) -> Queue:
         queue.look(
             """insert into jobforge.registered_jobs
             (tenant_id, job_type, name_key, latest_version, version_no, search_text, created_at, updated_at)
-            values (%s, %s, %s, '1', 1, '', jobforge.now(), jobforge.now())""",
+            values (%s, 'demo.registered', 'demo.registered', '1', 1, '', jobforge.now(), jobforge.now())""",
             tenant,
-            ECHO,
-            ECHO,
         )
         leave_event(queue, tenant, "x")
         hook = '{"url": "https://a.example/", "secrets": ["k"], "scope": "label"}'

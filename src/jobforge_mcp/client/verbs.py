@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
 from datetime import datetime
 from typing import cast
 
@@ -27,7 +32,7 @@ from jobforge_mcp.definitions.claim_limits import claim_limits
 from jobforge_mcp.definitions.features import fires_triggers
 from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.definitions.json_limits import check_key
-from jobforge_mcp.definitions.model import is_job_name
+from jobforge_mcp.definitions.model import BoundJob, is_job_name
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import InvalidInputError
 from jobforge_mcp.evidence.stores import ContentStore, open_store
@@ -247,7 +252,7 @@ class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs, BulkVerbs):
     async def enqueue_many(self, jobs: Iterable[tuple[str, JsonValue, Options]]) -> list[Enqueued]:
         """Commit many jobs at once, all or none; a conflict of one shows in its ``outcome`` and does not stop the others."""
         async with self.recording("enqueue"):
-            prepared = [await self.prepare(name, input, options) for name, input, options in jobs]
+            prepared = await self._prepare_many(jobs)
             return await self._router.enqueue_jobs(self.caller, prepared, origin=self.origin())
 
     async def enqueue_bundle(
@@ -382,19 +387,16 @@ class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs, BulkVerbs):
         require_scope(self.caller, Scope.JOBS_READ)
         return await self._router.explain_run(self.caller, to_job_id(run_id))
 
-    @asynccontextmanager
-    async def recording(
+    def recording(
         self, action: str, *, job_type: str | None = None, job_id: JobId | None = None
-    ) -> AsyncGenerator[None]:
+    ) -> AbstractAsyncContextManager[None]:
         """Have what this block is refused in the audit log."""
         if self._denials is None:
-            yield
-            return
+            return nullcontext()
         named = job_type if job_type is not None and is_job_name(job_type) else None
-        async with self._denials.recording(
+        return self._denials.recording(
             self.caller, action, self.origin(), job_type=named, job_id=job_id
-        ):
-            yield
+        )
 
     def origin(self, job: NewJob | None = None) -> CallOrigin:
         """Return what the audit log is told of a call."""
@@ -402,6 +404,20 @@ class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs, BulkVerbs):
 
     async def prepare(self, name: str, input: JsonValue, options: Options = DEFAULTS) -> NewJob:
         """Check that the caller may enqueue this job with this input, and return it ready for the router."""
+        return self._prepare_bound(await self._admit(name, options), input, options)
+
+    async def _prepare_many(self, jobs: Iterable[tuple[str, JsonValue, Options]]) -> list[NewJob]:
+        """Do the same for each; what does not depend on the input is asked once for neighbours that agree in it."""
+        prepared: list[NewJob] = []
+        bound = admitted = None
+        for name, input, options in jobs:
+            if bound is None or bound.name != name or admitted is not options:
+                bound, admitted = await self._admit(name, options), options
+            prepared.append(self._prepare_bound(bound, input, options))
+        return prepared
+
+    async def _admit(self, name: str, options: Options) -> BoundJob:
+        """Return the job of this name, if the caller may enqueue it with these options."""
         require_scope(self.caller, Scope.JOBS_EXECUTE)
         require_type(self.caller, name)
         bound = await self.catalog.find(self.caller, name, is_visible=may_list(self.caller))
@@ -423,6 +439,9 @@ class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs, BulkVerbs):
                 "labels": dict(options.labels or {}),
             }
         )
+        return bound
+
+    def _prepare_bound(self, bound: BoundJob, input: JsonValue, options: Options) -> NewJob:
         prepared = self.registry.prepare_bound(bound, input)
         if bound.guards:
             ask_guards(self.caller, bound, JobAction.EXECUTE, json.loads(prepared.payload))

@@ -251,7 +251,9 @@ class Database:
             try:
                 cursor = connection.cursor(binary=True, row_factory=rows)
                 await cursor.execute(query, parameters or None)
-                return await cursor.fetchall() if cursor.description else []
+                # not asked of the description, which makes an object of every column
+                result = cursor.pgresult
+                return await cursor.fetchall() if result is not None and result.nfields else []
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 if connection.closed:
                     raise _BrokenConnection(error) from error

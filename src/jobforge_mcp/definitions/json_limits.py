@@ -10,7 +10,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from typing import Literal, NoReturn, cast
+
+from pydantic_core import to_json
 
 from jobforge_mcp.errors import CallerError, InvalidInputError, LimitError
 from jobforge_mcp.types import JsonValue
@@ -63,9 +66,9 @@ def load_limited(
 def dump_limited(value: object, *, what: What = "input", max_bytes: int = MAX_BYTES) -> str:
     """Write a value as compact JSON text, after the same checks."""
     check_value(value, what=what)
-    text = _ENCODER.encode(value)
-    _check_size(_size(text, what), what, max_bytes)
-    return text
+    text = to_json(value)
+    _check_size(len(text), what, max_bytes)
+    return text.decode()
 
 
 def check_written(text: str, *, what: What = "input", max_bytes: int = MAX_BYTES) -> None:
@@ -80,8 +83,39 @@ def check_value(value: object, *, what: What = "input") -> None:
     _check(value, 0, what)
 
 
+def _is_plain(item: object) -> bool:
+    """Tell of the commonest values, by their very type, that nothing can be wrong with them; others are looked at closely."""
+    kind = type(item)
+    if kind is str:
+        text = cast("str", item)
+        return text.isascii() and "\0" not in text
+    if kind is int:
+        return -MAX_INTEGER <= cast("int", item) <= MAX_INTEGER
+    if kind is float:
+        return -_LARGEST <= cast("float", item) <= _LARGEST
+    return kind is bool or item is None
+
+
 def _check(item: object, depth: int, what: What) -> None:
+    if _is_plain(item):
+        return
     match item:
+        case dict():
+            if depth >= MAX_DEPTH:
+                raise _too_deep(what)
+            for name, member in cast("dict[object, object]", item).items():
+                if not isinstance(name, str):
+                    raise _not_json(what, "it holds an object with a name that is not a string")
+                if not name.isascii() or "\0" in name:
+                    _check_text(name, what)
+                if not _is_plain(member):
+                    _check(member, depth + 1, what)
+        case list():
+            if depth >= MAX_DEPTH:
+                raise _too_deep(what)
+            for member in cast("list[object]", item):
+                if not _is_plain(member):
+                    _check(member, depth + 1, what)
         case str():
             _check_text(item, what)
         case None | bool():
@@ -92,19 +126,6 @@ def _check(item: object, depth: int, what: What) -> None:
         case float():
             if not math.isfinite(item):
                 _refuse_constant(what)
-        case dict():
-            if depth >= MAX_DEPTH:
-                raise _too_deep(what)
-            for name, member in cast("dict[object, object]", item).items():
-                if not isinstance(name, str):
-                    raise _not_json(what, "it holds an object with a name that is not a string")
-                _check_text(name, what)
-                _check(member, depth + 1, what)
-        case list():
-            if depth >= MAX_DEPTH:
-                raise _too_deep(what)
-            for member in cast("list[object]", item):
-                _check(member, depth + 1, what)
         case _:
             raise _not_json(what, f"it holds a value of type {type(item).__name__}")
 
@@ -217,9 +238,10 @@ def _decoder(what: What) -> json.JSONDecoder:
     )
 
 
-# Made once: json.loads and json.dumps with arguments make a new one for each call, which takes longer than a small text.
+# Made once: json.loads with arguments makes a new one for each call, which takes longer than a small text.
 _DECODERS: dict[What, json.JSONDecoder] = {"input": _decoder("input"), "result": _decoder("result")}
-_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+_LARGEST = sys.float_info.max
 
 # What it takes to write NUL or half a surrogate pair, an integer above 2^53, or a number too large for a double.
 _SUSPICIOUS = re.compile(r"\\u|[0-9]{16}|[0-9][eE]")

@@ -334,7 +334,7 @@ def handler_values(bound: BoundJob, checked: JsonObject) -> JsonObject:
 
 def _defaults(bound: BoundJob, model: BaseModel, checked: JsonObject) -> JsonObject:
     """Return what the handler's type fills in. What the caller wrote stays as it was written."""
-    unset = set(type(model).model_fields) - model.model_fields_set
+    unset = type(model).__pydantic_fields__.keys() - model.__pydantic_fields_set__
     if bound.definition.handler is not None or not unset:
         return {}
     filled = cast("JsonObject", model.model_dump(mode="json", by_alias=True, include=unset))

@@ -47,13 +47,6 @@ _DETAILS = (
     "COUNT_CHANGED",
 )
 
-# Invariants of tables that a caller can break by a value that has the right type.
-_CONSTRAINTS = {
-    "jobs_run_at_is_representable": "a run is due from 1970 to 9999, in UTC",
-    "jobs_trace_id_fits": "a trace id has at most 255 bytes",
-    "jobs_priority_in_range": "a priority is 0 to 3",
-}
-
 # Resources used up, server going down or standing by, a statement out of time, a lock not free, input and output.
 _PASSING = ("53", "57", "55P03", "25006", "58", "40001", "40P01")
 # Undefined function, table, column or schema, and a right that was not granted.
@@ -106,8 +99,7 @@ def translate(error: psycopg.Error) -> JobForgeError | None:
         )
     if state.startswith(_VALUE):
         # The server's words may quote the value; the constraint's name says what it must be.
-        name = diagnostics.constraint_name or "a value does not fit its type"
-        what = _CONSTRAINTS.get(name, name)
+        what = diagnostics.constraint_name or "a value does not fit its type"
         return InvalidInputError(f"the database refused a value: {what}", hint="correct the value")
     return None
 

@@ -109,7 +109,7 @@ class Router(ScopedRouter):
     def __init__(self, database: Database, *, signer: ScopeSigner | None = None) -> None:
         """Speak through this pool, with scopes signed where the database asks for that."""
         super().__init__(database, signer=signer)
-        self._gatherer = Gatherer()
+        self._gatherer = Gatherer(self._enqueue_calls)
         self.definitions = DefinitionRouter(database, signer=signer)
         """The functions about definitions, through the same pool."""
         self.queues = QueueRouter(database, signer=signer)
@@ -140,11 +140,7 @@ class Router(ScopedRouter):
         """
         if inline is None and not is_plan and _may_go_along(caller, job):
             refuse_foreign_project(caller, job)
-
-            async def send(jobs: Sequence[NewJob], origins: Sequence[CallOrigin]) -> list[Enqueued]:
-                return await self._enqueue_calls(caller, jobs, origins)
-
-            return await self._gatherer.enqueue((caller, origin.tool), job, origin, send)
+            return await self._gatherer.enqueue(caller, job, origin)
         enqueued = await self._enqueue(caller, [job], origin, inline=inline, is_plan=is_plan)
         return enqueued[0]
 

@@ -30,18 +30,22 @@ from jobforge_mcp.types import (
 
 _NO_ID = UUID(int=0)
 
+# Looked up rather than called: a bulk answers with thousands.
+_OUTCOMES = {outcome.value: outcome for outcome in EnqueueOutcome}
+_STATUSES = {None: RunStatus.QUEUED} | {status.value: status for status in RunStatus}
+
 
 def to_enqueued(row: Row) -> Enqueued:
     """Read an answer to an enqueue. A planned job has no id, no status and no version yet."""
     return Enqueued(
-        job_id=JobId(row["job_id"] or _NO_ID),
-        outcome=EnqueueOutcome(row["outcome"]),
-        status=RunStatus(row["status"] or RunStatus.QUEUED),
-        version=row["version"] or 0,
-        run_at=row["run_at"],
-        created_at=row["created_at"] or row["run_at"],
-        lease_id=row.get("lease_id"),
-        lease_until=row.get("lease_until"),
+        JobId(row["job_id"] or _NO_ID),
+        _OUTCOMES[row["outcome"]],
+        _STATUSES[row["status"]],
+        row["version"] or 0,
+        row["run_at"],
+        row["created_at"] or row["run_at"],
+        row.get("lease_id"),
+        row.get("lease_until"),
     )
 
 
