@@ -23,6 +23,8 @@ from benchmarks import (
     limit_rows,
     node_rows,
     plane_rows,
+    policy,
+    policy_rows,
     queue_rows,
     server_rows,
 )
@@ -46,6 +48,8 @@ ROWS: dict[str, Row] = {
     "beside": key_rows.beside,
     "events": plane_rows.events,
     "definitions": plane_rows.definitions,
+    "policy": policy_rows.policy,
+    "verify": policy.verify,
     "http": server_rows.roundtrip,
     "flushes": server_rows.flushes,
     "stdio": node_rows.stdio,

@@ -1,5 +1,5 @@
--- Clock, ids, the caller's scope and its signature, audit and wake-ups: what every other function stands on.
--- Called by all of them; takes row locks only on `lanes`, `tenants` and `listeners`, and never waits for one there.
+-- Clock, ids, the caller's scope and its signature, and audit: what every other function stands on.
+-- Called by all of them; takes no locks but those of the rows it inserts.
 
 set local role jobforge_owner;
 grant create on schema jobforge to jobforge_rpc, jobforge_sys;
@@ -41,12 +41,13 @@ reset role;
 set local role jobforge_owner;
 
 -- HMAC-SHA256 out of what every Postgres has. Each part is preceded by its length, so that no two lists of parts make one
--- message. Every part is what the scope says, and the last is when the signature ends, in seconds.
+-- message. Every part is what the scope says, and the last is when the signature ends, in seconds. Called immutable it would
+-- not be put in the place of its call, because convert_to is only stable.
 create or replace function jobforge.scope_mac(
   p_inner_pad bytea, p_outer_pad bytea, p_tenant_id text, p_actor text, p_token_id text, p_tool text, p_trace_id text,
   p_claims text, p_expires_at text)
 returns text
-language sql immutable
+language sql stable
 as $$
   select pg_catalog.encode(pg_catalog.sha256(p_outer_pad || pg_catalog.sha256(p_inner_pad || pg_catalog.convert_to(
     'jobforge-scope-1 ' || pg_catalog.length(p_tenant_id) || ':' || p_tenant_id || pg_catalog.length(p_actor) || ':' || p_actor
@@ -67,8 +68,8 @@ as $$
 #variable_conflict use_variable
 declare
   v_signature text;
-  v_expires_at text;
-  v_key record;
+  v_is_timely boolean;
+  v_is_signed boolean;
 begin
   if session_user not in ('jobforge_api', 'jobforge_worker', 'jobforge_readonly') then
     select l.tenant_id, l.claims::text into tenant_id, claims from jobforge.tenant_logins l where l.login_name = session_user;
@@ -82,9 +83,19 @@ begin
     return;
   end if;
   v_signature := coalesce(current_setting('jobforge.signature', true), '');
-  v_expires_at := split_part(v_signature, '.', 2);
-  select k.inner_pad, k.outer_pad into v_key from jobforge.context_keys k where k.key_id = split_part(v_signature, '.', 1);
-  if not found then
+  -- one statement for all there is to find out; what is compared are hashes, so that the time it takes tells nothing
+  select case when split_part(v_signature, '.', 2) ~ '^[0-9]{1,12}$' then split_part(v_signature, '.', 2)::bigint
+      between extract(epoch from jobforge.now())::bigint and extract(epoch from jobforge.now())::bigint + 60 else false end,
+    sha256(convert_to(split_part(v_signature, '.', 3), 'UTF8')) = sha256(convert_to(jobforge.scope_mac(
+      k.inner_pad, k.outer_pad, tenant_id, coalesce(current_setting('jobforge.actor', true), ''),
+      coalesce(current_setting('jobforge.token_id', true), ''), coalesce(current_setting('jobforge.tool', true), ''),
+      coalesce(current_setting('jobforge.trace_id', true), ''), claims, split_part(v_signature, '.', 2)), 'UTF8'))
+  into v_is_timely, v_is_signed
+  from jobforge.context_keys k where k.key_id = split_part(v_signature, '.', 1);
+  if v_is_timely and v_is_signed then
+    return;
+  end if;
+  if v_is_timely is null then
     if exists (select from jobforge.context_keys k where k.is_enforced) then
       raise exception 'the scope is not signed by a server' using errcode = 'JF403',
         hint = 'Set JOBFORGE_CONTEXT_KEY for the process that serves; jobforge context-key makes one.';
@@ -99,20 +110,10 @@ begin
       raise exception 'the login % is bound to no tenant of this database', session_user using errcode = 'JF403',
         hint = 'Bind it with: jobforge login create';
     end if;
-    return;
-  end if;
-  if v_expires_at !~ '^[0-9]{1,12}$' or v_expires_at::bigint not between
-      extract(epoch from jobforge.now())::bigint and extract(epoch from jobforge.now())::bigint + 60
-  then
+  elsif not v_is_timely then
     raise exception 'the signature of the scope has expired' using errcode = 'JF403',
       hint = 'Synchronise the clocks of this server and of the database.';
-  end if;
-  -- what is compared are hashes, so that the time it takes tells nothing
-  if sha256(convert_to(split_part(v_signature, '.', 3), 'UTF8')) <> sha256(convert_to(jobforge.scope_mac(
-      v_key.inner_pad, v_key.outer_pad, tenant_id, coalesce(current_setting('jobforge.actor', true), ''),
-      coalesce(current_setting('jobforge.token_id', true), ''), coalesce(current_setting('jobforge.tool', true), ''),
-      coalesce(current_setting('jobforge.trace_id', true), ''), claims, v_expires_at), 'UTF8'))
-  then
+  else
     raise exception 'the scope is not what was signed' using errcode = 'JF403',
       hint = 'Enter a scope with jobforge.enter_scope, and change nothing in it.';
   end if;
@@ -234,8 +235,8 @@ end $$;
 comment on function jobforge.enter_scope(text, text, text, text, text, text, text) is
   'Set tenant and author of the calls that follow in this transaction.';
 
--- Each function that callers may call begins with this: a scope is verified once for each call.
-create or replace function jobforge.require_tenant(p_tenant_id text) returns void
+-- The scope is verified once for each call. Whether its token was revoked is left to whoever calls this.
+create or replace function jobforge.require_claims(p_tenant_id text) returns jsonb
 language plpgsql volatile
 set search_path = jobforge, pg_temp
 as $$
@@ -253,8 +254,21 @@ begin
     raise exception 'the tenant asked for is not the tenant of this scope' using errcode = 'JF403',
       hint = 'Call jobforge.enter_scope with the tenant first, in the same transaction.';
   end if;
-  if current_setting('jobforge.token_id', true) <> '' then
-    perform jobforge.require_living_token();
+  return coalesce(nullif(pg_catalog.current_setting('jobforge.claims', true), ''), '{}')::jsonb;
+end $$;
+comment on function jobforge.require_claims(text) is
+  'Refuse a tenant that is not the scope''s, and a scope that was not signed where it must be; returns the claims.';
+
+-- Each function that callers may call begins with this.
+create or replace function jobforge.require_tenant(p_tenant_id text) returns void
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+as $$
+declare
+  v_claims jsonb := jobforge.require_claims(p_tenant_id);
+begin
+  if v_claims ? 'jti' then
+    perform jobforge.require_living_token(p_tenant_id, v_claims);
   end if;
 end $$;
 comment on function jobforge.require_tenant(text) is 'Refuse a tenant that is not the scope''s, a scope that was not signed where it must be, and a token that was revoked.';
@@ -330,133 +344,5 @@ begin
     nullif(pg_catalog.current_setting('jobforge.trace_id', true), ''), p_job_id, p_job_type, p_detail);
 end $$;
 comment on function jobforge.record_audit(text, text, text, uuid, text, jsonb) is 'Write the audit row of one call.';
-
-reset role;
-set local role jobforge_sys;
-
--- Tell claims that a lane has work. Skipped while the lane was seen within ten seconds, so it is rare; and it never waits
--- for another transaction: an application may hold one open after enqueueing, and its neighbours must not queue behind
--- it. Whoever does not get the lock leaves the lane to tend_lanes.
-create or replace function jobforge.touch_lanes(p_tenant_ids text[], p_job_types text[]) returns void
-language plpgsql volatile
-security definer set search_path = jobforge, pg_temp
-as $$
-declare
-  v_now timestamptz := jobforge.now();
-  v_lane record;
-begin
-  if cardinality(p_job_types) = 1 and exists (
-    select from jobforge.lanes l
-    where l.tenant_id = p_tenant_ids[1] and l.job_type = p_job_types[1] and l.seen_at > v_now - interval '10 seconds')
-  then
-    return;
-  end if;
-  for v_lane in
-    select distinct u.tenant_id, u.job_type
-    from unnest(p_tenant_ids, p_job_types) u(tenant_id, job_type)
-    where not exists (
-      select from jobforge.lanes l
-      where l.tenant_id = u.tenant_id and l.job_type = u.job_type and l.seen_at > v_now - interval '10 seconds')
-    order by 1, 2
-  loop
-    if pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(v_lane.tenant_id || ' ' || v_lane.job_type, 5746)) then
-      insert into jobforge.lanes as l (tenant_id, job_type, seen_at, woken_at)
-      values (v_lane.tenant_id, v_lane.job_type, v_now, v_now)
-      on conflict (tenant_id, job_type, is_found) do update set seen_at = greatest(l.seen_at, excluded.seen_at);
-      if not exists (select from jobforge.tenants t where t.tenant_id = v_lane.tenant_id)
-        and pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(v_lane.tenant_id, 5747))
-      then
-        insert into jobforge.tenants (tenant_id, created_at) values (v_lane.tenant_id, v_now) on conflict do nothing;
-      end if;
-    end if;
-  end loop;
-end $$;
-comment on function jobforge.touch_lanes(text[], text[]) is 'Tell claims that these lanes have work.';
-
--- NOTIFY is a hint: it is sent only while somebody sleeps, and everybody polls as well.
-create or replace function jobforge.wake(p_topic text) returns void
-language plpgsql volatile
-security definer set search_path = jobforge, pg_temp
-as $$
-begin
-  if exists (select from jobforge.listeners l where l.topic = p_topic and l.expires_at > jobforge.now()) then
-    perform pg_catalog.pg_notify('jobforge_' || p_topic, '');
-  end if;
-end $$;
-comment on function jobforge.wake(text) is 'Notify those who listen for a topic, if anybody does.';
-
-create or replace function jobforge.await_wakeup(p_listener_id text, p_topic text, p_for_ms integer) returns void
-language plpgsql volatile
-security definer set search_path = jobforge, pg_temp
-as $$
-declare
-  v_now timestamptz := jobforge.now();
-begin
-  if p_listener_id is null or char_length(p_listener_id) not between 1 and 200
-    or coalesce(p_for_ms, 0) not between 1 and 3600000
-  then
-    raise exception 'a listener needs a name of at most 200 characters and a time of 1 ms to 1 h' using errcode = 'JF400';
-  end if;
-  -- only a hint: no need to wait for the disk
-  perform pg_catalog.set_config('synchronous_commit', 'off', true)
-    where pg_catalog.pg_current_xact_id_if_assigned() is null;
-  insert into jobforge.listeners (listener_id, topic, expires_at)
-  values (p_listener_id, p_topic, v_now + p_for_ms * interval '1 millisecond')
-  on conflict (listener_id, topic) do update set expires_at = excluded.expires_at;
-  delete from jobforge.listeners l
-  where (l.listener_id, l.topic) in (
-    select x.listener_id, x.topic from jobforge.listeners x
-    where x.expires_at < v_now - interval '1 minute' limit 10 for update skip locked);
-end $$;
-comment on function jobforge.await_wakeup(text, text, integer) is
-  'Ask to be notified on channel jobforge_<topic> (ready or runs) for so many milliseconds.';
-
--- Forget lanes that had no ready row for a minute, and find those whose waking was rolled back, skipped or overtaken by
--- the forgetting: they get a row of their own, which no application's open transaction can hold back. A loose walk over the distinct lanes of `ready`: its cost follows the number of lanes, not of rows.
-create or replace function jobforge.tend_lanes() returns void
-language plpgsql volatile
-security definer set search_path = jobforge, pg_temp
-as $$
-declare
-  v_now timestamptz := jobforge.now();
-begin
-  perform pg_catalog.set_config('synchronous_commit', 'off', true)
-    where pg_catalog.pg_current_xact_id_if_assigned() is null;
-  delete from jobforge.lanes l
-  where (l.tenant_id, l.job_type) in (
-    select x.tenant_id, x.job_type from jobforge.lanes x
-    where x.seen_at < v_now - interval '1 minute'
-      and not exists (select from jobforge.ready r where r.tenant_id = x.tenant_id and r.job_type = x.job_type)
-    for update skip locked);
-  insert into jobforge.lanes (tenant_id, job_type, is_found, seen_at)
-  with recursive lane (tenant_id, job_type) as (
-    (select r.tenant_id, r.job_type from jobforge.ready r order by r.tenant_id, r.job_type limit 1)
-    union all
-    select n.tenant_id, n.job_type
-    from lane cross join lateral (
-      select r.tenant_id, r.job_type from jobforge.ready r
-      where (r.tenant_id, r.job_type) > (lane.tenant_id, lane.job_type)
-      order by r.tenant_id, r.job_type limit 1) n
-  )
-  select lane.tenant_id, lane.job_type, true, v_now from lane
-  where not exists (select from jobforge.lanes l where l.tenant_id = lane.tenant_id and l.job_type = lane.job_type)
-    and pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(lane.tenant_id || ' ' || lane.job_type, 5748))
-  on conflict do nothing;
-  perform jobforge.record_refusals();
-  perform jobforge.tend_limits(pg_catalog.random() < 0.01);
-  perform jobforge.forget_debounces() where pg_catalog.random() < 0.01;
-  perform jobforge.forget_usage() where pg_catalog.random() < 0.002;  -- every few minutes of some workers
-end $$;
-comment on function jobforge.tend_lanes() is 'Forget lanes without work and find forgotten ones; any worker calls it every few seconds.';
-
-create or replace function jobforge.has_worker(p_job_type text) returns boolean
-language sql stable
-security definer set search_path = jobforge, pg_temp
-as $$
-  select exists (
-    select from jobforge.workers w
-    where p_job_type = any (w.job_types) and w.seen_at > jobforge.now() - interval '1 minute')
-$$;
-comment on function jobforge.has_worker(text) is 'Whether a living worker can run this type.';
 
 reset role;

@@ -93,6 +93,7 @@ declare
   v_count integer := cardinality(p_job_types);
   v_claims jsonb;
   v_confinement jsonb;
+  v_is_revoked boolean;
   v_is_limited boolean;
   v_may_lease boolean;
   v_is_awake boolean;
@@ -105,8 +106,7 @@ declare
   v_is_due boolean;
   v_lanes text[] := p_job_types;
 begin
-  perform jobforge.require_tenant(p_tenant_id);
-  v_claims := coalesce(nullif(pg_catalog.current_setting('jobforge.claims', true), ''), '{}')::jsonb;  -- as current_claims, without its call
+  v_claims := jobforge.require_claims(p_tenant_id);
   if v_claims ? 'projects' then
     perform jobforge.require_projects(p_project_ids, v_count);
   end if;
@@ -146,7 +146,13 @@ begin
       p_claim_limits := null;
     end if;
   end if;
-  v_is_limited := v_claims ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id);
+  -- all that a plain call asks of the tables
+  select v_claims ? 'jti' and exists (select from jobforge.revocations(p_tenant_id, v_claims)),
+    v_claims ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id)
+  into v_is_revoked, v_is_limited;
+  if v_is_revoked then
+    perform jobforge.require_living_token(p_tenant_id, v_claims);
+  end if;
   if p_parent_id is not null and not v_is_limited then
     v_is_limited := exists (select from jobforge.limited_jobs t where t.tenant_id = p_tenant_id and t.job_id = p_parent_id);
   end if;
@@ -212,7 +218,11 @@ begin
     select exists (select from jobforge.lanes n
       where n.tenant_id = p_tenant_id and n.job_type = v_lanes[1] and n.seen_at > v_now - interval '10 seconds')
     into v_is_awake;
-    if v_counters is not null then
+    if v_counters is not null and p_parent_id is null then
+      insert into jobforge.limited_jobs (tenant_id, job_id, counter, tracked_at, token_limits)
+      select p_tenant_id, enqueue_jobs.job_id, c.counter, v_now, case when c.counter like 'token:%' then v_claims -> 'limits' end
+      from unnest(v_counters) c(counter);
+    elsif v_counters is not null then
       perform jobforge.track_jobs(p_tenant_id, array[job_id], p_job_types, array[job_id], v_counters, p_parent_id);
     end if;
     if v_may_lease then
@@ -297,9 +307,10 @@ begin
   ), audited as (
     insert into jobforge.audit_log (tenant_id, id, occurred_at, action, outcome, actor, token_id, tool, trace_id, job_id, job_type)
     select p_tenant_id, v_ids[g.ord], v_now, 'enqueue', coalesce(v_outcomes[g.ord], 'created'),
-      nullif(pg_catalog.current_setting('jobforge.actor', true), ''),
-      nullif(pg_catalog.current_setting('jobforge.token_id', true), ''),
-      nullif(pg_catalog.current_setting('jobforge.tool', true), ''), nullif(p_call_traces[g.ord], ''),
+      -- in sub-selects, which are worked out once and not for each row
+      (select nullif(pg_catalog.current_setting('jobforge.actor', true), '')),
+      (select nullif(pg_catalog.current_setting('jobforge.token_id', true), '')),
+      (select nullif(pg_catalog.current_setting('jobforge.tool', true), '')), nullif(p_call_traces[g.ord], ''),
       coalesce(v_found_ids[g.ord], v_ids[g.ord]), p_job_types[g.ord]
     from generate_series(1, case when p_call_traces is not null then v_count else 0 end) g(ord)
   )

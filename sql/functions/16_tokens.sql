@@ -1,7 +1,7 @@
 -- Policy tokens: which are still good, and which job types they let their holder name.
 --
 -- The server verifies a token; whether it was revoked or used up is asked here, in the transaction of the call itself:
--- require_tenant asks for every call, use_token for every write. Nothing is asked where the scope names no token.
+-- require_tenant, or what is called instead of it, asks for every call, use_token for every write. Nothing is asked where the scope names no token.
 -- Locks: policy_tokens, before everything else that a write locks; revoke_tenant_tokens locks the tenant's row.
 
 set local role jobforge_rpc;
@@ -106,38 +106,37 @@ as $$
 $$;
 comment on function jobforge.token_ids(jsonb) is 'Ids of a token and of its links.';
 
-create or replace function jobforge.require_living_token() returns void
+-- Without a row the token is good. Put in the place of its call where a statement asks other things as well: every call asks.
+create or replace function jobforge.revocations(p_tenant_id text, p_claims jsonb) returns table (reason text)
+language sql stable rows 1
+as $$
+  select 'all policy tokens of this tenant were revoked after this one was issued'
+  from jobforge.tenants t
+  where t.tenant_id = p_tenant_id and t.token_epoch > coalesce((p_claims ->> 'epoch')::bigint, 0)
+  union all
+  select 'the policy token was revoked'
+  from jobforge.policy_tokens p
+  where p.tenant_id = p_tenant_id and p.revoked_at is not null
+    and p.token_id = any (case when p_claims ? 'links' then jobforge.token_ids(p_claims) else array[p_claims ->> 'jti'] end)
+$$;
+comment on function jobforge.revocations(text, jsonb) is
+  'Why a token is no longer good: revoked by itself, by what it was narrowed from, or with all of its tenant.';
+
+drop function if exists jobforge.require_living_token();
+create or replace function jobforge.require_living_token(p_tenant_id text, p_claims jsonb) returns void
 language plpgsql stable
 set search_path = jobforge, pg_temp
 as $$
 declare
-  v_claims jsonb := coalesce(nullif(pg_catalog.current_setting('jobforge.claims', true), ''), '{}')::jsonb;
-  v_tenant_id text := jobforge.current_tenant();
-  v_ids text[];
-  v_is_of_past boolean;
-  v_revoked_at timestamptz;
+  v_reason text;
 begin
-  if v_claims ->> 'jti' is null then
-    return;
-  end if;
-  v_ids := case when v_claims ? 'links' then jobforge.token_ids(v_claims) else array[v_claims ->> 'jti'] end;
-  -- both in one statement: every call asks
-  select exists (
-      select from jobforge.tenants t
-      where t.tenant_id = v_tenant_id and t.token_epoch > coalesce((v_claims ->> 'epoch')::bigint, 0)),
-    (select min(p.revoked_at) from jobforge.policy_tokens p
-      where p.tenant_id = v_tenant_id and p.token_id = any (v_ids) and p.revoked_at is not null)
-  into v_is_of_past, v_revoked_at;
-  if v_is_of_past then
-    raise exception 'all policy tokens of this tenant were revoked after this one was issued' using errcode = 'JF403',
-      hint = 'Ask whoever issues tokens for a new one.', detail = 'TOKEN_REVOKED';
-  end if;
-  if v_revoked_at is not null then
-    raise exception 'the policy token was revoked' using errcode = 'JF403',
+  select r.reason into v_reason from jobforge.revocations(p_tenant_id, p_claims) r limit 1;
+  if found then
+    raise exception '%', v_reason using errcode = 'JF403',
       hint = 'Ask whoever issues tokens for a new one.', detail = 'TOKEN_REVOKED';
   end if;
 end $$;
-comment on function jobforge.require_living_token() is 'Refuse a token that was revoked, by itself, by what it was narrowed from, or with all of its tenant.';
+comment on function jobforge.require_living_token(text, jsonb) is 'Refuse a token that was revoked.';
 
 -- The row of a token that is good for one write is written with it: a second write waits for the first to commit, and is
 -- refused then; when the first is rolled back, it was not used.

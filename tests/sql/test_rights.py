@@ -279,7 +279,6 @@ def test_only_the_api_does_what_callers_do(
         "check_policy",
         "use_limit",
         "refuse_over_rate",
-        "count_one",
         "check_shape",
         "track_jobs",
         "take_limited",
