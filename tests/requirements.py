@@ -351,6 +351,10 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 5",
         "A webhook is signed as Standard Webhooks has it, keeps its id through all attempts, and fails when it is not accepted.",
     ),
+    "events.from-runs": Requirement(
+        "design 5",
+        "A running job submits events: fenced by its lease, once over its attempts, in its project and trace, and held to its token.",
+    ),
     "webhooks.in": Requirement(
         "design 4",
         "A delivery that is signed as its scheme says becomes one event; all else gets one answer, which tells no names.",

@@ -131,9 +131,9 @@ begin
       jobforge.require_small_json(p_labels, 16384, 'a set of labels');
   end if;
   if p_parent_id is not null or p_lane_types is not null or p_claim_limits is not null
-    or v_claims ?| array['jobTypes', 'denyTypes', 'once']
+    or v_claims ?| array['jobTypes', 'denyTypes', 'events', 'once']
   then
-    if p_parent_id is not null or v_claims ?| array['jobTypes', 'denyTypes'] then
+    if p_parent_id is not null or v_claims ?| array['jobTypes', 'denyTypes', 'events'] then
       v_confinement := jobforge.require_types(p_tenant_id, p_job_types, p_parent_id, p_lane_types);
     end if;
     if p_lane_types is not null then

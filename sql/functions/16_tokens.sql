@@ -48,7 +48,7 @@ create or replace function jobforge.inherited_confinement(p_tenant_id text, p_pa
 language sql stable
 set search_path = jobforge, pg_temp
 as $$ select j.confinement from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_parent_id $$;
-comment on function jobforge.inherited_confinement(text, uuid) is 'Job types that the children of a run are confined to; null if to none.';
+comment on function jobforge.inherited_confinement(text, uuid) is 'Job types that the children of a run are confined to, and types of events; null if to none.';
 
 -- What is refused for the scope's own token, or for the one under which the parent was enqueued. Returns what the new jobs
 -- pass on to their own children. Steps of compositions are no exception: who registered a composition may have been allowed
@@ -69,9 +69,9 @@ begin
   if p_parent_id is not null then
     v_claims := jobforge.inherited_confinement(p_tenant_id, p_parent_id);
   elsif current_setting('jobforge.claims', true) <> '' then
-    v_claims := jobforge.confining_claims();
+    v_claims := jobforge.current_claims();
   end if;
-  if v_claims is null then
+  if v_claims ?| array['jobTypes', 'denyTypes', 'events'] is not true then
     return null;
   end if;
   select u.job_type, case when jobforge.allows_type(v_claims - 'jobTypes', u.job_type) is true
@@ -91,7 +91,8 @@ begin
       case when v_claim = 'denyTypes' then 'deny_types names it' else 'job_types does not' end
       using errcode = 'JF403', hint = 'What a run starts is held to the token that started the run.';
   end if;
-  return jsonb_strip_nulls(jsonb_build_object('jobTypes', v_claims -> 'jobTypes', 'denyTypes', v_claims -> 'denyTypes'));
+  return jsonb_strip_nulls(jsonb_build_object('jobTypes', v_claims -> 'jobTypes', 'denyTypes', v_claims -> 'denyTypes',
+    'events', v_claims -> 'events'));
 end $$;
 comment on function jobforge.require_types(text, text[], uuid, text[]) is
   'Refuse job types that the token, or that of the parent''s first ancestor, does not allow; returns what children inherit.';

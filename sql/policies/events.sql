@@ -56,6 +56,9 @@ grant execute on function
   jobforge.list_events(text, text, text, timestamptz, text, text, boolean, uuid, integer),
   jobforge.list_trigger_fires(text, text, text, uuid, timestamptz, integer)
   to jobforge_events_read;
+grant execute on function
+  jobforge.submit_event(text, text, jsonb, text, text, timestamptz, text, text, text, boolean, jsonb, jsonb, jsonb, integer, boolean)
+  to jobforge_sys;
 grant execute on function jobforge.shown_payload(jsonb, boolean, jsonb), jobforge.hidden_fields(jsonb),
   jobforge.strike_out(jsonb, text[], text), jobforge.allows_event(jsonb, text, text), jobforge.matches_pattern(text, text),
   jobforge.matches_source(text, text), jobforge.find_triggers(text, text, text, text),
@@ -65,6 +68,9 @@ grant execute on function jobforge.shown_payload(jsonb, boolean, jsonb), jobforg
 reset role;
 set local role jobforge_sys;
 
+grant execute on function
+  jobforge.submit_run_event(text, uuid, uuid, integer, text, jsonb, text, text, text, timestamptz, boolean, jsonb, jsonb)
+  to jobforge_worker;
 grant execute on function jobforge.claim_events(integer), jobforge.match_events(text[], uuid[]),
   jobforge.process_event(text, uuid, jsonb, integer), jobforge.due_triggers(integer), jobforge.next_due_at(),
   jobforge.fire_due_triggers(jsonb)

@@ -79,6 +79,7 @@ FENCED = {
     "list_steps": "JF410",
     "list_step_definitions": "JF410",
     "enqueue_steps": "JF410",
+    "submit_run_event": "JF410",
     "wait_for_steps": "stale",
 }
 """A worker's functions about claims: they need the tenant, lease, run and epoch of a living one, all of the same claim."""
@@ -180,6 +181,7 @@ def values_of(target: Target) -> dict[str, object]:
 
 SPECIAL: dict[str, dict[str, object]] = {
     "submit_event": {"p_event_type": "order.paid"},
+    "submit_run_event": {"p_event_type": "order.paid"},
     "receive_webhook": {"p_event_type": "order.paid", "p_delivery_id": "d1"},
     "match_triggers": {"p_event_type": "order.paid"},
     "register_trigger": {

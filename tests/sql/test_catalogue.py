@@ -26,6 +26,7 @@ from jobforge_mcp.router import (
     seals,
     steps,
     tokens,
+    webhooks,
 )
 from tests.sql.acting import API, WORKER, Queue, Row
 
@@ -202,7 +203,22 @@ def test_functions_have_no_overloads(functions: list[Row]) -> None:
 @pytest.mark.parametrize(
     ("role", "modules"),
     [
-        (API, [definitions, bulk, events, jobs, queues, scope, audit, tokens, evidence, bundles]),
+        (
+            API,
+            [
+                definitions,
+                bulk,
+                events,
+                jobs,
+                queues,
+                scope,
+                audit,
+                tokens,
+                evidence,
+                bundles,
+                webhooks,
+            ],
+        ),
         ("jobforge_scheduler", [maintenance]),
         (WORKER, [maintenance, leases, heartbeat, evidence, steps]),
         ("jobforge_auditor", [seals]),

@@ -17,7 +17,7 @@ import anyio
 from pydantic import BaseModel
 
 from jobforge_mcp.definitions.model import Retry, job
-from jobforge_mcp.errors import PermanentError, RetryLater
+from jobforge_mcp.errors import PermanentError, RetryableError, RetryLater
 from jobforge_mcp.types import JsonValue
 from jobforge_mcp.worker.context import JobContext
 
@@ -275,6 +275,53 @@ def parent_on_thread(input: Numbered, job: JobContext) -> list[str]:
 @job(name="parent.wrong")
 def parent_of_nobody(input: Nothing, job: JobContext) -> None:
     job.enqueue_sync("nobody", {})
+
+
+@job(name="announce", retry=Retry(backoff="1ms"))
+async def announce(input: Numbered, job: JobContext) -> list[str]:
+    made = [
+        await job.submit_event("order.paid", {"n": n, "key": job.secret("api-key")}, subject="s")
+        for n in range(input.number)
+    ]
+    if job.attempt == 1:
+        raise RetryableError("again", retry_after=0)
+    return [f"{event.outcome} {event.event_id}" for event in made]
+
+
+@job(name="announce.process", retry=Retry(backoff="1ms"))
+def announce_in_process(input: Numbered, job: JobContext) -> list[str]:
+    return _announce(input, job)
+
+
+@job(name="announce.thread", isolation="thread", retry=Retry(backoff="1ms"))
+def announce_on_thread(input: Numbered, job: JobContext) -> list[str]:
+    return _announce(input, job)
+
+
+def _announce(input: Numbered, job: JobContext) -> list[str]:
+    made = [
+        job.submit_event_sync("order.paid", {"n": n, "key": job.secret("api-key")}, subject="s")
+        for n in range(input.number)
+    ]
+    if job.attempt == 1:
+        raise RetryableError("again", retry_after=0)
+    return [f"{event.outcome} {event.event_id}" for event in made]
+
+
+@job(name="announce.wrong")
+async def announce_wrongly(input: Named, job: JobContext) -> None:
+    match input.name:
+        case "type":
+            await job.submit_event("no type")
+        case "nan":
+            await job.submit_event("order.paid", {"n": float("nan")})
+        case "key":
+            await job.submit_event("order.paid", {"n": 1}, key="k")
+            await job.submit_event("order.paid", {"n": 2}, key="k")
+        case "sync":
+            job.submit_event_sync("order.paid")
+        case _:
+            await job.submit_event("order.paid")
 
 
 @job(name="tell")

@@ -44,6 +44,10 @@ class Feature:
         """Whether the local tenant alone has it, because nobody said anything and embedded Postgres is its own."""
         return getattr(settings, self.setting) is None and settings.is_embedded
 
+    def is_on_for_some(self, settings: Settings) -> bool:
+        """Whether anybody has it here, and so whether what serves it must run."""
+        return self.is_on(settings) or self.is_local(settings)
+
     def is_on_for(self, settings: Settings, caller: Caller) -> bool:
         """Whether this caller has it; whoever came with a token is not the local tenant."""
         return self.is_on(settings) or (self.is_local(settings) and caller.token_id is None)
@@ -110,4 +114,4 @@ def missing_feature(bound: BoundJob, settings: Settings) -> Feature | None:
 
 def fires_triggers(settings: Settings) -> bool:
     """Whether a process with these settings lets triggers fire, whoever registered them."""
-    return TRIGGERS.is_on(settings) or TRIGGERS.is_local(settings)
+    return TRIGGERS.is_on_for_some(settings)

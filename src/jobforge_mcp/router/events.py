@@ -15,8 +15,10 @@ from uuid import UUID
 from jobforge_mcp.db.pool import Database, Row
 from jobforge_mcp.router.definitions import DefinitionRouter
 from jobforge_mcp.router.errors import translated
+from jobforge_mcp.router.rows import to_json
 from jobforge_mcp.router.scope import SCOPE, ScopeSigner
 from jobforge_mcp.router.scoped import NO_ORIGIN, ScopedRouter
+from jobforge_mcp.router.webhooks import WebhookRouter
 from jobforge_mcp.types import (
     Caller,
     CallOrigin,
@@ -46,10 +48,6 @@ from jobforge_mcp.types import (
 _SUBMIT_EVENT: LiteralString = f"""
     select r.* from {SCOPE}, lateral jobforge.submit_event(s.tenant_id, %s::text, %s::jsonb, %s::text, %s::text,
       %s::timestamptz, %s::text, %s::text, %s::text, %s::boolean, %s::jsonb, %s::jsonb, %s::jsonb, %s::int, %s::boolean) as r"""
-_GET_WEBHOOK: LiteralString = f"""
-    select r.config from {SCOPE}, lateral jobforge.get_webhook(s.tenant_id, %s::text) as r(config)"""
-_RECEIVE_WEBHOOK: LiteralString = f"""
-    select r.* from {SCOPE}, lateral jobforge.receive_webhook(s.tenant_id, %s::text, %s::text, %s::text, %s::jsonb) as r"""
 _LIST_EVENTS: LiteralString = f"""
     select r.* from {SCOPE}, lateral jobforge.list_events(s.tenant_id, %s::text, %s::text, %s::timestamptz, %s::text,
       %s::text, %s::boolean, %s::uuid, %s::int) as r"""
@@ -85,6 +83,8 @@ class EventRouter(ScopedRouter):
         super().__init__(database, signer=signer)
         self.definitions = DefinitionRouter(database, signer=signer)
         """About the jobs that are registered."""
+        self.webhooks = WebhookRouter(database, signer=signer)
+        """About deliveries that become events."""
 
     async def now(self) -> datetime:
         """Read the database's clock, by which schedules go."""
@@ -153,37 +153,6 @@ class EventRouter(ScopedRouter):
             is_repeatable=is_plan or event.idempotency_key is not None,
         )
         return _to_submitted(rows)
-
-    async def get_webhook(self, caller: Caller, name: str) -> JsonObject | None:
-        """Read how deliveries of a webhook are signed; ``None`` if there is none."""
-        rows = await self._fetch(caller, _GET_WEBHOOK, [name], is_repeatable=True)
-        config: JsonObject | None = rows[0]["config"]
-        return config
-
-    async def receive_webhook(
-        self,
-        caller: Caller,
-        name: str,
-        delivery_id: str,
-        event_type: str,
-        payload: str,
-        *,
-        origin: CallOrigin = NO_ORIGIN,
-    ) -> tuple[UUID, str]:
-        """Store a delivery as an event, once; return which event, and ``created`` or ``replayed``.
-
-        Raises:
-            NotFoundError: the webhook was removed meanwhile.
-            InvalidInputError: the event does not fit.
-        """
-        rows = await self._fetch(
-            caller,
-            _RECEIVE_WEBHOOK,
-            [name, delivery_id, event_type, payload],
-            origin=origin,
-            is_repeatable=True,
-        )
-        return rows[0]["event_id"], rows[0]["outcome"]
 
     async def list_events(self, caller: Caller, wanted: EventFilter) -> list[Event]:
         """Read a page of events, newest first, with what they hide struck out."""
@@ -359,11 +328,6 @@ class EventRouter(ScopedRouter):
         ]
         rows = await self._fetch(caller, _LIST_FIRES, arguments, is_repeatable=True)
         return [_to_fire(row) for row in rows]
-
-
-def to_json(value: JsonValue) -> str | None:
-    """Write a value as JSON text; ``None`` stays what the database calls null."""
-    return None if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def fires_json(fires: Sequence[Fire]) -> str:

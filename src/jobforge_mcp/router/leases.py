@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, LiteralString
+from uuid import UUID
 
 from jobforge_mcp.db.pool import Database, Parameters, Row, Transaction
 from jobforge_mcp.errors import LeaseLostError
@@ -24,6 +25,7 @@ from jobforge_mcp.router.rows import (
     text_array,
     to_claimed_job,
     to_enqueued,
+    to_json,
     to_report_answer,
     to_settled,
 )
@@ -36,6 +38,7 @@ from jobforge_mcp.types import (
     Failure,
     Fence,
     JobId,
+    NewEvent,
     NewJob,
     Report,
     ReportAnswer,
@@ -64,6 +67,9 @@ _ENQUEUE_CHILD: LiteralString = """
     select r.* from jobforge.enqueue_child(%s::text, %s::uuid, %s::uuid, %s::int, %s::text, %s::text, %s::text, %s::text,
       %s::text, %s::int, %s::timestamptz, %s::text, %s::text, %s::int, %s::int, %s::float8, %s::int, %s::int, %s::int,
       %s::text, %s::text) as r"""
+_SUBMIT_RUN_EVENT: LiteralString = """
+    select r.* from jobforge.submit_run_event(%s::text, %s::uuid, %s::uuid, %s::int, %s::text, %s::jsonb, %s::text, %s::text,
+      %s::text, %s::timestamptz, %s::boolean, %s::jsonb, %s::jsonb) as r"""
 _REGISTER_WORKER: LiteralString = "select from jobforge.register_worker(%s::text, %s::text, %s::int, %s::text, %s::text[], %s::int)"
 
 
@@ -215,6 +221,32 @@ class WorkerRouter:
         is_repeatable = job.idempotency_key is not None
         rows = await self._fetch(_ENQUEUE_CHILD, arguments, is_repeatable=is_repeatable)
         return to_enqueued(rows[0])
+
+    async def submit_event(self, fence: Fence, event: NewEvent) -> tuple[UUID | None, str]:
+        """Submit an event on behalf of a running job, in its tenant, project and trace; return its id and the outcome.
+
+        Raises:
+            LeaseLostError: the claim is no longer the living one.
+            PolicyDeniedError: the token that enqueued the run does not allow events of this type.
+        """
+        arguments = [
+            fence.tenant_id,
+            fence.lease_id,
+            fence.job_id,
+            fence.epoch,
+            event.event_type,
+            event.payload,
+            event.idempotency_key,
+            event.source,
+            event.subject,
+            event.occurred_at,
+            event.contains_pii,
+            to_json(event.redaction_hints),
+            to_json(event.attributes),
+        ]
+        is_repeatable = event.idempotency_key is not None
+        rows = await self._fetch(_SUBMIT_RUN_EVENT, arguments, is_repeatable=is_repeatable)
+        return rows[0]["event_id"], rows[0]["outcome"]
 
     async def reap_expired(self, limit: int = 100) -> int:
         """Put the jobs of expired leases back, or end them; return how many leases there were."""

@@ -17,6 +17,7 @@ from jobforge_mcp.types import (
     Fence,
     HeldLease,
     JobId,
+    JsonValue,
     LogLine,
     NewJob,
     QueueStats,
@@ -33,6 +34,11 @@ _NO_ID = UUID(int=0)
 # Looked up rather than called: a bulk answers with thousands.
 _OUTCOMES = {outcome.value: outcome for outcome in EnqueueOutcome}
 _STATUSES = {None: RunStatus.QUEUED} | {status.value: status for status in RunStatus}
+
+
+def to_json(value: JsonValue) -> str | None:
+    """Write a value as JSON text; ``None`` stays what the database calls null."""
+    return None if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def to_enqueued(row: Row) -> Enqueued:

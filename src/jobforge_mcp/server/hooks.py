@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from jobforge_mcp.definitions.features import EVENTS
 from jobforge_mcp.definitions.json_limits import load_limited
 from jobforge_mcp.errors import DatabaseUnavailableError, JobForgeError
 from jobforge_mcp.server.parts import ServerParts
@@ -41,7 +42,7 @@ _NOBODY = ("nobody", "-")
 def hook_routes(parts: ServerParts) -> list[Route]:
     """Return the route, or none where webhooks are switched off."""
     settings = parts.settings
-    if not (settings.webhooks_enabled and settings.events_enabled):
+    if not (settings.webhooks_enabled and EVENTS.is_on_for_some(settings)):
         return []
     return [Route("/hooks/{tenant}/{name}", partial(_receive, parts), methods=["POST"])]
 
@@ -71,7 +72,7 @@ async def _receive(parts: ServerParts, request: Request) -> Response:
 async def _verified(
     parts: ServerParts, caller: Caller, name: str, request: Request, body: bytes
 ) -> Delivery | None:
-    found = await parts.desk.router.get_webhook(caller, name)
+    found = await parts.desk.router.webhooks.get_webhook(caller, name)
     config = found or {}
     # Somebody who guesses names must not learn from the time it takes which exist: no secret can be called "-".
     known = await _secrets(parts, config.get("secrets", ["-"]), name if found else None)
@@ -109,7 +110,7 @@ async def _store(
     if not 1 <= len(delivery.delivery_id.encode()) <= 255:
         return _answer(400, "the delivery has no id by which it could be known again")
     try:
-        event_id, outcome = await parts.desk.router.receive_webhook(
+        event_id, outcome = await parts.desk.router.webhooks.receive_webhook(
             caller,
             name,
             delivery.delivery_id,

@@ -27,8 +27,8 @@ from jobforge_mcp.router.evidence import ArtifactRouter
 from jobforge_mcp.settings import Settings
 from jobforge_mcp.types import ArtifactStore, NewArtifact
 from jobforge_mcp.worker.attempt import Attempt
-from jobforge_mcp.worker.context import ArtifactRef, ArtifactRequest
 from jobforge_mcp.worker.evidence import capped
+from jobforge_mcp.worker.requests import ArtifactRef, ArtifactRequest
 
 ROW_RESULT_BYTES = 1024 * 1024
 """Larger results are artifacts; the database refuses them in the run's own row."""

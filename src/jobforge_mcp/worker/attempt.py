@@ -143,6 +143,7 @@ class Attempt:
     is_settling: bool = False
     """Its verdict was handed over; a second one, or progress, is dropped."""
     children: int = 0
+    events: int = 0
     """Child runs enqueued so far, for their default keys."""
     fence: Fence = field(init=False)
     """What every call to the database speaks for."""

@@ -34,18 +34,18 @@ from jobforge_mcp.definitions.loader import resolve
 from jobforge_mcp.definitions.model import BoundJob, HandlerRef
 from jobforge_mcp.definitions.registry import check_output
 from jobforge_mcp.types import JobId, JsonObject, JsonValue, ProjectId, TenantId
-from jobforge_mcp.worker.context import (
-    ArtifactRef,
-    ArtifactRequest,
-    ChildRequest,
-    JobContext,
-    RunFacts,
-    Transaction,
-    UsageError,
-)
+from jobforge_mcp.worker.context import JobContext, RunFacts, Transaction
 from jobforge_mcp.worker.evidence import Decision, Evidence
 from jobforge_mcp.worker.failures import Told, tell
 from jobforge_mcp.worker.framing import END_OF_OUTPUT, FrameReader, encode_frame
+from jobforge_mcp.worker.requests import (
+    ArtifactRef,
+    ArtifactRequest,
+    ChildRequest,
+    EventRef,
+    EventRequest,
+    UsageError,
+)
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -200,6 +200,30 @@ class ChildLink:
     def enqueue_sync(self, request: ChildRequest) -> JobId:
         """See :meth:`JobContext.enqueue_sync`."""
         return self._enqueue(request)
+
+    async def submit_event(self, request: EventRequest) -> EventRef:
+        """See :meth:`JobContext.submit_event`."""
+        return await anyio.to_thread.run_sync(self.submit_event_sync, request)
+
+    def submit_event_sync(self, request: EventRequest) -> EventRef:
+        """See :meth:`JobContext.submit_event_sync`."""
+        answer = cast(
+            "JsonObject",
+            self._line.ask(
+                "submit_event",
+                event_type=request.event_type,
+                payload=request.payload,
+                key=request.key,
+                source=request.source,
+                subject=request.subject,
+                occurred_at=request.occurred_at.isoformat() if request.occurred_at else None,
+                contains_pii=request.contains_pii,
+                redaction_hints=request.redaction_hints,
+                attributes=request.attributes,
+            ),
+        )
+        event_id = answer["event_id"]
+        return EventRef(None if event_id is None else UUID(str(event_id)), str(answer["outcome"]))
 
     def transaction(self, *, read_only: bool) -> AbstractAsyncContextManager[Transaction]:
         """Refuse: this process has no connection to the database, and shall have none."""

@@ -25,11 +25,17 @@ from jobforge_mcp.definitions.model import BoundJob
 from jobforge_mcp.errors import JobForgeError
 from jobforge_mcp.types import FailureKind, JobId, JsonObject, JsonValue, RunError
 from jobforge_mcp.worker.attempt import MAX_LOG_LINE_BYTES, Attempt
-from jobforge_mcp.worker.context import ArtifactRef, ArtifactRequest, ChildRequest
 from jobforge_mcp.worker.descendants import find_descendants, kill_descendants
 from jobforge_mcp.worker.evidence import Decision, capped, decision_of
 from jobforge_mcp.worker.failures import MAX_MESSAGE_BYTES, MAX_TRACEBACK_BYTES, Told
 from jobforge_mcp.worker.framing import END_OF_OUTPUT, FrameError, FrameReader, encode_frame
+from jobforge_mcp.worker.requests import (
+    ArtifactRef,
+    ArtifactRequest,
+    ChildRequest,
+    EventRef,
+    EventRequest,
+)
 
 _OUTPUT_WAIT_SECONDS = 1.0
 
@@ -69,6 +75,10 @@ class Asked(Protocol):
 
     async def enqueue(self, attempt: Attempt, request: ChildRequest) -> JobId:
         """Enqueue a child run."""
+        ...
+
+    async def submit_event(self, attempt: Attempt, request: EventRequest) -> EventRef:
+        """Submit an event."""
         ...
 
 
@@ -307,6 +317,10 @@ async def _answer(asked: Asked, attempt: Attempt, message: JsonObject) -> JsonOb
                 value: JsonValue = await asked.fetch_secret(attempt, str(message["name"]))
             case "enqueue":
                 value = str(await asked.enqueue(attempt, _child_request(message)))
+            case "submit_event":
+                stored = await asked.submit_event(attempt, _event_request(message))
+                event_id = None if stored.event_id is None else str(stored.event_id)
+                value = {"event_id": event_id, "outcome": stored.outcome}
             case "artifact":
                 made = await asked.artifact(attempt, _artifact_request(message, asked.spool))
                 value = {
@@ -343,6 +357,21 @@ def _child_request(message: JsonObject) -> ChildRequest:
         priority=cast("int", message["priority"]),
         run_at=datetime.fromisoformat(run_at) if run_at is not None else None,
         labels=cast("dict[str, str] | None", labels),
+    )
+
+
+def _event_request(message: JsonObject) -> EventRequest:
+    occurred_at = _text(message["occurred_at"])
+    return EventRequest(
+        event_type=str(message["event_type"]),
+        payload=cast("JsonObject", message["payload"]),
+        key=_text(message["key"]),
+        source=_text(message["source"]),
+        subject=_text(message["subject"]),
+        occurred_at=datetime.fromisoformat(occurred_at) if occurred_at is not None else None,
+        contains_pii=message["contains_pii"] is True,
+        redaction_hints=cast("JsonObject | None", message["redaction_hints"]),
+        attributes=cast("JsonObject | None", message["attributes"]),
     )
 
 

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, LiteralString, NamedTuple, Protocol, TypeAlias
 from uuid import UUID
 
-from jobforge_mcp.errors import JobForgeError
-from jobforge_mcp.types import JobId, JsonValue, ProjectId, TenantId
+from jobforge_mcp.types import JobId, JsonObject, JsonValue, ProjectId, TenantId
 from jobforge_mcp.worker.evidence import Decision, Evidence, decision_of
+from jobforge_mcp.worker.requests import (
+    ArtifactRef,
+    ArtifactRequest,
+    ChildRequest,
+    EventRef,
+    EventRequest,
+    UsageError,
+    artifact_request,
+)
 
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 """How much a log line matters."""
@@ -34,44 +41,6 @@ class RunFacts(NamedTuple):
     epoch: int
     dry_run: bool
     deadline: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class ChildRequest:
-    """A job that a handler asks to be enqueued, before it is validated."""
-
-    name: str
-    input: JsonValue
-    key: str | None = None
-    ordering_key: str | None = None
-    priority: int = 2
-    run_at: datetime | None = None
-    labels: Mapping[str, str] | None = field(default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class ArtifactRequest:
-    """What a handler wants to leave behind, before it is checked."""
-
-    name: str
-    content: bytes | Path
-    mime: str | None = None
-    keep: timedelta | None = None
-    is_spooled: bool = False
-    """The path is a file of ours, to be deleted once it was read."""
-
-
-@dataclass(frozen=True, slots=True)
-class ArtifactRef:
-    """What was left behind, and how it is found."""
-
-    name: str
-    uri: str
-    """Address of the resource that holds it, once the attempt did not lose its lease."""
-    size: int
-    sha256: str
-    """In hexadecimal."""
-    mime: str
 
 
 class Transaction(Protocol):
@@ -139,6 +108,14 @@ class ContextLink(Protocol):
 
     def enqueue_sync(self, request: ChildRequest) -> JobId:
         """Enqueue a child run, blocking the handler's thread."""
+        ...
+
+    async def submit_event(self, request: EventRequest) -> EventRef:
+        """Submit an event."""
+        ...
+
+    def submit_event_sync(self, request: EventRequest) -> EventRef:
+        """Submit an event, blocking the handler's thread."""
         ...
 
     def transaction(self, *, read_only: bool) -> AbstractAsyncContextManager[Transaction]:
@@ -364,6 +341,84 @@ class JobContext:
             ChildRequest(name, input, key, ordering_key, priority, run_at, labels)
         )
 
+    def submit_event(
+        self,
+        event_type: str,
+        payload: Mapping[str, JsonValue] | None = None,
+        *,
+        key: str | None = None,
+        source: str | None = None,
+        subject: str | None = None,
+        occurred_at: datetime | None = None,
+        contains_pii: bool = False,
+        redaction_hints: JsonObject | None = None,
+        attributes: JsonObject | None = None,
+    ) -> Awaitable[EventRef]:
+        """Submit an event, and return when it is committed; for ``async def`` handlers.
+
+        It belongs to the project and the trace of this run, so that the loop guard counts it, and its triggers decide a
+        moment later. The default key is ``run:<run_id>:<n>``, so the n-th call of a second attempt finds the event of the
+        first. In a dry run nothing is stored.
+
+        Raises:
+            InvalidInputError: A member of the event does not fit.
+            PolicyDeniedError: The token that enqueued this run does not allow events of this type.
+            ConflictError: The key was used for another event.
+            PermanentError: ``FEATURE_DISABLED``: events are switched off.
+            LeaseLostError: This attempt is no longer the living one.
+        """
+        if not self._link.is_async:
+            raise UsageError(
+                "job.submit_event() is awaited; this handler is a def",
+                hint="call job.submit_event_sync()",
+            )
+        return self._link.submit_event(
+            EventRequest(
+                event_type,
+                dict(payload or {}),
+                key,
+                source,
+                subject,
+                occurred_at,
+                contains_pii,
+                redaction_hints,
+                attributes,
+            )
+        )
+
+    def submit_event_sync(
+        self,
+        event_type: str,
+        payload: Mapping[str, JsonValue] | None = None,
+        *,
+        key: str | None = None,
+        source: str | None = None,
+        subject: str | None = None,
+        occurred_at: datetime | None = None,
+        contains_pii: bool = False,
+        redaction_hints: JsonObject | None = None,
+        attributes: JsonObject | None = None,
+    ) -> EventRef:
+        """Do what :meth:`submit_event` does, for ``def`` handlers."""
+        if self._link.is_async:
+            raise UsageError(
+                "job.submit_event_sync() would block the event loop of this async handler",
+                hint="await job.submit_event()",
+            )
+        return self._link.submit_event_sync(
+            EventRequest(
+                event_type,
+                dict(payload or {}),
+                key,
+                source,
+                subject,
+                occurred_at,
+                contains_pii,
+                redaction_hints,
+                attributes,
+            )
+        )
+
     def transaction(self, *, read_only: bool = False) -> AbstractAsyncContextManager[Transaction]:
         """Open a short transaction that is the job's last act, and its completion with it.
 
@@ -388,27 +443,3 @@ class JobContext:
     def uuid(self) -> UUID:
         """Return a UUID, recorded and seeded by run and epoch; no material for secrets."""
         return self._of.evidence.uuid()
-
-
-def artifact_request(
-    name: str, content: object, mime: str | None, keep: timedelta | None
-) -> ArtifactRequest:
-    """Take what a handler gave. A text could be meant as a path or as the content, so it is refused."""
-    match content:
-        case bytes():
-            return ArtifactRequest(name, content, mime, keep)
-        case bytearray():
-            return ArtifactRequest(name, bytes(content), mime, keep)
-        case Path():
-            return ArtifactRequest(name, content.absolute(), mime, keep)
-        case _:
-            raise UsageError(
-                f"an artifact is made of bytes or of a Path, not of {type(content).__name__}",
-                hint="text.encode() is the content, pathlib.Path(text) the file of that name",
-            )
-
-
-class UsageError(JobForgeError):
-    """A handler used its context in a way that cannot work; mending it means changing the handler."""
-
-    default_code = "HANDLER_USAGE"

@@ -20,8 +20,8 @@ from jobforge_mcp.errors import (
     RetryLater,
 )
 from jobforge_mcp.types import FailureKind, RunError
-from jobforge_mcp.worker.context import UsageError
 from jobforge_mcp.worker.evidence import capped
+from jobforge_mcp.worker.requests import UsageError
 
 MAX_MESSAGE_BYTES = 2_048
 """Of an error's message: a sentence, not a dump."""

@@ -16,26 +16,28 @@ import anyio.to_thread
 
 from jobforge_mcp.definitions.catalog import BoundDefinitions
 from jobforge_mcp.definitions.claim_limits import claim_limits
-from jobforge_mcp.definitions.json_limits import load_limited
+from jobforge_mcp.definitions.json_limits import check_key, load_limited
 from jobforge_mcp.definitions.model import BoundJob, JobDefinition
 from jobforge_mcp.definitions.pinning import pinned_jobs
 from jobforge_mcp.definitions.registry import Registry, handler_values
 from jobforge_mcp.errors import CallerError, ConflictError, NotFoundError, PermanentError
 from jobforge_mcp.router.leases import JobTransaction, WorkerRouter
-from jobforge_mcp.types import EnqueueOutcome, JobId, JsonObject, JsonValue, NewJob
+from jobforge_mcp.types import EnqueueOutcome, JobId, JsonObject, JsonValue, NewEvent, NewJob
 from jobforge_mcp.worker.artifacts import Keeper
 from jobforge_mcp.worker.attempt import Attempt
 from jobforge_mcp.worker.child_process import Starter
-from jobforge_mcp.worker.context import (
-    ArtifactRef,
-    ArtifactRequest,
-    ChildRequest,
-    Transaction,
-    UsageError,
-)
+from jobforge_mcp.worker.context import Transaction
 from jobforge_mcp.worker.evidence import Decision
 from jobforge_mcp.worker.mailbox import Mailbox
 from jobforge_mcp.worker.reporting import Reporter
+from jobforge_mcp.worker.requests import (
+    ArtifactRef,
+    ArtifactRequest,
+    ChildRequest,
+    EventRef,
+    EventRequest,
+    UsageError,
+)
 from jobforge_mcp.worker.secrets import SecretStore, references_in, resolved
 
 _T = TypeVar("_T")
@@ -53,6 +55,8 @@ class Services:
     start: Starter
     keeper: Keeper
     secrets: SecretStore = field(default_factory=SecretStore)
+    has_events: bool = True
+    """Whether this installation has events switched on."""
 
     def note_progress(
         self, attempt: Attempt, done: float, total: float | None, message: str | None
@@ -188,6 +192,26 @@ class Services:
             )
         return enqueued.job_id
 
+    async def submit_event(self, attempt: Attempt, request: EventRequest) -> EventRef:
+        """Submit an event of an attempt."""
+        if not self.has_events:
+            raise PermanentError(
+                "events are switched off on this installation",
+                code="FEATURE_DISABLED",
+                hint="whoever operates it can set JOBFORGE_EVENTS_ENABLED=true",
+            )
+        event = _new_event(attempt, request)
+        check_key(event.idempotency_key or "", "key")
+        load_limited(event.payload)
+        event_id, outcome = await self.router.submit_event(attempt.fence, event)
+        if outcome == EnqueueOutcome.CONFLICT:
+            raise ConflictError(
+                f"the key {event.idempotency_key!r} is known with another event",
+                code="IDEMPOTENCY_CONFLICT",
+                hint="give each event a key of its own that follows from what happened",
+            )
+        return EventRef(event_id, outcome)
+
 
 class LocalLink:
     """The link of a handler that runs in the worker's own process."""
@@ -245,6 +269,14 @@ class LocalLink:
         """See :meth:`JobContext.enqueue_sync`; called on the handler's thread, never on the loop's."""
         return self._call(lambda: self._services.enqueue(self._attempt, request))
 
+    async def submit_event(self, request: EventRequest) -> EventRef:
+        """See :meth:`JobContext.submit_event`."""
+        return await self._services.submit_event(self._attempt, request)
+
+    def submit_event_sync(self, request: EventRequest) -> EventRef:
+        """See :meth:`JobContext.submit_event_sync`; called on the handler's thread, never on the loop's."""
+        return self._call(lambda: self._services.submit_event(self._attempt, request))
+
     def _call(self, ask: Callable[[], Awaitable[_T]]) -> _T:
         """Have the loop do something, and wait for its answer on the handler's thread."""
         future: Future[_T] = Future()
@@ -295,6 +327,42 @@ def _new_job(definition: JobDefinition, payload: str, received: str) -> NewJob:
         timeout_ms=definition.timeout_ms,
         cost=definition.cost,
         claim_limits=claim_limits(definition, payload),
+    )
+
+
+def _new_event(attempt: Attempt, request: EventRequest) -> NewEvent:
+    """Number an event of an attempt, and write it without the secrets that the attempt was given.
+
+    Raises:
+        PermanentError: ``EVENT_INVALID``: it is no JSON; ``SECRET_IN_KEY``: its key holds a secret.
+    """
+    attempt.events += 1
+    key = request.key or f"run:{attempt.fence.job_id}:{attempt.events}"
+    if attempt.redact_json(json.dumps(key)) != json.dumps(key):
+        raise PermanentError("the key of the event holds a secret", code="SECRET_IN_KEY")
+    document: JsonObject = {
+        "payload": request.payload,
+        "source": request.source,
+        "subject": request.subject,
+        "attributes": request.attributes,
+    }
+    try:
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PermanentError(
+            f"an event of type {request.event_type!r} is no JSON: {error}", code="EVENT_INVALID"
+        ) from None
+    clean = cast("JsonObject", json.loads(attempt.redact_json(text)))
+    return NewEvent(
+        request.event_type,
+        json.dumps(clean["payload"], ensure_ascii=False),
+        source=cast("str | None", clean["source"]),
+        subject=cast("str | None", clean["subject"]),
+        occurred_at=request.occurred_at,
+        idempotency_key=key,
+        contains_pii=request.contains_pii,
+        redaction_hints=request.redaction_hints,
+        attributes=cast("JsonObject | None", clean["attributes"]),
     )
 
 

@@ -28,6 +28,7 @@ import structlog
 from jobforge_mcp.db.notify import READY, Listener
 from jobforge_mcp.definitions.catalog import BoundDefinitions
 from jobforge_mcp.definitions.composition import COMPOSITION_TYPE
+from jobforge_mcp.definitions.features import EVENTS
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.evidence.environment import describe_environment
 from jobforge_mcp.evidence.stores import open_store
@@ -258,6 +259,7 @@ class WorkerPool:
                 ArtifactLimits.from_settings(settings),
             ),
             SecretStore.from_settings(settings, self._environ),
+            EVENTS.is_on_for_some(settings),
         )
         self._children = ChildPool(
             ChildLimits(
