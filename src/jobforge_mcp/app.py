@@ -20,7 +20,7 @@ from mcp.shared.message import SessionMessage
 
 from jobforge_mcp.audit.keys import audit_keys_folder, signing_key
 from jobforge_mcp.audit.sealer import Sealer
-from jobforge_mcp.db.installation import Installation, open_installation
+from jobforge_mcp.db.installation import Installation, open_installation, scheduler_database
 from jobforge_mcp.db.migrate import migrate
 from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.db.pool import Database
@@ -199,7 +199,10 @@ async def _enter_pool(
     stack.callback(tasks.cancel_scope.cancel)
     tasks.start_soon(_purger(settings, database).run)
     if fires_triggers(settings):
-        tasks.start_soon(_maintenance(settings, registry, database).run)
+        schedules = await stack.enter_async_context(scheduler_database(installation, database))
+        keeping = await stack.enter_async_context(anyio.create_task_group())
+        stack.callback(keeping.cancel_scope.cancel)
+        keeping.start_soon(_maintenance(settings, registry, schedules).run)
     pool = WorkerPool(
         worker_router,
         registry,

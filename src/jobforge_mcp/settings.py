@@ -106,6 +106,10 @@ class Settings(BaseSettings):
     worker_database_url: SecretStr | None = None
     """Postgres for workers, as role ``jobforge_worker``. Unset: the same as ``database_url``."""
 
+    scheduler_database_url: SecretStr | None = None
+    """Postgres for due schedules and events that wait, as role ``jobforge_scheduler``. Unset: the connections of
+    workers do that as well."""
+
     admin_database_url: SecretStr | None = None
     """Postgres for ``migrate`` alone, as the owner of the database. Unset: the same as ``database_url``."""
 
@@ -399,6 +403,12 @@ class Settings(BaseSettings):
     def artifacts_path(self) -> Path:
         """Folder of large artifacts, and of those on their way to a store elsewhere."""
         return self.artifact_dir or self.state_dir / "artifacts"
+
+    @property
+    def scheduler_url(self) -> str | None:
+        """The plain connection URL of the scheduler's own login, if it has one, to be shown to nobody."""
+        url = self.scheduler_database_url
+        return None if url is None else url.get_secret_value()
 
     @property
     def keys_dir(self) -> Path:

@@ -59,6 +59,17 @@ def test_the_doctor_shows_features_limits_and_how_callers_are_told_apart(
 
 
 @pytest.mark.requirement("cli.doctor")
+def test_the_doctor_proves_the_schedulers_login_where_it_has_one(
+    installed: Runner, environment: pytest.MonkeyPatch, database: ScratchDatabase
+) -> None:
+    without = findings(installed)
+    environment.setenv("JOBFORGE_SCHEDULER_DATABASE_URL", database.url("jobforge_scheduler"))
+
+    assert "role jobforge_scheduler" not in without
+    assert findings(installed)["role jobforge_scheduler"] == "ok"
+
+
+@pytest.mark.requirement("cli.doctor")
 def test_the_doctor_finds_tenants_that_see_each_other(
     installed: Runner, admin: psycopg.Connection
 ) -> None:

@@ -148,6 +148,8 @@ def _examine_database(installation: Installation) -> Iterator[Finding]:
     yield from proofs.examine_schema(installation.admin_url)
     yield from proofs.examine_role(installation.api_url, "jobforge_api")
     yield from proofs.examine_role(installation.worker_url, "jobforge_worker")
+    if installation.scheduler_url is not None:
+        yield from proofs.examine_role(installation.scheduler_url, "jobforge_scheduler")
     yield from proofs.examine_server(installation.api_url)
     yield from proofs.examine_tenants(installation.api_url, installation.signer)
     yield from proofs.examine_signing(installation.api_url, installation.signer)

@@ -53,7 +53,7 @@ def worker(
     """Run jobs until told to stop: SIGTERM lets them finish, a second one releases them at once."""
     import anyio
 
-    from jobforge_mcp.db.installation import open_installation
+    from jobforge_mcp.db.installation import open_installation, scheduler_database
     from jobforge_mcp.definitions.composition import COMPOSITION_TYPE
     from jobforge_mcp.definitions.features import fires_triggers
     from jobforge_mcp.definitions.installed import load_registry
@@ -82,10 +82,14 @@ def worker(
 
     async def maintain(database: Database) -> None:
         router = MaintenanceRouter(database)
-        async with anyio.create_task_group() as tasks:
+        async with (
+            scheduler_database(installation, database) as schedules,
+            anyio.create_task_group() as tasks,
+        ):
             tasks.start_soon(Purger(router, ArtifactRouter(database), open_store(settings)).run)
             if fires_triggers(settings):
-                maintenance = Maintenance(router, registry, most_depth=settings.event_depth_most)
+                keeper = MaintenanceRouter(schedules)
+                maintenance = Maintenance(keeper, registry, most_depth=settings.event_depth_most)
                 tasks.start_soon(maintenance.run)
 
     with open_installation(settings, on_progress=say) as installation:

@@ -6,12 +6,13 @@ needs it, so it is brought up to date by whoever comes first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from jobforge_mcp.db.context import ContextKey, ContextSigner, ensure_own_key
 from jobforge_mcp.db.migrate import migrate
+from jobforge_mcp.db.pool import Database
 from jobforge_mcp.embedded import Cluster, ensure_running
 from jobforge_mcp.settings import Settings
 
@@ -28,6 +29,8 @@ class Installation:
     """This process's hold on the embedded server, if that is what is used."""
     signer: ContextSigner | None = None
     """Signs the scope of each call, if there is a key to sign with."""
+    scheduler_url: str | None = None
+    """For what is due and what waits; ``None`` where the connections of workers do that as well."""
 
     def __repr__(self) -> str:
         return f"Installation({'embedded' if self.cluster else 'database'})"
@@ -55,6 +58,7 @@ def open_installation(
             settings.url_for("admin") or api_url,
             settings.url_for("auditor") or api_url,
             signer=_signer_of(settings),
+            scheduler_url=settings.scheduler_url,
         )
         return
     with ensure_running(settings.state_dir, on_progress=on_progress) as cluster:
@@ -70,6 +74,24 @@ def open_installation(
             cluster,
             None if key is None else ContextSigner(key),
         )
+
+
+@asynccontextmanager
+async def scheduler_database(
+    installation: Installation, workers: Database
+) -> AsyncGenerator[Database]:
+    """Open the connections by which schedules are kept: those of the workers, unless the scheduler has a login of its own."""
+    if installation.scheduler_url is None:
+        yield workers
+        return
+    async with Database(
+        installation.scheduler_url,
+        role="jobforge_scheduler",
+        min_size=0,
+        max_size=2,
+        name="jobforge-scheduler",
+    ) as database:
+        yield database
 
 
 def _signer_of(settings: Settings) -> ContextSigner | None:
