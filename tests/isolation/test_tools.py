@@ -111,6 +111,9 @@ RESOURCES: dict[str, Callable[[str], str]] = {
     ),
     "jobforge://runs/{runId}/logs": lambda id_: f"jobforge://runs/{id_}/logs",
     "jobforge://jobs/{name}": lambda id_: f"jobforge://jobs/{id_}",
+    "jobforge://token{?job,project,tool}": lambda id_: (
+        f"jobforge://token?job={id_}&project={id_}&tool={id_}"
+    ),
 }
 
 OF_THE_CALL = {

@@ -307,5 +307,5 @@ async def test_only_who_may_list_jobs_is_told_about_the_server(stage: Stage) -> 
         with pytest.raises(MCPError) as caught:
             await client.read_resource("jobforge://server")
 
-    assert listed.resources == []
+    assert [resource.uri for resource in listed.resources] == ["jobforge://token"]
     assert caught.value.error.data["code"] == "POLICY_DENIED"

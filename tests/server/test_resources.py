@@ -43,7 +43,7 @@ async def test_a_run_its_result_its_log_and_its_job_are_resources(client: Client
     assert text_of(logs.contents).endswith("1 info echoing")
     assert json.loads(text_of(job.contents))["inputSchema"]["properties"]["text"]
     assert "jobforge://jobs/test.echo" in [resource.uri for resource in listed.resources]
-    assert len(templates.resource_templates) == 7
+    assert len(templates.resource_templates) == 8
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])

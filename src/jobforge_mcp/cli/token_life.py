@@ -6,7 +6,7 @@ tenant; others need a token with ``admin:tenant`` to revoke, and may check what 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,13 +31,15 @@ from jobforge_mcp.cli.tokens import (
     read_lifetime,
     read_token,
 )
-from jobforge_mcp.errors import CallerError, InvalidInputError
+from jobforge_mcp.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from jobforge_mcp.definitions.model import BoundJob
+    from jobforge_mcp.policy.account import Question
     from jobforge_mcp.policy.tokens import PolicyToken
     from jobforge_mcp.router.tokens import TokenRouter
     from jobforge_mcp.settings import Settings
-    from jobforge_mcp.types import Caller, JsonObject, JsonValue, LimitLeft, TokenState
+    from jobforge_mcp.types import Caller, JsonObject, JsonValue
 
 TokenArgument = Annotated[
     str | None, typer.Argument(help="The token; - for standard input. Default: JOBFORGE_TOKEN.")
@@ -103,6 +105,7 @@ def check(
 ) -> int:
     """Tell what a token allows here and now, what is left of it, and why a call would be refused."""
     from jobforge_mcp.cli.output import table
+    from jobforge_mcp.policy.account import Question
     from jobforge_mcp.policy.tokens import inspect_token, verifier_from_settings
     from jobforge_mcp.server.wire import compact
 
@@ -114,7 +117,7 @@ def check(
     if seen.token is None:
         document: JsonObject = {"isGood": False, "refusal": str(seen.refusal)}
     else:
-        document = _told(settings, seen.token, job, project, tool)
+        document = _told(settings, seen.token, Question(job, project, tool))
     rows = [
         (name, value if isinstance(value, str) else compact(value))
         for name, value in document.items()
@@ -241,99 +244,29 @@ async def _open_tokens(settings: Settings) -> AsyncGenerator[TokenRouter]:
         opening.__exit__(None, None, None)
 
 
-def _told(
-    settings: Settings, token: PolicyToken, job: str | None, project: str | None, tool: str
-) -> JsonObject:
+def _told(settings: Settings, token: PolicyToken, question: Question) -> JsonObject:
     from jobforge_mcp.definitions.installed import load_registry
-    from jobforge_mcp.policy.permissions import may_list, require_job, require_scope, require_type
-    from jobforge_mcp.policy.scopes import Scope
-    from jobforge_mcp.types import CallOrigin, JobAction
+    from jobforge_mcp.policy.account import Account, look
+    from jobforge_mcp.policy.permissions import may_list
+    from jobforge_mcp.types import CallOrigin
 
     caller = token.to_caller()
     registry = load_registry(settings)
     # whoever may sign looks as operator, so that a revoked token gets its answer too
     asking = _operator(caller.tenant_id) if has_signing_key(settings) else caller
-    ids = [token.token_id, *token.links]
 
-    origin = CallOrigin("cli token check")
+    async def find(name: str) -> tuple[BoundJob, int]:
+        bound = registry.get(name, is_visible=may_list(caller))
+        return bound, bound.definition.cost
 
-    async def look() -> tuple[TokenState, list[LimitLeft]]:
+    async def work() -> Account:
         async with _open_tokens(settings) as tokens:
-            state = await tokens.check_token(asking, ids, origin=origin)
-            return state, await tokens.limits_left(
-                asking,
-                token_id=token.token_id,
-                token_limits=caller.limits,
-                job_type=job,
-                tool=tool,
-                origin=origin,
-            )
+            origin = CallOrigin("cli token check")
+            return await look(tokens, caller, question, find=find, origin=origin, asking=asking)
 
-    state, limits = call(look)
-    refusal = _why_not(caller, state)
-    try:
-        if job is not None and refusal is None:
-            require_scope(caller, Scope.JOBS_EXECUTE)
-            require_type(caller, job)
-            require_job(caller, registry.get(job, is_visible=may_list(caller)), JobAction.EXECUTE)
-    except CallerError as error:
-        refusal = error.message
-    if project is not None and caller.projects is not None and project not in caller.projects:
-        refusal = (
-            refusal or f"the policy token is confined to projects, and {project} is none of them"
-        )
-    if job is not None and refusal is None:
-        bound = registry.by_name.get(job)
-        refusal = _used_up(limits, 1 if bound is None else bound.definition.cost)
-    left = token.expires_at - datetime.now(UTC)
+    found = call(work)
     shown: list[JsonValue] = [bound.name for bound in registry.list(is_visible=may_list(caller))]
-    document: JsonObject = {
-        "isGood": _why_not(caller, state) is None,
-        "tokenId": token.token_id,
-        "tenant": caller.tenant_id,
-        "subject": caller.subject,
-        "scopes": [*sorted(caller.scopes)],
-        **token.confinement.to_claim(),
-        "jobs": shown,
-        "secondsLeft": max(0, int(left.total_seconds())),
-        "used": {"jobs": state.used_jobs, "units": state.used_units, "runMs": state.used_run_ms},
-        "limits": [_limit(limit) for limit in limits],
-    }
-    if refusal is not None:
-        document["refusal"] = refusal
+    document: JsonObject = {**found.facts, "jobs": shown}
+    if found.refusal is not None:
+        document["refusal"] = found.refusal.message
     return document
-
-
-def _why_not(caller: Caller, state: TokenState) -> str | None:
-    if state.revoked_at is not None:
-        why = f": {state.revoked_reason}" if state.revoked_reason else ""
-        return f"it was revoked at {state.revoked_at.isoformat()}{why}"
-    if state.token_epoch > (caller.epoch or 0):
-        return "all tokens of its tenant were revoked after it was issued"
-    if caller.is_single_use and state.used_at is not None:
-        return f"it is good for one write, and was used at {state.used_at.isoformat()}"
-    return None
-
-
-def _limit(limit: LimitLeft) -> JsonObject:
-    said: JsonObject = {
-        "scope": f"{limit.kind} {limit.name}".strip(),
-        "limit": limit.limit_name,
-        "value": limit.value,
-        "used": limit.used,
-        "left": limit.remaining,
-        "resetsAt": None if limit.resets_at is None else limit.resets_at.isoformat(),
-    }
-    return {name: value for name, value in said.items() if value is not None}
-
-
-def _used_up(limits: Sequence[LimitLeft], cost: int) -> str | None:
-    """Say which limit has no room for one more run; one that is at its most running runs is only queued."""
-    for limit in limits:
-        needed = cost if limit.limit_name == "budget_units" else 1
-        is_counted = limit.remaining is not None and limit.limit_name != "max_running"
-        if is_counted and limit.remaining is not None and limit.remaining < needed:
-            return f"the limit {limit.limit_name} of {limit.kind} {limit.name} is used up".replace(
-                "  ", " "
-            )
-    return None

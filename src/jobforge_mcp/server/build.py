@@ -206,8 +206,15 @@ class _Doors:
         self, ctx: Context, params: types.PaginatedRequestParams | None
     ) -> types.ListResourcesResult:
         caller = await self._identify(ctx)
+        own = types.Resource(
+            uri=resources.TOKEN_URI,
+            name="token",
+            title="Your token",
+            description="What your token allows, and what is left of each limit.",
+            mime_type="application/json",
+        )
         if Scope.JOBS_LIST not in caller.scopes:
-            return types.ListResourcesResult(resources=[], cache_scope="private")
+            return types.ListResourcesResult(resources=[own], cache_scope="private")
         with _protocol_errors(ctx, ctx.method):
             jobs, _ = await self._parts.catalog.list(
                 caller, Wanted(limit=RESOURCES_MOST), is_visible=may_list(caller)
@@ -221,6 +228,7 @@ class _Doors:
                     description="Version, features, limits, and how callers are told apart.",
                     mime_type="application/json",
                 ),
+                own,
                 *(
                     types.Resource(
                         uri=f"{resources.SCHEME}jobs/{bound.name}",
@@ -346,8 +354,10 @@ class _Doors:
             await self._require_living(caller)
         return caller
 
-    async def _authorize(self, ctx: Context, scope: Scope) -> Caller:
-        caller = self._parts.gate.authorize(self._credential_of(ctx), scope)
+    async def _authorize(self, ctx: Context, scope: Scope | None) -> Caller:
+        caller = self._parts.gate.identify(self._credential_of(ctx))
+        if scope is not None:
+            self._parts.gate.require(caller, scope)
         await self._require_living(caller)
         return caller
 

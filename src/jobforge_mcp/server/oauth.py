@@ -106,7 +106,8 @@ def scopes_of(request: Request) -> frozenset[Scope]:
             return frozenset({tool.scope}) if tool is not None else frozenset()
         case "resources/read":
             try:
-                return frozenset({resources.scope_of(resources.parse_uri(name))})
+                scope = resources.scope_of(resources.parse_uri(name))
+                return frozenset() if scope is None else frozenset({scope})
             except NotFoundError:
                 return frozenset()
         case _:

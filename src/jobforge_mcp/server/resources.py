@@ -1,7 +1,7 @@
 """Runs, definitions and the installation itself as resources.
 
 ``jobforge://runs/{runId}``, its ``/result``, ``/logs``, ``/manifest``, ``/report`` and ``/artifacts/{name}``,
-``jobforge://jobs/{name}``, ``jobforge://server``. Results and artifacts can be read by ranges of bytes, with ``offset`` and
+``jobforge://jobs/{name}``, ``jobforge://server``, ``jobforge://token``. Results and artifacts can be read by ranges of bytes, with ``offset`` and
 ``limit`` in the query; what is read says in its ``_meta`` where the next range begins.
 The same rows as the tools show, for hosts that attach resources to a conversation and for results that are too long to
 be told. Whoever may not read a run cannot tell it from one that never was.
@@ -12,21 +12,25 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, assert_never
+from urllib.parse import parse_qsl
 
+from jobforge_mcp.definitions.model import BoundJob
 from jobforge_mcp.errors import InvalidInputError, NotFoundError
 from jobforge_mcp.evidence.manifest import load_manifest
 from jobforge_mcp.evidence.reading import Part as ArtifactPart
 from jobforge_mcp.evidence.reading import Range, read_artifact, read_result
+from jobforge_mcp.policy.account import Question, look
 from jobforge_mcp.policy.permissions import may_list
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.server import arguments, wire
 from jobforge_mcp.server.about import describe_server
 from jobforge_mcp.server.parts import ServerParts
 from jobforge_mcp.server.tools.status import report_of
-from jobforge_mcp.types import Caller, JobId, JsonValue, Run
+from jobforge_mcp.types import Caller, CallOrigin, JobId, JsonObject, JsonValue, Run
 
 SCHEME = "jobforge://"
 SERVER_URI = "jobforge://server"
+TOKEN_URI = "jobforge://token"
 LOG_PAGE = 1_000
 LOG_CHARS = 1_000_000
 
@@ -63,6 +67,12 @@ TEMPLATES = (
     ),
     ("run logs", "jobforge://runs/{runId}/logs", "What a run's handler logged.", "text/plain"),
     ("job", "jobforge://jobs/{name}", "A job definition with its schemas.", "application/json"),
+    (
+        "token",
+        "jobforge://token{?job,project,tool}",
+        "What your token allows, what is left of each limit, and why a run of this job or project would be refused.",
+        "application/json",
+    ),
 )
 """Name, address, description, type."""
 
@@ -110,7 +120,14 @@ class ServerAddress:
     """This installation."""
 
 
-Address: TypeAlias = RunAddress | JobAddress | ServerAddress
+@dataclass(frozen=True, slots=True)
+class TokenAddress:
+    """What the caller's own token allows."""
+
+    question: Question
+
+
+Address: TypeAlias = RunAddress | JobAddress | ServerAddress | TokenAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +151,8 @@ def parse_uri(uri: str) -> Address:
     if uri == SERVER_URI:
         return ServerAddress()
     path, _, query = uri.removeprefix(SCHEME).partition("?")
+    if uri.partition("?")[0] == TOKEN_URI:
+        return TokenAddress(Question(**_words(query)))
     family, _, rest = path.partition("/")
     name, _, part = rest.partition("/")
     if uri.startswith(SCHEME) and family == "jobs" and name and not part and not query:
@@ -163,6 +182,19 @@ def _run_address(name: str, part: str, query: str) -> RunAddress:
     )
 
 
+def _words(query: str) -> dict[str, str]:
+    """Read the query of a question, each of its members given once at most."""
+    try:
+        pairs = parse_qsl(query, strict_parsing=True, max_num_fields=3) if query else []
+    except ValueError:
+        raise not_found() from None
+    given = dict(pairs)
+    fits = len(given) == len(pairs) and given.keys() <= {"job", "project", "tool"}
+    if not fits or any(len(value) > 100 for value in given.values()):
+        raise not_found()
+    return given
+
+
 def _numbers(query: str) -> dict[str, int]:
     """Read a query of whole numbers, each given once."""
     given: dict[str, int] = {}
@@ -174,8 +206,10 @@ def _numbers(query: str) -> dict[str, int]:
     return given
 
 
-def scope_of(address: Address) -> Scope:
-    """Return the scope that reading needs."""
+def scope_of(address: Address) -> Scope | None:
+    """Return the scope that reading needs; every token may be asked about by its holder."""
+    if isinstance(address, TokenAddress):
+        return None
     return Scope.JOBS_READ if isinstance(address, RunAddress) else Scope.JOBS_LIST
 
 
@@ -188,6 +222,8 @@ async def read(parts: ServerParts, caller: Caller, address: Address) -> Content:
     if isinstance(address, ServerAddress):
         about = describe_server(parts.settings, accepts_tokens=parts.gate.accepts_tokens)
         return Content(wire.compact(about), "application/json")
+    if isinstance(address, TokenAddress):
+        return Content(wire.compact(await _account(parts, caller, address)), "application/json")
     try:
         if isinstance(address, JobAddress):
             return await _definition(parts, caller, address.name)
@@ -265,8 +301,22 @@ def not_found() -> NotFoundError:
         "there is no such resource",
         code="RESOURCE_NOT_FOUND",
         hint="resources are jobforge://runs/{runId}, with /result, /logs, /manifest, /report or /artifacts/{name}, "
-        "jobforge://jobs/{name} and jobforge://server",
+        "jobforge://jobs/{name}, jobforge://server and jobforge://token{?job,project,tool}",
     )
+
+
+async def _account(parts: ServerParts, caller: Caller, address: TokenAddress) -> JsonObject:
+    async def find(name: str) -> tuple[BoundJob, int]:
+        bound = await parts.catalog.find(caller, name, is_visible=may_list(caller))
+        return bound, bound.definition.cost
+
+    assert parts.living is not None
+    found = await look(
+        parts.living.router, caller, address.question, find=find, origin=CallOrigin("token")
+    )
+    if found.refusal is None:
+        return found.facts
+    return {**found.facts, "refusal": wire.view_error(found.refusal).wire()}
 
 
 async def _definition(parts: ServerParts, caller: Caller, name: str) -> Content:
