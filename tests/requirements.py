@@ -419,6 +419,13 @@ REQUIREMENTS: dict[str, Requirement] = {
         "design 6", "Whatever else a client's file holds stays, or the file is not touched."
     ),
     # --- policy: tokens, scopes, the gate
+    "operations.ready-pool": Requirement(
+        "operations", "A server whose worker pool claims nothing says that it is not ready."
+    ),
+    "worker.ends": Requirement(
+        "reliability",
+        "A handler that cannot be stopped does not keep its process, whose runs are taken by others.",
+    ),
     "policy.check-token": Requirement(
         "security",
         "A check of a token says what is left of each limit and why a call would be refused.",

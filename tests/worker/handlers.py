@@ -169,6 +169,15 @@ async def swallow(input: Named, job: JobContext) -> str:
     return "too late"
 
 
+@job(name="swallow.long", timeout="10m", retry=Retry(max_attempts=1))
+async def swallow_long(input: Named, job: JobContext) -> str:
+    """Go on after being cancelled, whatever happens."""
+    job.progress(0, message="swallowing")
+    with anyio.CancelScope(shield=True):
+        await _appearance_of(input.name)
+    return "too late"
+
+
 @job(name="obey", timeout="30s")
 async def obey(input: Nothing, job: JobContext) -> str:
     """End by itself when asked to."""

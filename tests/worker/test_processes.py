@@ -102,6 +102,25 @@ async def test_a_job_that_kills_its_worker_goes_dead_and_its_neighbours_live(
     assert {run.attempt_no for run in echoes} == {1}
 
 
+@pytest.mark.requirement("worker.ends")
+async def test_a_handler_that_swallows_its_cancellation_does_not_keep_its_process(
+    desk: Desk, start_worker: Starter, tmp_path: Path
+) -> None:
+    """Takes as long as a drained process gets to end by itself."""
+    first = start_worker(drain_grace_seconds=0.2)
+    job_id = await desk.enqueue("swallow.long", name=str(tmp_path / "never"))
+    await desk.until(job_id, lambda run: run.progress_message == "swallowing")
+
+    first.terminate()
+    code = await exit_of(first, 120)
+    start_worker()
+    again = await desk.until(job_id, lambda run: run.epoch >= 2 and run.worker_id is not None)
+
+    assert code == 1
+    assert b"could not be stopped" in (first.stderr.read() if first.stderr else b"")
+    assert (again.status, again.attempt_no) == (RunStatus.RUNNING, 1)
+
+
 @pytest.mark.requirement("worker.drain")
 async def test_sigterm_lets_jobs_finish_releases_the_rest_and_burns_no_attempt(
     desk: Desk, start_worker: Starter

@@ -126,6 +126,7 @@ async def _serve_http(settings: Settings) -> None:
     from jobforge_mcp.app import open_app
     from jobforge_mcp.server.http import serve_http
     from jobforge_mcp.server.signals import stop_on_signals
+    from jobforge_mcp.worker.ending import end_for_certain
 
     # Callers bring their own; no handler and no child process may find ours.
     clear_token_from_environment()
@@ -135,6 +136,7 @@ async def _serve_http(settings: Settings) -> None:
         await serve_http(app.parts, stop=stop, on_ready=_announce(app.gate.accepts_tokens))
         if app.pool is not None:
             await app.pool.drain(settings.drain_grace_seconds)
+            end_for_certain()
         tasks.cancel_scope.cancel()
 
 
@@ -145,6 +147,7 @@ async def _serve_stdio(settings: Settings) -> None:
     from jobforge_mcp.app import open_app
     from jobforge_mcp.server.signals import stop_on_signals
     from jobforge_mcp.server.stdio import serve_stdio
+    from jobforge_mcp.worker.ending import end_for_certain
 
     # The settings hold it; a job that waits in the queue may start as soon as the app is open, and must not find it.
     clear_token_from_environment()
@@ -154,6 +157,7 @@ async def _serve_stdio(settings: Settings) -> None:
         await serve_stdio(app.parts, stop=stop)
         if app.pool is not None:
             await app.pool.drain(settings.drain_grace_seconds)
+            end_for_certain()
         tasks.cancel_scope.cancel()
 
 

@@ -22,6 +22,7 @@ from jobforge_mcp.local.connections import Connections
 from jobforge_mcp.local.place import Place
 from jobforge_mcp.settings import Settings
 from jobforge_mcp.types import JsonObject
+from jobforge_mcp.worker.ending import end_for_certain
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -74,6 +75,9 @@ class Node:
                 async with open_app(settings) as app:
                     self._app = app
                     await self._serve(app)
+                    if app.pool is not None:
+                        await app.pool.drain(settings.drain_grace_seconds)
+                        end_for_certain()
             finally:
                 self._leave_place()
             tasks.cancel_scope.cancel()

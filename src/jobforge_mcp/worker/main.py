@@ -8,10 +8,7 @@ handler neither returns nor lets itself be cancelled, is ended from inside; its 
 from __future__ import annotations
 
 import gc
-import os
 import signal
-import sys
-import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
 import anyio
@@ -23,12 +20,10 @@ from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.router.leases import WorkerRouter
 from jobforge_mcp.settings import Settings
 from jobforge_mcp.types import JobId, TenantId
+from jobforge_mcp.worker.ending import end_for_certain
 from jobforge_mcp.worker.pool import WorkerPool
 
 ROLE = "jobforge_worker"
-
-LINGER_SECONDS = 10.0
-"""What a drained process gets to end by itself."""
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -79,7 +74,7 @@ async def run_worker(
             tasks.start_soon(_abandon_on_next, signals, pool)
             await pool.drain(settings.drain_grace_seconds)
             tasks.cancel_scope.cancel()
-        _end_for_certain()
+        end_for_certain()
 
 
 def _collect_less_often() -> None:
@@ -92,19 +87,6 @@ async def _abandon_on_next(signals: AsyncIterator[signal.Signals], pool: WorkerP
     async for number in signals:
         log.warning("worker_abandoning", signal=number.name, running=pool.running)
         pool.abandon()
-
-
-def _end_for_certain() -> None:
-    """End this process even if a handler swallows every cancellation: its task group would wait for ever."""
-
-    def end() -> None:
-        sys.stderr.write("a handler could not be stopped; the worker ends without it\n")
-        sys.stderr.flush()
-        os._exit(1)
-
-    timer = threading.Timer(LINGER_SECONDS, end)
-    timer.daemon = True
-    timer.start()
 
 
 def _nobody_waits(job_id: JobId) -> None:
