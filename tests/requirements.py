@@ -426,6 +426,13 @@ REQUIREMENTS: dict[str, Requirement] = {
         "reliability",
         "A handler that cannot be stopped does not keep its process, whose runs are taken by others.",
     ),
+    "policy.plain-sql": Requirement(
+        "security",
+        "Plain SQL is charged what a job declares, and starts what acts outside only with the right to.",
+    ),
+    "secrets.scan-of-plain-sql": Requirement(
+        "security", "What comes by plain SQL is looked through for obvious keys as well."
+    ),
     "policy.check-token": Requirement(
         "security",
         "A check of a token says what is left of each limit and why a call would be refused.",

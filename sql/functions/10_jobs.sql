@@ -416,9 +416,12 @@ begin
   if v_problem is not null then
     raise exception '%', v_problem using errcode = 'JF400', hint = 'Nothing was enqueued: correct the value.';
   end if;
+  perform jobforge.refuse_keys('the input', v_payload),
+    jobforge.refuse_keys('a label or key', concat_ws(' ', p_labels::text, p_idempotency_key, p_ordering_key, p_trace_id));
   if exists (select from jobforge.registered_jobs r where r.tenant_id = p_tenant_id and r.job_type = p_job_type) then
     perform jobforge.require_types(p_tenant_id, array[p_job_type]);  -- before anything is told of it
     select * into v_job from jobforge.resolve_job(p_tenant_id, p_job_type, p_job_version, p_payload, p_idempotency_key);
+    perform jobforge.require_startable(v_job.lane_type, p_idempotency_key);  -- what its handler asks for
     return query
     select e.job_id, e.outcome, e.status, e.version, e.run_at, e.created_at
     from jobforge.enqueue_jobs(p_tenant_id, array[p_job_type], array[v_payload], null, array[p_idempotency_key],
@@ -434,7 +437,8 @@ begin
   from jobforge.enqueue_jobs(p_tenant_id, array[p_job_type], array[v_payload], null, array[p_idempotency_key],
     array[p_ordering_key], array[p_priority], array[p_run_at], array[p_project_id], array[p_labels::text],
     array[p_trace_id], array[p_job_version], array[p_max_attempts], array[p_backoff_ms], array[p_backoff_multiplier],
-    array[p_max_backoff_ms], array[p_timeout_ms]) e;
+    array[p_max_backoff_ms], array[p_timeout_ms],
+    p_costs => array[jobforge.require_startable(p_job_type, p_idempotency_key)]) e;
 end $$;
 comment on function jobforge.enqueue_job(text, text, jsonb, text, text, integer, timestamptz, text, jsonb, text, text, integer,
   integer, float8, integer, integer) is

@@ -110,6 +110,9 @@ declare
 begin
   perform jobforge.require_tenant(p_tenant_id);
   perform jobforge.require_run(p_tenant_id, p_job_id);
+  if p_reason is not null and current_setting('jobforge.tool', true) = 'sql' then  -- others have looked
+    perform jobforge.refuse_keys('the reason', p_reason);
+  end if;
   if not p_is_plan and current_setting('jobforge.token_id', true) <> '' then
     perform jobforge.use_token();
   end if;
@@ -214,6 +217,9 @@ begin
   perform jobforge.require_run(p_tenant_id, p_job_id);
   if not jobforge.is_due_time(p_run_at) then
     raise exception 'a run is due from 1970 to 9999, in UTC' using errcode = 'JF400', hint = 'Nothing was retried: correct the value.';
+  end if;
+  if current_setting('jobforge.tool', true) = 'sql' then  -- others have asked; the run has its key already
+    perform jobforge.require_startable(coalesce(j.lane_type, j.job_type), '') from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
   end if;
   if not p_is_plan and current_setting('jobforge.token_id', true) <> '' then
     perform jobforge.use_token();

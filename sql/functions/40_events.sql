@@ -170,6 +170,9 @@ begin
   perform jobforge.check_event(p_event_type, p_payload::text, p_source, p_subject, p_occurred_at, p_idempotency_key, p_trace_id,
     p_project_id, p_redaction_hints, p_attributes);
   perform jobforge.require_event(p_event_type, p_project_id);
+  if current_setting('jobforge.tool', true) = 'sql' then  -- others have looked
+    perform jobforge.refuse_keys('the event', concat_ws(' ', p_payload::text, p_attributes::text, p_subject, p_idempotency_key));
+  end if;
   if p_fires is not null and session_user not in ('jobforge_api', 'jobforge_worker', 'jobforge_scheduler')
     and jobforge.enter_own_scope() is not null
   then

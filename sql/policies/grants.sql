@@ -19,6 +19,9 @@ grant select, insert, update, delete on jobforge.jobs, jobforge.ready, jobforge.
   jobforge.run_progress, jobforge.lanes, jobforge.workers, jobforge.listeners to jobforge_sys;
 grant select, insert on jobforge.tenants, jobforge.run_logs, jobforge.job_attempts to jobforge_sys;
 grant select on jobforge.job_definitions to jobforge_sys;
+revoke all on jobforge.installed_jobs
+  from public, jobforge_rpc, jobforge_sys, jobforge_api, jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor;
+grant select, insert, update on jobforge.installed_jobs to jobforge_sys;
 
 grant execute on function jobforge.applied_files() to jobforge_rpc, jobforge_sys, jobforge_api, jobforge_worker, jobforge_readonly;
 
@@ -61,6 +64,7 @@ grant execute on function jobforge.await_wakeup(text, text, integer) to jobforge
 grant execute on function
   jobforge.register_worker(text, text, integer, text, text[], integer),
   jobforge.forget_worker(text),
+  jobforge.tell_installed_jobs(text[], integer[], text[]),
   jobforge.claim_jobs(text, text[], integer, text, text[], integer, boolean, text[], text[], integer[], timestamptz[], uuid[]),
   jobforge.heartbeat(text, text[], uuid[], integer),
   jobforge.report_progress(text[], uuid[], uuid[], integer[], float8[], float8[], text[], text[]),

@@ -19,7 +19,7 @@ begin
       'artifact_objects', 'artifacts', 'artifact_manifests', 'worker_environments',
       'events', 'triggers', 'trigger_fires',
       'claim_counters', 'limited_tenants', 'pauses', 'connector_configs', 'debounces',
-      'webhook_receipts')
+      'webhook_receipts', 'installed_jobs')
     then
       raise exception 'table % has no row policy', v_table using errcode = 'JF400', hint = 'Add it to sql/policies/rls.sql.';
     end if;
@@ -246,6 +246,11 @@ alter table jobforge.workers enable row level security;
 alter table jobforge.workers force row level security;
 drop policy if exists every_row on jobforge.workers;
 create policy every_row on jobforge.workers to jobforge_sys using (true) with check (true);
+
+alter table jobforge.installed_jobs enable row level security;
+alter table jobforge.installed_jobs force row level security;
+drop policy if exists every_row on jobforge.installed_jobs;
+create policy every_row on jobforge.installed_jobs to jobforge_sys using (true) with check (true);
 
 alter table jobforge.listeners enable row level security;
 alter table jobforge.listeners force row level security;

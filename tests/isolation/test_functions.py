@@ -33,6 +33,7 @@ OF_THE_INSTALLATION = {
     "applied_files": "names of files",
     "register_worker": "a process of the installation",
     "forget_worker": "the same",
+    "tell_installed_jobs": "what a process has installed",
     "claim_events": "maintenance works for all tenants",
     "due_triggers": "the same",
     "next_due_at": "the same: a time",

@@ -35,6 +35,7 @@ WITHOUT_TENANT = {
     "workers",
     "worker_environments",
     "listeners",
+    "installed_jobs",
     "schema_migrations",
     "context_keys",
     "tenant_logins",

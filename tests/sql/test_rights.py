@@ -64,6 +64,7 @@ TENANT_TABLES = [
 TABLES = [
     *TENANT_TABLES,
     "context_keys",
+    "installed_jobs",
     "listeners",
     "schema_migrations",
     "tenant_logins",
@@ -181,13 +182,13 @@ def test_the_tenants_role_sees_the_rows_of_its_scope_alone(
     assert everything >= 2
 
 
-@pytest.mark.parametrize("table", [*TENANT_TABLES, "workers", "listeners"])
+@pytest.mark.parametrize("table", [*TENANT_TABLES, "workers", "listeners", "installed_jobs"])
 def test_the_owner_of_the_tables_sees_nothing(filled: Queue, table: str) -> None:
     with filled.acting("jobforge_owner") as connection:
         assert count(connection, table) == 0
 
 
-@pytest.mark.parametrize("table", ["workers", "listeners"])
+@pytest.mark.parametrize("table", ["workers", "listeners", "installed_jobs"])
 def test_the_tenants_role_sees_no_table_without_a_tenant(queue: Queue, table: str) -> None:
     with refused("42501"), queue.acting("jobforge_rpc") as connection:
         count(connection, table)
@@ -213,6 +214,7 @@ WORKER_CALLS: list[tuple[str, tuple[Any, ...]]] = [
     ("tend_lanes", ()),
     ("register_worker", ("w", "h", 1, "1", [], 1)),
     ("forget_worker", ("w",)),
+    ("tell_installed_jobs", ([], [], [])),
 ]
 
 

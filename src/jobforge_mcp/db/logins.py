@@ -29,8 +29,9 @@ ROLES: Final = {
     "jobs:retry": "jobforge_jobs_retry",
     "events:submit": "jobforge_events_submit",
     "events:read": "jobforge_events_read",
+    "action:execute": "jobforge_action_execute",
 }
-"""Scopes that have functions in SQL, and the roles that may call them."""
+"""Scopes that count in SQL, and their roles: those that may call the functions, and one that `enqueue_job` asks about."""
 
 _MEMBER = "jobforge_tenant"
 _VIEWS = "jobforge_tenant_views"

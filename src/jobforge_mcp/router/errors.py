@@ -45,6 +45,8 @@ _DETAILS = (
     "VERSION_TAKEN",
     "APPROVER_IS_AUTHOR",
     "COUNT_CHANGED",
+    "SECRET_IN_INPUT",
+    "IDEMPOTENCY_KEY_REQUIRED",
 )
 
 # Resources used up, server going down or standing by, a statement out of time, a lock not free, input and output.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, LiteralString
+from typing import Any, Literal, LiteralString
 from uuid import UUID
 
 from jobforge_mcp.db.pool import Database, Parameters, Row, Transaction
@@ -72,6 +72,10 @@ _SUBMIT_RUN_EVENT: LiteralString = """
       %s::text, %s::timestamptz, %s::boolean, %s::jsonb, %s::jsonb) as r"""
 _REGISTER_WORKER: LiteralString = "select from jobforge.register_worker(%s::text, %s::text, %s::int, %s::text, %s::text[], %s::int)"
 
+_TELL_INSTALLED_JOBS: LiteralString = (
+    "select from jobforge.tell_installed_jobs(%s::text[], %s::int[], %s::text[])"
+)
+
 
 class WorkerRouter:
     """The functions of workers, over an open `Database` of role ``jobforge_worker``."""
@@ -97,6 +101,13 @@ class WorkerRouter:
         """Tell who this worker is and what it can run, so that ``explain_run`` knows."""
         arguments = [worker_id, host, pid, version, list(job_types), concurrency]
         await self._fetch(_REGISTER_WORKER, arguments, is_repeatable=True)
+
+    async def tell_installed_jobs(
+        self, jobs: Sequence[tuple[str, int, Literal["action", "permission"] | None]]
+    ) -> None:
+        """Tell what this worker's jobs cost and ask for: name, cost, and what ``installed_jobs.asks_for`` says."""
+        columns = [list(column) for column in zip(*jobs, strict=True)] if jobs else [[], [], []]
+        await self._fetch(_TELL_INSTALLED_JOBS, columns, is_repeatable=True)
 
     async def forget_worker(self, worker_id: WorkerId) -> None:
         """Say good-bye."""

@@ -93,8 +93,17 @@ class EventDesk:
             ConflictError: ``IDEMPOTENCY_CONFLICT``: the key was used for another event.
             PolicyDeniedError: the caller may not submit events of this type.
         """
-        if not isinstance(load_limited(event.payload), dict):
+        payload = load_limited(event.payload)
+        if not isinstance(payload, dict):
             raise InvalidInputError("the payload of an event is one object")
+        self._catalog.registry.scan(
+            {
+                "payload": payload,
+                "attributes": event.attributes,
+                "subject": event.subject,
+                "idempotencyKey": event.idempotency_key,
+            }
+        )
         if event.idempotency_key is not None:
             check_key(event.idempotency_key, "idempotencyKey")
         event = replace(event, project_id=event.project_id or _only_project(caller))

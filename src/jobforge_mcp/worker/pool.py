@@ -19,7 +19,7 @@ from contextlib import AsyncExitStack
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import anyio
 import anyio.to_thread
@@ -39,8 +39,10 @@ from jobforge_mcp.settings import Settings
 from jobforge_mcp.types import (
     ClaimedJob,
     Completion,
+    Effects,
     Ended,
     Isolation,
+    JobAction,
     JobId,
     ReportAnswer,
     Settled,
@@ -214,6 +216,7 @@ class WorkerPool:
         try:
             self._build()
             await self._register()
+            await self._router.tell_installed_jobs(asked_of_callers(self._registry))
             await self._router.artifacts.keep_environment(self.worker_id, describe_environment())
             self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
         except BaseException:
@@ -540,6 +543,23 @@ class WorkerPool:
                 await self._router.forget_worker(self.worker_id)
         except Exception:  # the row is forgotten after a day
             log.warning("worker_not_forgotten", exc_info=True)
+
+
+def asked_of_callers(
+    registry: Registry,
+) -> list[tuple[str, int, Literal["action", "permission"] | None]]:
+    """Say of each job what it costs and what it asks of whoever starts it, for callers whom no process of ours asks."""
+    found: list[tuple[str, int, Literal["action", "permission"] | None]] = []
+    for name, bound in sorted(registry.by_name.items()):
+        asks_for = None
+        if bound.guards or any(
+            permission.action is JobAction.EXECUTE for permission in bound.permissions
+        ):
+            asks_for = "permission"
+        elif bound.effects is Effects.EXTERNAL:
+            asks_for = "action"
+        found.append((name, bound.definition.cost, asks_for))
+    return found
 
 
 def _known_end(attempt: Attempt, settled: Settled, worker_id: WorkerId) -> Ended | None:
