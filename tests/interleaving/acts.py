@@ -176,6 +176,7 @@ ACTS: list[Act] = [
     of_claim("record_artifact", "record_artifact", "turn", "one.txt", "text/plain", 3, "0" * 64, "directory", None, None),
     of_claim("submit_run_event", "submit_run_event", "turn", "order.paid", marked("run event"), "run:1"),
     of_worker("register_worker", "register_worker", "w1", "host", 1, "1", [ECHO], 4),
+    of_worker("tell_installed_jobs", "tell_installed_jobs", [ECHO], [1], [None]),
     of_worker("forget_worker", "forget_worker", "w1"),
     of_worker("await_wakeup", "await_wakeup", "w1", "ready", 1_000),
     of_worker("keep_environment", "keep_environment", "w1", "{}"),
