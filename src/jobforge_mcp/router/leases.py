@@ -106,8 +106,12 @@ class WorkerRouter:
         self, jobs: Sequence[tuple[str, int, Literal["action", "permission"] | None]]
     ) -> None:
         """Tell what this worker's jobs cost and ask for: name, cost, and what ``installed_jobs.asks_for`` says."""
-        columns = [list(column) for column in zip(*jobs, strict=True)] if jobs else [[], [], []]
-        await self._fetch(_TELL_INSTALLED_JOBS, columns, is_repeatable=True)
+        arguments = [
+            [name for name, _, _ in jobs],
+            [cost for _, cost, _ in jobs],
+            [asks for _, _, asks in jobs],
+        ]
+        await self._fetch(_TELL_INSTALLED_JOBS, arguments, is_repeatable=True)
 
     async def forget_worker(self, worker_id: WorkerId) -> None:
         """Say good-bye."""
