@@ -232,7 +232,7 @@ MUTANTS: dict[str, Mutant] = {
         "an enqueue is acknowledged before it is on disk",
         "enqueue_jobs",
         {
-            "perform jobforge.require_tenant(p_tenant_id);": "perform jobforge.require_tenant(p_tenant_id), pg_catalog.set_config('synchronous_commit', 'off', true);"
+            "v_claims := jobforge.require_claims(p_tenant_id);": "v_claims := jobforge.require_claims(p_tenant_id); perform pg_catalog.set_config('synchronous_commit', 'off', true);"
         },
         _CRASHES,
         by=frozenset({"no loss", "atomic enqueue"}),
