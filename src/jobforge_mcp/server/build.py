@@ -207,7 +207,7 @@ class _Doors:
     ) -> types.ListResourcesResult:
         caller = await self._identify(ctx)
         own = types.Resource(
-            uri=resources.TOKEN_URI,
+            uri=resources.ACCOUNT_URI,
             name="token",
             title="Your token",
             description="What your token allows, and what is left of each limit.",

@@ -30,7 +30,7 @@ from jobforge_mcp.types import Caller, CallOrigin, JobId, JsonObject, JsonValue,
 
 SCHEME = "jobforge://"
 SERVER_URI = "jobforge://server"
-TOKEN_URI = "jobforge://token"
+ACCOUNT_URI = "jobforge://token"
 LOG_PAGE = 1_000
 LOG_CHARS = 1_000_000
 
@@ -151,7 +151,7 @@ def parse_uri(uri: str) -> Address:
     if uri == SERVER_URI:
         return ServerAddress()
     path, _, query = uri.removeprefix(SCHEME).partition("?")
-    if uri.partition("?")[0] == TOKEN_URI:
+    if uri.partition("?")[0] == ACCOUNT_URI:
         return TokenAddress(Question(**_words(query)))
     family, _, rest = path.partition("/")
     name, _, part = rest.partition("/")
