@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from itertools import product
 from time import monotonic, sleep
 
+import psycopg
 import pytest
 from psycopg import sql
 
@@ -158,7 +159,11 @@ def test_crowds_of_calls_on_few_keys_never_deadlock(make_queue: MakeQueue, round
             ids = queue.enqueue_many(3, ordering_keys=order, idempotency_keys=[None] * 3)
             claimed = queue.claim(6, f"w{number}")
             if (number + turn) % 3 == 0:
-                queue.cancel(ids[0])
+                try:
+                    queue.cancel(ids[0])
+                except psycopg.Error as error:
+                    if error.sqlstate != "JF409":  # another worker may have finished it
+                        raise
             done += len(queue.complete(*claimed[::-1]))
         return done
 

@@ -45,6 +45,12 @@ _LOCK_POLL_SECONDS = 0.05
 # Whoever may make objects in a schema of the role's own path could put a function of theirs before one of PostgreSQL's.
 _SEARCH_PATH: LiteralString = "search_path to pg_catalog, pg_temp"
 _LOCK_TIMEOUT: LiteralString = "set local lock_timeout = '5s'"
+_PATIENCE: LiteralString = (
+    "select pg_catalog.set_config('deadlock_timeout', '10s', true)"
+    " where pg_catalog.current_setting('is_superuser') = 'on'"
+)
+"""In a deadlock whoever looks for it first gives way: a worker's statement, which is sent again, not a whole step of ours."""
+
 _TRIES = 6
 _NO_TRANSACTION = "-- no transaction"
 _MIGRATION_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
@@ -260,6 +266,7 @@ def _apply(connection: Connection, files: Sequence[SqlFile], step: tuple[SqlFile
         if _next_step(connection, files) != step:
             return False
         connection.execute(_LOCK_TIMEOUT)
+        connection.execute(_PATIENCE)
         connection.execute(_PREPARE)
         for file in step:
             _run(connection, file)
