@@ -138,15 +138,18 @@ async def test_answers_are_streams_so_progress_comes_before_the_result(stage: St
 async def test_closing_the_stream_leaves_the_job_running(stage: Stage) -> None:
     body = call("execute-job", {"name": "test.steps", "input": {"steps": 2, "seconds": 2}}, "t")
     headers = {**MODERN, "Authorization": f"Bearer {stage.token()}", "Mcp-Name": "execute-job"}
-    async with http_server(stage) as server, httpx2.AsyncClient() as http:
-        with pytest.raises(httpx2.TimeoutException):
-            await http.post(f"{server.url}/mcp", json=body, headers=headers, timeout=2)
+    async with http_server(stage) as server, httpx2.AsyncClient(timeout=60) as http:
+        async with http.stream("POST", f"{server.url}/mcp", json=body, headers=headers) as answer:
+            first = await anext(line async for line in answer.aiter_lines() if line)
         async with http_client(server.url, stage.token()) as client:
             listed = (await client.call_tool("list-runs", {})).structured_content
             assert listed is not None
-            run_id = listed["runs"][0]["runId"]
-            ended = await client.call_tool("get-job-status", {"runId": run_id, "waitSeconds": 40})
+            at_closing = listed["runs"][0]
+            ended = await client.call_tool(
+                "get-job-status", {"runId": at_closing["runId"], "waitSeconds": 40}
+            )
 
+    assert "notifications/progress" in first or first.startswith("event:")
     assert (ended.structured_content or {})["status"] == "succeeded"
 
 
