@@ -584,7 +584,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "client.sync": Requirement("design 1", "Code without an event loop has the same client."),
     "client.transactional-enqueue": Requirement(
         "design 4",
-        "A job enqueued in the application's transaction exists if and only if it commits.",
+        "What a client enqueues, cancels or submits in the application's transaction is done if and only if that commits.",
     ),
     # --- migrations, connections, routers: sql/ applied, and what stands between Python and it
     "migrate.check": Requirement(

@@ -47,15 +47,23 @@ class Permits:
             PolicyDeniedError: it is not allowed.
         """
         for run in await self._router.get_runs(caller, [job_id]):
-            jobs = await self._catalog.asked_of(caller, [run])
-            job = jobs.get((run.job_type, run.job_version))
-            if job is None:
-                continue
-            require_job(caller, job, action)
-            if job.guards:
-                is_execute = action is JobAction.EXECUTE
-                text = await self._router.get_payload(caller, job_id) if is_execute else "null"
-                ask_guards(caller, job, action, cast("JsonValue", json.loads(text)))
+            await self.require_known(caller, run, action)
+
+    async def require_known(self, caller: Caller, run: Run, action: JobAction) -> None:
+        """Do the same for a run that was read already.
+
+        Raises:
+            PolicyDeniedError: it is not allowed.
+        """
+        jobs = await self._catalog.asked_of(caller, [run])
+        job = jobs.get((run.job_type, run.job_version))
+        if job is None:
+            return
+        require_job(caller, job, action)
+        if job.guards:
+            is_execute = action is JobAction.EXECUTE
+            text = await self._router.get_payload(caller, run.job_id) if is_execute else "null"
+            ask_guards(caller, job, action, cast("JsonValue", json.loads(text)))
 
     async def closed_types(self, caller: Caller, action: JobAction) -> set[str]:
         """Name the types of whose runs the caller may not touch all: by permissions, or by a guard that must see the input."""

@@ -16,7 +16,7 @@ from jobforge_mcp.db.context import (
 from jobforge_mcp.db.pool import Database
 from jobforge_mcp.errors import PolicyDeniedError
 from jobforge_mcp.router.jobs import Router
-from jobforge_mcp.router.transactional import enqueue_job_in, enqueue_job_in_sync
+from jobforge_mcp.router.transactional import OwnTransaction
 from jobforge_mcp.types import Caller, NewJob, RunFilter
 from tests.postgres import ADMIN, ScratchDatabase
 
@@ -66,13 +66,13 @@ async def test_an_applications_own_transaction_is_signed_too(
     job = NewJob("demo.echo", "{}")
 
     with database.connect("jobforge_api", autocommit=False) as connection:
-        enqueue_job_in_sync(connection, acme, job, signer=signer)
+        OwnTransaction(acme, signer=signer).enqueue_job(job).send_sync(connection)
     async with await psycopg.AsyncConnection.connect(database.url("jobforge_api")) as connection:
-        await enqueue_job_in(connection, acme, job, signer=signer)
+        await OwnTransaction(acme, signer=signer).enqueue_job(job).send(connection)
     with (
         database.connect("jobforge_api", autocommit=False) as connection,
         pytest.raises(PolicyDeniedError, match="not signed"),
     ):
-        enqueue_job_in_sync(connection, acme, job)
+        OwnTransaction(acme).enqueue_job(job).send_sync(connection)
     with database.connect() as admin:
         assert admin.execute("select count(*) from jobforge.jobs").fetchone() == (2,)

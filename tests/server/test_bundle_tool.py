@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from mcp.client import Client
 from mcp.types import CallToolResult
 
+from jobforge_mcp.policy.gate import Credential, Door
+from jobforge_mcp.policy.scopes import ALL_SCOPES
+from jobforge_mcp.policy.tokens import Grant, issue_token
 from jobforge_mcp.server.build import build_server
 from tests.postgres import ScratchDatabase
 from tests.server.stage import Stage, open_stage
@@ -68,3 +73,56 @@ async def test_it_is_off_until_somebody_switches_it_on(stage: Stage) -> None:
 
     assert "execute-bundle" not in tools
     assert refused.is_error
+
+
+@pytest.mark.requirement("audit.denials")
+async def test_what_a_bundle_may_not_run_is_in_the_audit_log_and_its_verdict_names_the_code(
+    database: ScratchDatabase, tmp_path: Path, admin: psycopg.Connection
+) -> None:
+    requests = [
+        {"id": "allowed", "name": "test.noop", "idempotencyKey": "k"},
+        {"id": "denied", "name": "test.echo", "input": {"text": "a"}},
+        {"id": "after", "name": "test.noop", "dependsOn": ["denied"]},
+    ]
+    async with open_stage(database, tmp_path, bundles_enabled=True) as stage:
+        grant = Grant("acme", ALL_SCOPES, job_types=["test.noop"], lifetime=timedelta(hours=1))
+        token = issue_token(
+            stage.keys.ensure(),
+            grant,
+            issuer=stage.settings.token_issuer,
+            audience=stage.settings.token_audience,
+        )
+        async with Client(build_server(stage.parts, Credential(token, Door.LOCAL))) as client:
+            made = told(await client.call_tool("execute-bundle", {"requests": requests}))
+    rows = admin.execute(
+        "select action, job_type, tool, detail from jobforge.audit_log where outcome = 'refused'"
+    ).fetchall()
+
+    assert [(item["outcome"], item.get("code")) for item in made["items"]] == [
+        ("created", None), ("refused", "POLICY_DENIED"), ("refused", "DEPENDENCY_REFUSED"),
+    ]  # fmt: skip
+    assert rows == [("enqueue", "test.echo", "execute-bundle", {"reason": "POLICY_DENIED"})]
+
+
+async def test_a_request_whose_key_was_used_otherwise_has_a_code(
+    database: ScratchDatabase, tmp_path: Path
+) -> None:
+    async with (
+        open_stage(database, tmp_path, bundles_enabled=True) as stage,
+        Client(build_server(stage.parts, stage.credential())) as client,
+    ):
+        items: list[Any] = []
+        for text in ("a", "b"):
+            request = {
+                "id": "one",
+                "name": "test.echo",
+                "input": {"text": text},
+                "idempotencyKey": "k",
+            }
+            items += told(await client.call_tool("execute-bundle", {"requests": [request]}))[
+                "items"
+            ]
+
+    assert [(item["outcome"], item.get("code")) for item in items] == [
+        ("created", None), ("conflict", "IDEMPOTENCY_CONFLICT"),
+    ]  # fmt: skip

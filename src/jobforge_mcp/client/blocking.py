@@ -8,26 +8,24 @@ from contextlib import contextmanager
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from jobforge_mcp.client.answers import RunRef, refuse_conflict
+from jobforge_mcp.client.answers import RunRef, refuse_conflict, to_job_id
 from jobforge_mcp.client.bulk import BlockingBulkVerbs
 from jobforge_mcp.client.bundles import BundleRequest, Verdict
-from jobforge_mcp.client.events import SyncEventVerbs
+from jobforge_mcp.client.events import SyncEventVerbs, payload_text
 from jobforge_mcp.client.evidence import BlockingEvidenceVerbs
 from jobforge_mcp.client.options import DEFAULTS, Options
 from jobforge_mcp.client.queues import BlockingQueueVerbs
 from jobforge_mcp.client.verbs import Client
 from jobforge_mcp.definitions.model import JobDefinition
 from jobforge_mcp.definitions.registry import Registry
-from jobforge_mcp.router.transactional import (
-    SyncConnection,
-    enqueue_job_in_sync,
-)
+from jobforge_mcp.router.transactional import SyncConnection
 from jobforge_mcp.settings import Settings
 from jobforge_mcp.types import (
     Caller,
     Enqueued,
     JsonObject,
     JsonValue,
+    NewEvent,
     Registration,
     Run,
     RunFilter,
@@ -76,18 +74,24 @@ class SyncClient(BlockingEvidenceVerbs, BlockingQueueVerbs, BlockingBulkVerbs):
         event_type: str,
         payload: Mapping[str, JsonValue] | None = None,
         *,
+        source: str | None = None,
+        subject: str | None = None,
         idempotency_key: str | None = None,
         trace_id: str | None = None,
+        project_id: str | None = None,
+        connection: SyncConnection | None = None,
     ) -> SubmittedEvent:
         """Store an event, and start what its triggers start; ``events.submit_event`` takes the whole envelope."""
-        submit = functools.partial(
-            self._client.submit_event,
+        event = NewEvent(
             event_type,
-            payload,
+            payload_text(payload),
+            source=source,
+            subject=subject,
             idempotency_key=idempotency_key,
             trace_id=trace_id,
+            project_id=project_id,
         )
-        return self._portal.call(submit)
+        return self.events.submit_event(event, connection=connection)
 
     def enqueue(
         self,
@@ -103,10 +107,7 @@ class SyncClient(BlockingEvidenceVerbs, BlockingQueueVerbs, BlockingBulkVerbs):
         recording = self._client.recording("enqueue", job_type=name)
         with self._portal.wrap_async_context_manager(recording):
             job = self._portal.call(self._client.prepare, name, input, options)
-            origin = self._client.origin(job)
-            enqueued = enqueue_job_in_sync(
-                connection, self.caller, job, origin=origin, signer=self._client.signer
-            )
+            enqueued = self._client.own(job).enqueue_job(job).send_sync(connection)
         return refuse_conflict(enqueued)
 
     def enqueue_many(self, jobs: Iterable[tuple[str, JsonValue, Options]]) -> list[Enqueued]:
@@ -143,9 +144,25 @@ class SyncClient(BlockingEvidenceVerbs, BlockingQueueVerbs, BlockingBulkVerbs):
         result = functools.partial(self._client.result, run_id, timeout_seconds=timeout_seconds)
         return self._portal.call(result)
 
-    def cancel(self, run_id: RunRef, *, reason: str | None = None) -> Run:
-        """Ask for a run's end."""
-        return self._portal.call(functools.partial(self._client.cancel, run_id, reason=reason))
+    def cancel(
+        self,
+        run_id: RunRef,
+        *,
+        reason: str | None = None,
+        connection: SyncConnection | None = None,
+    ) -> Run:
+        """Ask for a run's end, or make that part of the transaction on ``connection``; see `Client.cancel`."""
+        if connection is None:
+            return self._portal.call(functools.partial(self._client.cancel, run_id, reason=reason))
+        job_id = to_job_id(run_id)
+        with self._portal.wrap_async_context_manager(
+            self._client.recording("cancel", job_id=job_id)
+        ):
+            self._client.require_cancel(reason)
+            own = self._client.own()
+            run = own.get_run(job_id).send_sync(connection)
+            self._portal.call(self._client.require_cancel_of, run)
+            return own.cancel_job(job_id, reason=reason).send_sync(connection)
 
     def retry(self, run_id: RunRef, *, reset_attempts: bool = False, force: bool = False) -> Run:
         """Queue a final run again under the same id."""

@@ -14,8 +14,9 @@ from jobforge_mcp.definitions.features import EVENTS, TRIGGERS, Feature
 from jobforge_mcp.errors import InvalidInputError
 from jobforge_mcp.policy.permissions import require_scope
 from jobforge_mcp.policy.scopes import Scope
+from jobforge_mcp.router.transactional import AsyncConnection, OwnTransaction, SyncConnection
 from jobforge_mcp.settings import Settings
-from jobforge_mcp.triggers.desk import EventDesk
+from jobforge_mcp.triggers.desk import EventDesk, without_conflict
 from jobforge_mcp.types import (
     Caller,
     CallOrigin,
@@ -62,11 +63,12 @@ class EventVerbs:
         redaction_hints: JsonObject | None = None,
         attributes: JsonObject | None = None,
         is_plan: bool = False,
+        connection: AsyncConnection | None = None,
     ) -> SubmittedEvent:
-        """Store an event, and start what its triggers start; see `EventDesk.submit`."""
+        """Store an event, and start what its triggers start; see `EventDesk.submit` and `submit_event`."""
         event = NewEvent(
             event_type,
-            json.dumps(dict(payload or {}), ensure_ascii=False),
+            payload_text(payload),
             source=source,
             subject=subject,
             occurred_at=occurred_at,
@@ -77,13 +79,39 @@ class EventVerbs:
             redaction_hints=redaction_hints,
             attributes=attributes,
         )
-        return await self.submit_event(event, is_plan=is_plan)
+        return await self.submit_event(event, is_plan=is_plan, connection=connection)
 
-    async def submit_event(self, event: NewEvent, *, is_plan: bool = False) -> SubmittedEvent:
-        """Do the same with an event that is made already, such as one of `from_cloudevent`."""
+    async def submit_event(
+        self,
+        event: NewEvent,
+        *,
+        is_plan: bool = False,
+        connection: AsyncConnection | None = None,
+    ) -> SubmittedEvent:
+        """Do the same with an event that is made already, such as one of `from_cloudevent`.
+
+        With ``connection``, an open psycopg connection of the application, the event becomes part of the transaction that
+        is open on it, and its triggers are asked a moment after that is committed.
+        """
         self._require(Scope.EVENTS_SUBMIT, EVENTS)
         origin = CallOrigin(tool=self._tool, trace_id=event.trace_id)
-        return await self._desk.submit(self._caller, event, origin=origin, is_plan=is_plan)
+        if connection is None:
+            return await self._desk.submit(self._caller, event, origin=origin, is_plan=is_plan)
+        event = self._desk.checked(self._caller, event)
+        own = OwnTransaction(self._caller, origin, self._desk.router.signer)
+        stored = await own.submit_event(event, is_plan=is_plan).send(connection)
+        return without_conflict(stored, is_plan=is_plan)
+
+    def submit_event_sync(
+        self, event: NewEvent, connection: SyncConnection, *, is_plan: bool = False
+    ) -> SubmittedEvent:
+        """Do that on a blocking connection, on the thread that owns it."""
+        self._require(Scope.EVENTS_SUBMIT, EVENTS)
+        origin = CallOrigin(tool=self._tool, trace_id=event.trace_id)
+        event = self._desk.checked(self._caller, event)
+        own = OwnTransaction(self._caller, origin, self._desk.router.signer)
+        stored = own.submit_event(event, is_plan=is_plan).send_sync(connection)
+        return without_conflict(stored, is_plan=is_plan)
 
     async def list(self, wanted: EventFilter | None = None) -> list[Event]:
         """Return events, newest first, with what they hide struck out."""
@@ -143,6 +171,11 @@ class EventVerbs:
             feature.require(self._settings, self._caller, feature.name)
 
 
+def payload_text(payload: Mapping[str, JsonValue] | None) -> str:
+    """Write the payload of an event as it is stored."""
+    return json.dumps(dict(payload or {}), ensure_ascii=False)
+
+
 class SyncEventVerbs:
     """`EventVerbs` for code without an event loop: the same verbs, each of which blocks its thread."""
 
@@ -151,8 +184,16 @@ class SyncEventVerbs:
         self._portal = portal
         self._verbs = verbs
 
-    def submit_event(self, event: NewEvent, *, is_plan: bool = False) -> SubmittedEvent:
-        """Store an event, and start what its triggers start."""
+    def submit_event(
+        self,
+        event: NewEvent,
+        *,
+        is_plan: bool = False,
+        connection: SyncConnection | None = None,
+    ) -> SubmittedEvent:
+        """Store an event, and start what its triggers start; with ``connection`` in the transaction that is open there."""
+        if connection is not None:
+            return self._verbs.submit_event_sync(event, connection, is_plan=is_plan)
         return self._portal.call(partial(self._verbs.submit_event, event, is_plan=is_plan))
 
     def list(self, wanted: EventFilter | None = None) -> list[Event]:

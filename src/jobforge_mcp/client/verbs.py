@@ -51,13 +51,11 @@ from jobforge_mcp.policy.permissions import (
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.progress import OnChange, RunWatcher
 from jobforge_mcp.router.audit import AuditRouter
+from jobforge_mcp.router.errors import run_not_found
 from jobforge_mcp.router.events import EventRouter
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.router.scope import ScopeSigner
-from jobforge_mcp.router.transactional import (
-    AsyncConnection,
-    enqueue_job_in,
-)
+from jobforge_mcp.router.transactional import AsyncConnection, OwnTransaction
 from jobforge_mcp.settings import Settings, load_settings
 from jobforge_mcp.triggers.desk import EventDesk
 from jobforge_mcp.types import (
@@ -207,8 +205,12 @@ class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs, BulkVerbs):
         idempotency_key: str | None = None,
         trace_id: str | None = None,
         project_id: str | None = None,
+        connection: AsyncConnection | None = None,
     ) -> SubmittedEvent:
-        """Store an event, and start what its triggers start; ``events.submit`` takes the rest of the envelope."""
+        """Store an event, and start what its triggers start; ``events.submit`` takes the rest of the envelope.
+
+        With ``connection``, an open psycopg connection of the application, the event becomes part of its transaction.
+        """
         return await self.events.submit(
             event_type,
             payload,
@@ -217,6 +219,7 @@ class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs, BulkVerbs):
             idempotency_key=idempotency_key,
             trace_id=trace_id,
             project_id=project_id,
+            connection=connection,
         )
 
     async def enqueue(
@@ -242,9 +245,7 @@ class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs, BulkVerbs):
             job = await self.prepare(name, input, options)
             origin = self.origin(job)
             if connection is not None:
-                enqueued = await enqueue_job_in(
-                    connection, self.caller, job, origin=origin, signer=self.signer
-                )
+                enqueued = await self.own(job).enqueue_job(job).send(connection)
             else:
                 enqueued = await self._router.enqueue_job(self.caller, job, origin=origin)
         return refuse_conflict(enqueued)
@@ -274,6 +275,13 @@ class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs, BulkVerbs):
         """
         async with self.recording("enqueue_bundle"):
             arranged = await arranged_of(requests, self.prepare, idempotency_key)
+            if self._denials is not None:
+                refused = [
+                    (one.name, arranged.refused[one.id])
+                    for one in requests
+                    if one.id in arranged.refused and is_job_name(one.name)
+                ]
+                await self._denials.record_each(self.caller, "enqueue", self.origin(), refused)
             found = await self._router.enqueue_bundle(
                 self.caller, arranged.items, origin=self.origin(), is_plan=is_plan
             )
@@ -323,16 +331,43 @@ class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs, BulkVerbs):
         run = await self.wait(run_id, timeout_seconds=timeout_seconds)
         return await self.whole_result(run) if is_elsewhere(run) else result_of(run)
 
-    async def cancel(self, run_id: RunRef, *, reason: str | None = None) -> Run:
-        """Ask for a run's end; a running one ends soon after."""
+    async def cancel(
+        self,
+        run_id: RunRef,
+        *,
+        reason: str | None = None,
+        connection: AsyncConnection | None = None,
+    ) -> Run:
+        """Ask for a run's end; a running one ends soon after.
+
+        With ``connection``, an open psycopg connection of the application, that is part of its transaction.
+        """
         job_id = to_job_id(run_id)
         async with self.recording("cancel", job_id=job_id):
-            require_scope(self.caller, Scope.JOBS_CANCEL)
-            self.registry.scan({"reason": reason})
-            await self.permits.require_run(self.caller, job_id, JobAction.CANCEL)
-            return await self._router.cancel_job(
-                self.caller, job_id, reason=reason, origin=self.origin()
-            )
+            self.require_cancel(reason)
+            if connection is None:
+                await self.permits.require_run(self.caller, job_id, JobAction.CANCEL)
+                return await self._router.cancel_job(
+                    self.caller, job_id, reason=reason, origin=self.origin()
+                )
+            own = self.own()
+            await self.require_cancel_of(await own.get_run(job_id).send(connection))
+            return await own.cancel_job(job_id, reason=reason).send(connection)
+
+    def require_cancel(self, reason: str | None) -> None:
+        """Refuse a caller that may cancel nothing, or a reason that holds what it must not."""
+        require_scope(self.caller, Scope.JOBS_CANCEL)
+        self.registry.scan({"reason": reason})
+
+    async def require_cancel_of(self, run: Run) -> None:
+        """Refuse the cancellation of a run that this caller may not see, or whose definition does not allow it."""
+        if not await self._router.shown(self.caller, [run]):
+            raise run_not_found(run.job_id)
+        await self.permits.require_known(self.caller, run, JobAction.CANCEL)
+
+    def own(self, job: NewJob | None = None) -> OwnTransaction:
+        """Return what is done in transactions of the application, as this client's caller."""
+        return OwnTransaction(self.caller, self.origin(job), self.signer)
 
     async def retry(
         self,

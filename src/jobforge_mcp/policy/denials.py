@@ -11,7 +11,7 @@ Whoever came to HTTP without a good token belongs to no tenant; such refusals ar
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -105,6 +105,19 @@ class Denials:
                 said = Denial(action, error.code, job_type, job_id, origin.tool, origin.trace_id)
                 await self.record(caller, said)
             raise
+
+    async def record_each(
+        self,
+        caller: Caller,
+        action: str,
+        origin: CallOrigin,
+        refused: Iterable[tuple[str, CallerError]],
+    ) -> None:
+        """Write down what of one call was refused, by the name of each job, where the rest of the call went on."""
+        for job_type, error in refused:
+            if is_denial(error):
+                said = Denial(action, error.code, job_type, None, origin.tool, origin.trace_id)
+                await self.record(caller, said)
 
     async def flush(self) -> None:
         """Write down what was only counted; called before the process ends."""

@@ -45,7 +45,7 @@ from jobforge_mcp.types import (
     TriggerSpec,
 )
 
-_SUBMIT_EVENT: LiteralString = f"""
+SUBMIT_EVENT: LiteralString = f"""
     select r.* from {SCOPE}, lateral jobforge.submit_event(s.tenant_id, %s::text, %s::jsonb, %s::text, %s::text,
       %s::timestamptz, %s::text, %s::text, %s::text, %s::boolean, %s::jsonb, %s::jsonb, %s::jsonb, %s::int, %s::boolean) as r"""
 _LIST_EVENTS: LiteralString = f"""
@@ -130,29 +130,19 @@ class EventRouter(ScopedRouter):
             ConflictError: ``TRIGGERS_CHANGED``: a trigger changed since it was evaluated; evaluate again.
         """
         arguments = [
-            event.event_type,
-            event.payload,
-            event.source,
-            event.subject,
-            event.occurred_at,
-            event.idempotency_key,
-            event.trace_id,
-            event.project_id,
-            event.contains_pii,
-            to_json(event.redaction_hints),
-            to_json(event.attributes),
+            *event_values(event),
             None if fires is None else fires_json(fires),
             most_depth,
             is_plan,
         ]
         rows = await self._fetch(
             caller,
-            _SUBMIT_EVENT,
+            SUBMIT_EVENT,
             arguments,
             origin=origin,
             is_repeatable=is_plan or event.idempotency_key is not None,
         )
-        return _to_submitted(rows)
+        return to_submitted(rows)
 
     async def list_events(self, caller: Caller, wanted: EventFilter) -> list[Event]:
         """Read a page of events, newest first, with what they hide struck out."""
@@ -453,7 +443,25 @@ def _to_fire(row: Row) -> TriggerFire:
     )
 
 
-def _to_submitted(rows: Sequence[Row]) -> SubmittedEvent:
+def event_values(event: NewEvent) -> list[object]:
+    """List what `SUBMIT_EVENT` takes of an event, before fires, depth and plan."""
+    return [
+        event.event_type,
+        event.payload,
+        event.source,
+        event.subject,
+        event.occurred_at,
+        event.idempotency_key,
+        event.trace_id,
+        event.project_id,
+        event.contains_pii,
+        to_json(event.redaction_hints),
+        to_json(event.attributes),
+    ]
+
+
+def to_submitted(rows: Sequence[Row]) -> SubmittedEvent:
+    """Read what became of an event: a row for each trigger, or one alone."""
     first = rows[0]
     event_id: UUID | None = first["event_id"]
     return SubmittedEvent(

@@ -65,7 +65,7 @@ ENQUEUE_JOBS: LiteralString = f"""
       %s::float8[], %s::int[], %s::int[], %s::boolean[], %s::text, %s::int, %s::boolean, null::uuid, %s::int[],
       %s::text[], %s::text[], %s::text[]) as r
     order by r.ord"""
-_GET_RUN: LiteralString = (
+GET_RUN: LiteralString = (
     f"select {_RUN} from {SCOPE}, lateral jobforge.get_run(s.tenant_id, %s) as r"
 )
 _GET_RUNS: LiteralString = (
@@ -77,7 +77,7 @@ _GET_PAYLOAD: LiteralString = (
 _LIST_RUNS: LiteralString = f"""
     select {_RUN} from {SCOPE}, lateral jobforge.list_runs(s.tenant_id, %s::text, %s::text, %s::text[], %s::text,
       %s::timestamptz, %s::uuid, %s::int) as r"""
-_CANCEL_JOB: LiteralString = f"select {_RUN} from {SCOPE}, lateral jobforge.cancel_job(s.tenant_id, %s, %s::text, %s::boolean) as r"
+CANCEL_JOB: LiteralString = f"select {_RUN} from {SCOPE}, lateral jobforge.cancel_job(s.tenant_id, %s, %s::text, %s::boolean) as r"
 _RETRY_JOB: LiteralString = f"""
     select {_RUN} from {SCOPE}, lateral jobforge.retry_job(s.tenant_id, %s, %s::bigint, %s::timestamptz, %s::boolean,
       %s::boolean, %s::boolean) as r"""
@@ -177,8 +177,8 @@ class Router(ScopedRouter):
         Raises:
             NotFoundError: there is none, or not for this caller.
         """
-        run = to_run((await self._fetch_of_run(caller, job_id, _GET_RUN, [job_id]))[0])
-        if not await self._shown(caller, [run]):
+        run = to_run((await self._fetch_of_run(caller, job_id, GET_RUN, [job_id]))[0])
+        if not await self.shown(caller, [run]):
             raise run_not_found(job_id)
         return run
 
@@ -187,7 +187,7 @@ class Router(ScopedRouter):
         if not job_ids:
             return []
         rows = await self._fetch(caller, _GET_RUNS, [list(job_ids)], is_repeatable=True)
-        return await self._shown(caller, [to_run(row) for row in rows])
+        return await self.shown(caller, [to_run(row) for row in rows])
 
     async def get_payload(self, caller: Caller, job_id: JobId) -> str:
         """Read the input of a run, as JSON text.
@@ -210,7 +210,7 @@ class Router(ScopedRouter):
         # A page holds as many as were asked for, also where some between them are of types that the caller may not see.
         while True:
             page = await self._list_page(caller, wanted, projects, before_id)
-            found += await self._shown(caller, page)
+            found += await self.shown(caller, page)
             if len(page) < wanted.limit or len(found) >= wanted.limit:
                 return found[: wanted.limit]
             before_id = page[-1].job_id
@@ -256,7 +256,7 @@ class Router(ScopedRouter):
         rows = await self._fetch_of_run(
             caller,
             job_id,
-            _CANCEL_JOB,
+            CANCEL_JOB,
             [job_id, reason, is_plan],
             origin=origin,
             is_repeatable=False,
@@ -388,7 +388,7 @@ class Router(ScopedRouter):
         is_open = self.readers is None and not is_confined(caller)
         return is_open or bool(await self.get_runs(caller, [job_id]))
 
-    async def _shown(self, caller: Caller, runs: Sequence[Run]) -> list[Run]:
+    async def shown(self, caller: Caller, runs: Sequence[Run]) -> list[Run]:
         """Leave out runs that do not exist for this caller."""
         seen = [run for run in runs if _is_visible(caller, run)]
         return await self.readers.shown(caller, seen) if self.readers is not None and seen else seen
@@ -434,6 +434,7 @@ def _may_go_along(caller: Caller, job: NewJob) -> bool:
 
 
 def _is_visible(caller: Caller, run: Run) -> bool:
+    """Whether a run exists for this caller: its project and its type must be theirs."""
     return (caller.projects is None or run.project_id in caller.projects) and may_see_type(
         caller, run.job_type
     )

@@ -93,6 +93,28 @@ class EventDesk:
             ConflictError: ``IDEMPOTENCY_CONFLICT``: the key was used for another event.
             PolicyDeniedError: the caller may not submit events of this type.
         """
+        event = self.checked(caller, event)
+        for number in range(MOST_TRIES if self._asks_triggers else 0):
+            try:
+                fires = await self._evaluate(caller, event, origin, is_again=number > 0)
+                return without_conflict(
+                    await self._store(caller, event, fires, origin=origin, is_plan=is_plan),
+                    is_plan=is_plan,
+                )
+            except ConflictError as error:
+                if error.code != TRIGGERS_CHANGED:
+                    raise
+        return without_conflict(
+            await self._store(caller, event, None, origin=origin, is_plan=is_plan), is_plan=is_plan
+        )
+
+    def checked(self, caller: Caller, event: NewEvent) -> NewEvent:
+        """Check what the database does not say as well, and fill in the project of a caller that has but one.
+
+        Raises:
+            InvalidInputError: the payload is no object, or the key too long.
+            PolicyDeniedError: something in it looks like a key.
+        """
         payload = load_limited(event.payload)
         if not isinstance(payload, dict):
             raise InvalidInputError("the payload of an event is one object")
@@ -106,20 +128,7 @@ class EventDesk:
         )
         if event.idempotency_key is not None:
             check_key(event.idempotency_key, "idempotencyKey")
-        event = replace(event, project_id=event.project_id or _only_project(caller))
-        for number in range(MOST_TRIES if self._asks_triggers else 0):
-            try:
-                fires = await self._evaluate(caller, event, origin, is_again=number > 0)
-                return _without_conflict(
-                    await self._store(caller, event, fires, origin=origin, is_plan=is_plan),
-                    is_plan=is_plan,
-                )
-            except ConflictError as error:
-                if error.code != TRIGGERS_CHANGED:
-                    raise
-        return _without_conflict(
-            await self._store(caller, event, None, origin=origin, is_plan=is_plan), is_plan=is_plan
-        )
+        return replace(event, project_id=event.project_id or _only_project(caller))
 
     async def list(self, caller: Caller, wanted: EventFilter) -> list[Event]:
         """Read events, newest first."""
@@ -321,7 +330,12 @@ async def _again_if_changed(try_once: Callable[[], Awaitable[AnswerT]]) -> Answe
     return await try_once()
 
 
-def _without_conflict(submitted: SubmittedEvent, *, is_plan: bool) -> SubmittedEvent:
+def without_conflict(submitted: SubmittedEvent, *, is_plan: bool) -> SubmittedEvent:
+    """Refuse a key that was used for another event.
+
+    Raises:
+        ConflictError: ``IDEMPOTENCY_CONFLICT``.
+    """
     if submitted.outcome is EnqueueOutcome.CONFLICT and not is_plan:
         raise ConflictError(
             "this idempotencyKey was used before for another event, so nothing was stored",

@@ -6,12 +6,13 @@ from typing import Literal, cast
 
 from jobforge_mcp.definitions.bundle import Place, arrange
 from jobforge_mcp.definitions.json_limits import check_key
+from jobforge_mcp.definitions.model import is_job_name
 from jobforge_mcp.errors import CallerError, InvalidInputError
 from jobforge_mcp.server import arguments as args
 from jobforge_mcp.server import wire
 from jobforge_mcp.server.parts import Call, ServerParts
 from jobforge_mcp.server.tools.executing import find_job, new_job
-from jobforge_mcp.types import JsonObject, NewJob
+from jobforge_mcp.types import EnqueueOutcome, JsonObject, NewJob
 
 _OF_ONE_CALL = ("background", "wait_seconds", "dry_run", "cancel_on_disconnect")
 
@@ -29,17 +30,27 @@ async def execute_bundle(parts: ServerParts, call: Call, given: args.ExecuteBund
     found = await parts.router.enqueue_bundle(
         call.caller, arranged.items, origin=call.origin, is_plan=bool(given.dry_run)
     )
+    if parts.denials is not None:
+        refused = [
+            (one.name, arranged.refused[one.id])
+            for one in requests
+            if one.id in arranged.refused and is_job_name(one.name)
+        ]
+        await parts.denials.record_each(call.caller, "enqueue", call.origin, refused)
     verdicts = {
         name: wire.VerdictView(id=name, outcome="refused", code=error.code, message=error.message)
         for name, error in arranged.refused.items()
     }
     for name, row in zip(arranged.ids, found, strict=True):
         is_plan = bool(given.dry_run) and row.status is None
+        is_conflict = row.outcome is EnqueueOutcome.CONFLICT
         verdicts[name] = wire.VerdictView(
             id=name,
             outcome=cast("Literal['created']", row.outcome.value),
-            run_id=None if is_plan or row.outcome.value == "conflict" else str(row.job_id),
+            run_id=None if is_plan or is_conflict else str(row.job_id),
             status=row.status.value if row.status is not None else None,
+            code="IDEMPOTENCY_CONFLICT" if is_conflict else None,
+            message="its idempotencyKey was used with another input" if is_conflict else None,
         )
     view = wire.BundleView(
         dry_run=True if given.dry_run else None,
