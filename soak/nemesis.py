@@ -18,6 +18,8 @@ from soak.history import History
 from soak.proxy import Proxy
 from soak.server import Server
 
+HOLE_SECONDS = 3.0
+"""Between two black holes: where workers take long to start, one on the other would be most of what there is."""
 Act = Callable[[], Awaitable[None]]
 Fault = Callable[[TaskGroup], Awaitable[bool | None]]
 
@@ -41,6 +43,7 @@ class Nemesis:
         self._history = history
         self._chance = chance
         self.counts: Counter[str] = Counter()
+        self._held_until = 0.0
         faults: list[tuple[str, float, Fault]] = [
             ("worker killed", 26, self._kill_worker),
             ("worker stopped past its lease", 14, self._freeze_worker),
@@ -124,10 +127,14 @@ class Nemesis:
     async def _lose_replies(self, _: TaskGroup) -> None:
         self._proxy.lose_replies(self._chance.choice([0.2, 0.5]), self._chance)
 
-    async def _hold(self, _: TaskGroup) -> None:
+    async def _hold(self, _: TaskGroup) -> bool:
+        if anyio.current_time() < self._held_until + HOLE_SECONDS:
+            return False
         seconds = self._chance.uniform(0.5, 2.5)
+        self._held_until = anyio.current_time() + seconds
         self._history.note("out_of_reach", seconds=seconds)
         self._proxy.hold(seconds)
+        return True
 
     async def _terminate(self, _: TaskGroup) -> None:
         with suppress(psycopg.Error):

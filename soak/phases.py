@@ -10,7 +10,6 @@ import anyio
 
 from jobforge_mcp import resources
 from jobforge_mcp.db.migrate import migrate
-from jobforge_mcp.errors import OperatorError
 from soak.clock import speed_up
 from soak.crew import Crew
 from soak.history import History
@@ -18,7 +17,6 @@ from soak.nemesis import Act
 from soak.proxy import Proxy
 from soak.server import Server
 
-_TRIES = 20
 _NEXT_MIGRATION = """\
 set local role jobforge_owner;
 alter table jobforge.jobs add column next_release text;
@@ -70,14 +68,7 @@ class Phases:
             " max(scheduled_at) as last from jobforge.trigger_fires where kind = 'cron' group by 1, 2) f"
             " where f.tenant_id = r.tenant_id and f.trigger_name = r.name"
         )
-        for tried in range(_TRIES):
-            try:
-                await anyio.to_thread.run_sync(lambda: migrate(self._server.url(), folder=release))
-                break
-            except OperatorError:  # a long statement held a lock: nothing was changed
-                if tried == _TRIES - 1:
-                    raise
-                await anyio.sleep(0.5)
+        await anyio.to_thread.run_sync(lambda: migrate(self._server.url(), folder=release))
         speed_up(self._server)
         self._server.execute(
             "update jobforge.triggers t set next_fire_at = r.next_fire_at from soak.resting r"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import threading
+import time
 from functools import partial
 from pathlib import Path
+from typing import LiteralString
 
 import psycopg
 import pytest
 from psycopg import sql
 
+from jobforge_mcp import resources
 from jobforge_mcp.db.migrate import MigrationReport, migrate, plan_sql
 from jobforge_mcp.embedded.binaries import find_binaries
 from jobforge_mcp.embedded.cluster import SUPERUSER
@@ -63,6 +67,14 @@ def greeting(database: ScratchDatabase) -> str:
         row = connection.execute("select jobforge.greet()").fetchone()
     assert row is not None
     return row[0]
+
+
+def wait_until(looking: psycopg.Connection, query: LiteralString) -> None:
+    """Wait until a query has a row."""
+    deadline = time.monotonic() + 60
+    while not looking.execute(query).fetchone():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_everything_is_applied_in_order_and_then_nothing_is_pending(
@@ -278,6 +290,34 @@ def test_two_migrators_at_once_apply_each_file_once(
     applied = [name for report in reports for name in report.applied]
     assert len(reports) == 3
     assert sorted(applied) == sorted((FIRST, SECOND, GREET, RIGHTS))
+
+
+@pytest.mark.parametrize("held", ["context_keys", "audit_log"])
+def test_functions_are_replaced_under_a_caller_who_needs_two_tables_at_once(
+    database: ScratchDatabase, tmp_path: Path, held: str
+) -> None:
+    """A caller that holds one and then asks for the other would wait for the migrator, and that for the caller."""
+    folder = tmp_path / "sql"
+    shutil.copytree(resources.sql_folder(), folder)
+    write(folder, "functions/99_more.sql", "-- nothing yet\n")
+    reports: list[MigrationReport] = []
+    migrator = threading.Thread(
+        target=lambda: reports.append(migrate(database.url(SUPERUSER), folder=folder))
+    )
+    with database.connect(autocommit=False) as caller, database.connect() as looking:
+        caller.execute(f"lock table jobforge.{held} in access share mode".encode())
+        migrator.start()
+        wait_until(
+            looking,
+            "select true from pg_locks l join pg_stat_activity a using (pid)"
+            " where a.application_name = 'jobforge migrate' and a.datname = current_database() and not l.granted",
+        )
+
+        caller.execute("select from jobforge.runs limit 1")  # would be ended by the deadlock
+        caller.commit()
+    migrator.join(120)
+
+    assert [report.applied[-1].partition("/")[0] for report in reports] == ["policies"]
 
 
 def test_databases_of_one_cluster_can_be_migrated_at_once(databases: DatabaseMaker) -> None:

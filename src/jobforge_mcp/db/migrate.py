@@ -50,8 +50,35 @@ _PATIENCE: LiteralString = (
     " where pg_catalog.current_setting('is_superuser') = 'on'"
 )
 """In a deadlock whoever looks for it first gives way: a worker's statement, which is sent again, not a whole step of ours."""
+_LOCK_EVERYTHING: LiteralString = """\
+do $$
+declare
+  v_relation record;
+begin
+  for v_relation in
+    select c.oid::regclass as name, c.relowner::regrole as owner, c.relkind = 'v' as is_view
+    from pg_catalog.pg_class c
+    where c.relnamespace = pg_catalog.to_regnamespace('jobforge') and c.relkind in ('r', 'v') and c.relname <> 'schema_migrations'
+      and pg_catalog.pg_has_role(c.relowner, 'MEMBER')
+    order by c.relname not in ('tenant_logins', 'context_keys'), c.relkind desc, c.oid
+  loop
+    perform pg_catalog.set_config('role', v_relation.owner::text, true);
+    if v_relation.is_view then -- lock table would ask whether its owner may lock all that it reads; this changes nothing
+      execute pg_catalog.format('alter view %s owner to %s', v_relation.name, v_relation.owner);
+    else
+      execute pg_catalog.format('lock table %s in access exclusive mode', v_relation.name);
+    end if;
+  end loop;
+  perform pg_catalog.set_config('role', 'none', true);
+end $$;
+"""
+"""Functions and policies touch every view and table, seconds apart: somebody who has the last and waits for the first would
+do so until one of the two gives up. All of them at once and first of all, in the order in which callers come upon them, are had
+in a moment or not at all."""
 
-_TRIES = 6
+_TRIES = 12
+_FIRST_LOCK_SECONDS, _MOST_LOCK_SECONDS = 0.5, 5.0
+"""How long the first try waits for each of those locks, and the last: below a second nobody else is ended by a deadlock."""
 _NO_TRANSACTION = "-- no transaction"
 _MIGRATION_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 
@@ -158,7 +185,7 @@ def migrate(url: str, *, check: bool = False, folder: Path | None = None) -> Mig
             return MigrationReport((), tuple(file.name for file in pending))
         applied: list[str] = []
         while step := _next_step(connection, files):
-            if _retried(_apply, connection, files, step):
+            if _retried(connection, files, step):
                 applied += [file.name for file in step]
         return MigrationReport(tuple(applied), ())
 
@@ -258,13 +285,20 @@ def _next_step(connection: Connection, files: Sequence[SqlFile]) -> tuple[SqlFil
     return next(_steps(_pending(files, _recorded(connection))), ())
 
 
-def _apply(connection: Connection, files: Sequence[SqlFile], step: tuple[SqlFile, ...]) -> bool:
+def _apply(
+    connection: Connection, files: Sequence[SqlFile], step: tuple[SqlFile, ...], patience: float
+) -> bool:
     """Apply one step under the lock, unless another migrator did so since we looked."""
     if not step[0].is_transactional:
         return _apply_without_transaction(connection, files, step)
     with _locked_transaction(connection):
         if _next_step(connection, files) != step:
             return False
+        if step[0].kind is not Kind.MIGRATION:
+            connection.execute(
+                "select pg_catalog.set_config('lock_timeout', %s, true)", [f"{patience:g}s"]
+            )
+            connection.execute(_LOCK_EVERYTHING)
         connection.execute(_LOCK_TIMEOUT)
         connection.execute(_PATIENCE)
         connection.execute(_PREPARE)
@@ -336,22 +370,18 @@ def _wait_for(took_lock: Callable[[], bool]) -> None:
         time.sleep(_LOCK_POLL_SECONDS)
 
 
-def _retried(
-    apply: Callable[[Connection, Sequence[SqlFile], tuple[SqlFile, ...]], bool],
-    connection: Connection,
-    files: Sequence[SqlFile],
-    step: tuple[SqlFile, ...],
-) -> bool:
+def _retried(connection: Connection, files: Sequence[SqlFile], step: tuple[SqlFile, ...]) -> bool:
     """Apply a step, again if it met somebody: each failure left nothing behind."""
     for attempt in range(1, _TRIES):
         try:
-            return apply(connection, files, step)
+            patience = min(_FIRST_LOCK_SECONDS * attempt, _MOST_LOCK_SECONDS)
+            return _apply(connection, files, step, patience)
         except (psycopg.Error, SchemaError) as error:
             cause = error.__cause__ if isinstance(error, SchemaError) else error
             if not _has_met_somebody(cause):
                 raise
             time.sleep(random.uniform(0.05, 0.2) * attempt)
-    return apply(connection, files, step)
+    return _apply(connection, files, step, _MOST_LOCK_SECONDS)
 
 
 def _has_met_somebody(error: BaseException | None) -> bool:
@@ -408,6 +438,8 @@ def _step_sql(step: Sequence[SqlFile]) -> Iterator[str]:
     """Write what `_apply_next` does with one step, for ``psql``."""
     begin = f"begin;\nset local {_SEARCH_PATH};\nselect pg_advisory_xact_lock({_LOCK});\n{_LOCK_TIMEOUT};\n{_PREPARE}"
     yield begin if step[0].is_transactional else f"set {_SEARCH_PATH};"
+    if step[0].kind is not Kind.MIGRATION:
+        yield _LOCK_EVERYTHING
     for file in step:
         yield f"-- {file.name}\n{file.text}"
     if not step[0].is_transactional:
