@@ -78,7 +78,7 @@ begin
     where x.expires_at < v_now - interval '1 minute' limit 10 for update skip locked);
 end $$;
 comment on function jobforge.await_wakeup(text, text, integer) is
-  'Ask to be notified on channel jobforge_<topic> (ready or runs) for so many milliseconds.';
+  'Ask to be notified on channel jobforge_<topic> (ready, runs or events) for so many milliseconds.';
 
 -- Forget lanes that had no ready row for a minute, and find those whose waking was rolled back, skipped or overtaken by
 -- the forgetting: they get a row of their own, which no application's open transaction can hold back. A loose walk over the distinct lanes of `ready`: its cost follows the number of lanes, not of rows.

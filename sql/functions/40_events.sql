@@ -275,7 +275,7 @@ begin
       null::uuid;
   end if;
   if v_outcome = 'created' and p_fires is null and v_event.processed_at is null and not p_is_plan then
-    perform jobforge.wake('ready');
+    perform jobforge.wake('events');
   end if;
   if p_is_plan or v_outcome <> 'created' then
     perform jobforge.record_audit(p_tenant_id, 'submit_event', case when p_is_plan then 'planned' else v_outcome end, null, null,

@@ -90,7 +90,7 @@ begin
     v_new := v_old;
   end if;
   if not p_is_plan and v_new.next_fire_at is not null then
-    perform jobforge.wake('ready');
+    perform jobforge.wake('events');
   end if;
   perform jobforge.record_audit(p_tenant_id, 'register_trigger', case when p_is_plan then 'planned' else v_outcome end, null,
     p_job_name, jsonb_build_object('trigger', p_trigger_name, 'kind', p_kind, 'version', v_new.version));
@@ -221,7 +221,7 @@ begin
     update jobforge.triggers t set paused_at = null,
       next_fire_at = case when t.kind = 'cron' and t.is_enabled then p_next_fire_at end
     where t.tenant_id = p_tenant_id and t.name = p_trigger_name;
-    perform jobforge.wake('ready');
+    perform jobforge.wake('events');
   end if;
   perform jobforge.record_audit(p_tenant_id, 'resume_trigger', case when v_trigger.paused_at is null then 'unchanged' else 'resumed' end,
     null, v_trigger.job_name, jsonb_build_object('trigger', p_trigger_name));

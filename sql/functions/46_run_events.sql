@@ -1,8 +1,8 @@
 -- Events that running jobs submit.
 --
 -- Called by workers, for the living claim of a run. The event belongs to the tenant, the project and the trace of the run, so
--- the loop guard counts it, and is held to the event patterns of the token that enqueued the run. Its triggers are asked a
--- moment later, by maintenance. Locks: the lease of the run, then what submit_event takes.
+-- the loop guard counts it, and is held to the event patterns of the token that enqueued the run. Its triggers are asked when
+-- it is committed, by maintenance, which is woken for that. Locks: the lease of the run, then what submit_event takes.
 
 set local role jobforge_sys;
 

@@ -1,7 +1,7 @@
 -- Webhooks in: deliveries whose signature a server has checked become events, once each.
 --
 -- The server reads the webhook's configuration, checks the signature with secrets that only it has, and calls receive_webhook in the
--- scope of the tenant; it answers after that is committed. The triggers are asked a moment later, as for every event that came
+-- scope of the tenant; it answers after that is committed. The triggers are asked after that, as for every event that came
 -- without what they decided. Locks: webhook_receipts, then events.
 
 set local role jobforge_rpc;

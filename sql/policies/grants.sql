@@ -60,7 +60,7 @@ set local role jobforge_sys;
 
 grant execute on function jobforge.touch_lanes(text[], text[]), jobforge.wake(text), jobforge.has_worker(text),
   jobforge.reap_tenant(text) to jobforge_rpc;
-grant execute on function jobforge.await_wakeup(text, text, integer) to jobforge_api, jobforge_worker;
+grant execute on function jobforge.await_wakeup(text, text, integer) to jobforge_api, jobforge_worker, jobforge_scheduler;
 grant execute on function
   jobforge.register_worker(text, text, integer, text, text[], integer),
   jobforge.forget_worker(text),

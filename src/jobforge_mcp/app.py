@@ -202,7 +202,7 @@ async def _enter_pool(
         schedules = await stack.enter_async_context(scheduler_database(installation, database))
         keeping = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(keeping.cancel_scope.cancel)
-        keeping.start_soon(_maintenance(settings, registry, schedules).run)
+        keeping.start_soon(_maintenance(settings, registry, schedules).run, listener)
     pool = WorkerPool(
         worker_router,
         registry,

@@ -4,13 +4,21 @@ Any number of processes may run it: servers with workers, the local node, ``jobf
 other, because each act is one statement that the database lets one of them do: a stored event is claimed for half a minute
 and processed once, and the time of a schedule has one row. A process that dies between two statements leaves nothing half
 done; another finds the same work within seconds.
+
+Who has just stored an event wakes whoever sleeps here, by a notification that is a hint: without one the next look is a second
+away.
 """
 
 from __future__ import annotations
 
+import time
+from uuid import uuid4
+
 import anyio
+import anyio.lowlevel
 import structlog
 
+from jobforge_mcp.db.notify import EVENTS, Listener, Subscription
 from jobforge_mcp.definitions.catalog import BoundDefinitions
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import ConflictError, JobForgeError
@@ -21,6 +29,8 @@ from jobforge_mcp.types import Candidate, PendingEvent, TenantId
 
 POLL_SECONDS = 1.0
 """Most time between two looks, whatever is due when."""
+ASK_SECONDS = 10.0
+"""How long one request to be notified lasts."""
 BATCH = 100
 STRANGE_SECONDS = 120.0
 """How long a trigger waits for a process that knows its job; then whoever comes says that there is none."""
@@ -32,24 +42,46 @@ class Maintenance:
     """Maintains one database, with the jobs that this process knows."""
 
     def __init__(
-        self, router: MaintenanceRouter, registry: Registry, *, most_depth: int = 20
+        self,
+        router: MaintenanceRouter,
+        registry: Registry,
+        *,
+        most_depth: int = 20,
+        poll_seconds: float = POLL_SECONDS,
     ) -> None:
         """Act through this router; ``most_depth`` is where the loop guard stops a chain of events."""
         self._router = router
+        self._poll_seconds = poll_seconds
+        self._name = f"maintenance:{uuid4().hex}"
+        self._asked_until = 0.0
         self._definitions = BoundDefinitions(registry)
         self._most_depth = most_depth
 
-    async def run(self) -> None:
+    async def run(self, listener: Listener) -> None:
         """Do what there is to do, until cancelled; trouble is logged and waited out."""
-        while True:
-            done = 0
-            try:
-                done = await self.run_once()
-            except JobForgeError as error:
-                _log.warning("maintenance_failed", code=error.code, reason=error.message)
-            except Exception:  # noqa: BLE001  # whatever it is, the next round may do better, and serving goes on
-                _log.exception("maintenance_failed")
-            await anyio.sleep(0 if done else await self._pause())
+        with listener.subscribe(EVENTS) as hints:
+            while True:
+                done = 0
+                try:
+                    await self._ask_for_hints()
+                    done = await self.run_once()
+                except JobForgeError as error:
+                    _log.warning("maintenance_failed", code=error.code, reason=error.message)
+                except Exception:  # noqa: BLE001  # whatever it is, the next round may do better, and serving goes on
+                    _log.exception("maintenance_failed")
+                await self._rest(hints, 0 if done else await self._pause())
+
+    async def _ask_for_hints(self) -> None:
+        """Ask before looking, so that what is stored in between is either seen or announced."""
+        if time.monotonic() >= self._asked_until:
+            until = time.monotonic() + ASK_SECONDS
+            await self._router.await_wakeup(self._name, "events", int(ASK_SECONDS * 1_000) + 2_000)
+            self._asked_until = until
+
+    async def _rest(self, hints: Subscription, seconds: float) -> None:
+        """Wait for a hint or for so long, and always long enough that others get their turn."""
+        await anyio.lowlevel.checkpoint()
+        await hints.wait(seconds)
 
     async def run_once(self) -> int:
         """Do what there is to do now, and return how much that was."""
@@ -82,7 +114,8 @@ class Maintenance:
             due_in = await self._router.next_due_in()
         except JobForgeError:
             due_in = None
-        return POLL_SECONDS if due_in is None else min(max(due_in, 0.05), POLL_SECONDS)
+        most = self._poll_seconds
+        return most if due_in is None else min(max(due_in, 0.05), most)
 
     async def process_events(self) -> int:
         """Ask the triggers of stored events that nobody asked yet; return how many events that were."""

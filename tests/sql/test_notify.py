@@ -6,6 +6,7 @@ from collections.abc import Generator
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.postgres import ScratchDatabase
 from tests.sql.acting import Queue, refused
@@ -19,6 +20,7 @@ def listening(database: ScratchDatabase) -> Generator[Listening]:
     with database.connect("jobforge_api") as connection:
         connection.execute("listen jobforge_ready")
         connection.execute("listen jobforge_runs")
+        connection.execute("listen jobforge_events")
         yield connection
 
 
@@ -68,6 +70,19 @@ def test_a_sleeper_is_not_woken_for_a_replay(make_queue: MakeQueue, listening: L
     queue.enqueue(idempotency_key="k")
 
     assert heard(listening) == []
+
+
+def test_who_asks_triggers_hears_of_events_and_workers_do_not(
+    make_queue: MakeQueue, listening: Listening
+) -> None:
+    queue = make_queue()
+    queue.work("await_wakeup", "m1", "events", 60_000)
+    queue.work("await_wakeup", "w1", "ready", 60_000)
+    queue.ask("register_trigger", "acme", "t", "event", "test.echo", event_type="order.paid")
+
+    queue.ask("submit_event", "acme", "order.paid", Jsonb({}))
+
+    assert heard(listening) == [("jobforge_events", "")]
 
 
 def test_a_watcher_hears_that_a_run_changed(make_queue: MakeQueue, listening: Listening) -> None:

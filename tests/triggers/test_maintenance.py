@@ -8,6 +8,7 @@ import anyio
 import psycopg
 import pytest
 
+from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.maintenance import Maintenance
 from jobforge_mcp.router.maintenance import MaintenanceRouter
@@ -15,6 +16,7 @@ from jobforge_mcp.triggers.desk import EventDesk
 from jobforge_mcp.types import Caller, EventFilter
 from tests.postgres import Clock, ScratchDatabase
 from tests.triggers.conftest import new_event, on_event
+from tests.worker.conftest import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -128,3 +130,28 @@ async def test_expired_events_are_purged_with_their_decisions(
         "select (select count(*) from jobforge.events), (select count(*) from jobforge.trigger_fires)"
     ).fetchone()
     assert row == (1, 1)
+
+
+@pytest.mark.requirement("events.sql")
+async def test_whoever_keeps_schedules_is_woken_when_an_event_is_committed(
+    desk: EventDesk,
+    maintenance: MaintenanceRouter,
+    registry: Registry,
+    agent: Caller,
+    database: ScratchDatabase,
+    admin: psycopg.Connection,
+) -> None:
+    await desk.register(agent, on_event())
+    sleeper = Maintenance(maintenance, registry, poll_seconds=3_600)
+    listeners = "select count(*) from jobforge.listeners where topic = 'events'"
+
+    async with (
+        Listener(database.url("jobforge_api")) as listener,
+        anyio.create_task_group() as tasks,
+    ):
+        await listener.wait_until_healthy()
+        tasks.start_soon(sleeper.run, listener)
+        await eventually(lambda: admin.execute(listeners).fetchone() == (1,))
+        await desk.router.submit_event(agent, new_event(), None, most_depth=20)
+        await eventually(lambda: counts(admin) == (1, 0))
+        tasks.cancel_scope.cancel()

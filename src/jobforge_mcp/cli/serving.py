@@ -13,6 +13,7 @@ from jobforge_mcp.logs import configure_logging
 from jobforge_mcp.settings import Settings, clear_token_from_environment, load_settings
 
 if TYPE_CHECKING:
+    from jobforge_mcp.db.notify import Listener
     from jobforge_mcp.db.pool import Database
     from jobforge_mcp.worker.pool import WorkerPool
 
@@ -80,7 +81,7 @@ def worker(
             )
         say(f"worker {pool.worker_id}: {len(pool.job_types)} job types, ready")
 
-    async def maintain(database: Database) -> None:
+    async def maintain(database: Database, listener: Listener) -> None:
         router = MaintenanceRouter(database)
         async with (
             scheduler_database(installation, database) as schedules,
@@ -90,7 +91,7 @@ def worker(
             if fires_triggers(settings):
                 keeper = MaintenanceRouter(schedules)
                 maintenance = Maintenance(keeper, registry, most_depth=settings.event_depth_most)
-                tasks.start_soon(maintenance.run)
+                tasks.start_soon(maintenance.run, listener)
 
     with open_installation(settings, on_progress=say) as installation:
 

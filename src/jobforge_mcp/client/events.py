@@ -91,7 +91,7 @@ class EventVerbs:
         """Do the same with an event that is made already, such as one of `from_cloudevent`.
 
         With ``connection``, an open psycopg connection of the application, the event becomes part of the transaction that
-        is open on it, and its triggers are asked a moment after that is committed.
+        is open on it, and its triggers are asked when that is committed.
         """
         self._require(Scope.EVENTS_SUBMIT, EVENTS)
         origin = CallOrigin(tool=self._tool, trace_id=event.trace_id)

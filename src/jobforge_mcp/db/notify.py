@@ -29,6 +29,9 @@ READY: Final = "jobforge_ready"
 RUNS: Final = "jobforge_runs"
 """Channel: a run changed while somebody watched."""
 
+EVENTS: Final = "jobforge_events"
+"""Channel: an event was stored whose triggers nobody asked, or a schedule has a new time."""
+
 _TEST_SECONDS = 10.0
 _ECHO_SECONDS = 2.0
 _FIRST_BACKOFF_SECONDS = 0.1
@@ -89,7 +92,7 @@ class Listener:
         url: str,
         role: str | None = None,
         *,
-        channels: Sequence[str] = (READY, RUNS),
+        channels: Sequence[str] = (READY, RUNS, EVENTS),
         test_seconds: float = _TEST_SECONDS,
     ) -> None:
         """Describe the connection.

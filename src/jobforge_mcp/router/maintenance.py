@@ -49,6 +49,14 @@ class MaintenanceRouter:
         """Speak through this pool."""
         self._database = database
 
+    async def await_wakeup(self, listener_id: str, topic: str, for_ms: int) -> None:
+        """Ask that ``jobforge_<topic>`` be notified for so long."""
+        await self._fetch(
+            "select from jobforge.await_wakeup(%s, %s, %s)",
+            [listener_id, topic, for_ms],
+            is_repeatable=True,
+        )
+
     async def claim_events(self, limit: int = 100) -> list[PendingEvent]:
         """Take events whose triggers nobody asked, for half a minute."""
         rows = await self._fetch(_CLAIM_EVENTS, [limit])

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 import anyio
 import structlog
 
-from jobforge_mcp.db.notify import READY, Listener
+from jobforge_mcp.db.notify import EVENTS, READY, Listener
 from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.router.leases import WorkerRouter
@@ -36,7 +36,7 @@ async def run_worker(
     tenant_ids: Sequence[TenantId] | None = None,
     type_patterns: Sequence[str] = ("*",),
     on_started: Callable[[WorkerPool], None] = lambda _: None,
-    beside: Callable[[Database], Coroutine[None, None, None]] | None = None,
+    beside: Callable[[Database, Listener], Coroutine[None, None, None]] | None = None,
 ) -> None:
     """Run jobs until a signal says otherwise.
 
@@ -49,7 +49,7 @@ async def run_worker(
     """
     async with (
         Database(url, role=ROLE, max_size=settings.database_pool_size, name="worker") as database,
-        Listener(url, ROLE, channels=(READY,)) as listener,
+        Listener(url, ROLE, channels=(READY, EVENTS)) as listener,
         WorkerPool(
             WorkerRouter(database),
             registry,
@@ -67,7 +67,7 @@ async def run_worker(
             # Said only now: whoever hears it may send a signal at once, and may refuse to go on.
             on_started(pool)
             if beside is not None:
-                tasks.start_soon(beside, database)
+                tasks.start_soon(beside, database, listener)
             async for number in signals:
                 log.info("worker_draining", signal=number.name, running=pool.running)
                 break
