@@ -18,6 +18,8 @@ from soak.history import History
 from soak.proxy import Proxy
 from soak.server import Server
 
+MADE_UP = 10
+"""Faults that may be made up for at once."""
 HOLE_SECONDS = 3.0
 """Between two black holes: where workers take long to start, one on the other would be most of what there is."""
 Act = Callable[[], Awaitable[None]]
@@ -66,8 +68,11 @@ class Nemesis:
     async def run(
         self, seconds: float, pause: float, phases: Sequence[tuple[float, str, Act]] = ()
     ) -> None:
-        """Cause faults for so long, about one each ``pause`` seconds; ``phases`` come at their share of the time."""
-        began = anyio.current_time()
+        """Cause faults for so long, about one each ``pause`` seconds; ``phases`` come at their share of the time.
+
+        What one fault took too long, the next ones make up for.
+        """
+        began = due = anyio.current_time()
         left = list(phases)
         async with anyio.create_task_group() as group:
             while (passed := anyio.current_time() - began) < seconds:
@@ -78,7 +83,9 @@ class Nemesis:
                     self._history.note("phase_ended", name=name)
                     continue
                 await self._fault(group)
-                await anyio.sleep(pause * self._chance.uniform(0.4, 1.6))
+                now = anyio.current_time()
+                due = max(due + pause * self._chance.uniform(0.4, 1.6), now - MADE_UP * pause)
+                await anyio.sleep(max(due - now, pause / 4))
         self._crew.thaw()
 
     async def _fault(self, group: TaskGroup) -> None:

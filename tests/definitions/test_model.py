@@ -193,6 +193,9 @@ def blocking(input: Nothing, job: JobContext) -> None: ...
         ("hidden characters", {"description": "hidden \u202e text"}),
         ("async in a thread", {"isolation": "thread"}),
         ("isolation", {"isolation": "vacuum"}),
+        ("memory without a child", {"memory_mb": 64}),
+        ("CPU without a child", {"cpu_seconds": 1}),
+        ("memory below nothing", {"isolation": "process", "memory_mb": -1}),
     ],
 )
 def test_an_argument_that_does_not_fit_is_refused(what: str, arguments: dict[str, Any]) -> None:

@@ -97,6 +97,37 @@ async def test_a_job_that_uses_up_its_cpu_is_ended_and_the_next_has_its_own(
     assert {run.status for run in others} == {RunStatus.SUCCEEDED}
 
 
+@pytest.mark.requirement("faults.isolation")
+async def test_limits_of_one_definition_hold_for_its_runs_and_for_no_others(
+    desk: Desk, make_pool: PoolMaker
+) -> None:
+    """One warm child: each limit is a process of its own."""
+    names = ["eats", "eats-freely", "eats", "burns-little", "eats-freely"]
+    async with make_pool(process_children=1):
+        runs = [
+            await desk.until_final(await desk.enqueue(f"unruly.{name}", file="unused"))
+            for name in names
+        ]
+
+    assert [run.error and (run.error.type or run.error.code) for run in runs] == [
+        "MemoryError", None, "MemoryError", "CHILD_DIED", None,
+    ]  # fmt: skip
+
+
+@pytest.mark.requirement("faults.isolation")
+async def test_no_definition_may_take_more_than_the_worker_allows(
+    desk: Desk, make_pool: PoolMaker
+) -> None:
+    async with make_pool(child_memory_mb=768, child_cpu_seconds=1):
+        eaten = await desk.until_final(await desk.enqueue("unruly.eats", file="unused"))
+        burnt = await desk.until_final(await desk.enqueue("unruly.burns", file="unused"))
+
+    assert eaten.error is not None
+    assert eaten.error.type == "MemoryError"
+    assert burnt.error is not None
+    assert burnt.error.code == "CHILD_DIED"
+
+
 FORK_UNTIL_REFUSED = """
 import os, resource
 from jobforge_mcp.worker.child import limit_resources

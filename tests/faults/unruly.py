@@ -93,3 +93,18 @@ def forks_many(input: Noted, job: JobContext) -> None:
 @job(name="unruly.burns", timeout="60s", retry=ONCE)
 def burns(input: Noted, job: JobContext) -> int:
     return sum(range(10**13))
+
+
+@job(name="unruly.burns-little", timeout="60s", retry=ONCE, cpu_seconds=1)
+def burns_what_it_may(input: Noted, job: JobContext) -> int:
+    return sum(range(10**13))
+
+
+@job(name="unruly.eats", timeout="60s", retry=ONCE, memory_mb=1_024)
+def eats_more_than_it_may(input: Noted, job: JobContext) -> int:
+    return len(bytearray(1 << 31))
+
+
+@job(name="unruly.eats-freely", timeout="60s", retry=ONCE)
+def eats_as_much_as_it_likes(input: Noted, job: JobContext) -> int:
+    return len(bytearray(1 << 31))

@@ -310,6 +310,10 @@ class BoundJob:
     """Set for a definition that a tenant registered: the type that workers claim its runs by."""
     source: str | None = field(default=None, repr=False)
     """JSON text of a definition that a tenant registered, as it is stored."""
+    memory_mb: int = 0
+    """Mebibytes of address space that the handler's child process may take; 0 leaves the worker's own limit."""
+    cpu_seconds: int = 0
+    """Seconds of CPU that one run may use in its child process; 0 leaves the worker's own limit."""
 
     @property
     def name(self) -> str:
@@ -374,6 +378,8 @@ def job(
     concurrency: ConcurrencyLimit | int | None = None,
     rate_limit: RateLimit | None = None,
     debounce: Debounce | None = None,
+    memory_mb: int = 0,
+    cpu_seconds: int = 0,
 ) -> Callable[[Handler], BoundJob]:
     """Make a job of a function ``(input: SomeModel, job: JobContext) -> Output``.
 
@@ -382,6 +388,7 @@ def job(
     besides ``jobs:execute``. ``permissions`` ask for roles and scopes action by action; ``guard`` is asked about every action
     and refuses unless it returns ``True``. ``cost`` is what each run uses of a budget of units. ``concurrency`` (a number, or one for each key) and ``rate_limit``
     hold back runs that are too many at once or within a time; ``debounce`` lets a newer run take an older one's place.
+    ``memory_mb`` and ``cpu_seconds`` are what one run may take in its child process, and never more than the worker's own limits.
 
     Raises:
         DefinitionError: An argument or the function's signature does not fit; file and line are named.
@@ -424,7 +431,10 @@ def job(
                 output_type,
                 _ref(handler, name),
                 guards=() if guard is None else (guard,),
+                memory_mb=memory_mb,
+                cpu_seconds=cpu_seconds,
             )
+            _check_limits(bound)
             _ = (
                 bound.input_schema,
                 bound.output_schema,
@@ -522,6 +532,16 @@ def _isolation(handler: Handler, wanted: Isolation | str | None) -> Isolation:
             "isolation thread needs def", hint="use async or process, or write def"
         )
     return isolation
+
+
+def _check_limits(bound: BoundJob) -> None:
+    if bound.memory_mb < 0 or bound.cpu_seconds < 0:
+        raise DefinitionError("memory_mb and cpu_seconds are at least 0, which is no limit")
+    if (bound.memory_mb or bound.cpu_seconds) and bound.isolation is not Isolation.PROCESS:
+        raise DefinitionError(
+            f"memory_mb and cpu_seconds hold in a child process, not with isolation {bound.isolation}",
+            hint="add isolation='process'",
+        )
 
 
 def _ref(handler: Handler, name: str) -> HandlerRef:

@@ -96,6 +96,8 @@ class ChildProcess:
 
     process: anyio.abc.Process
     stream: anyio.abc.UNIXSocketStream
+    limits: JsonObject
+    """Those that it has set on itself."""
     uses: int = 0
     attempt: Attempt | None = None
     """Whose output it is that the child prints."""
@@ -129,7 +131,7 @@ class ChildProcess:
             theirs.close()
         ours.setblocking(False)
         stream = await anyio.abc.UNIXSocketStream.from_socket(ours)
-        child = cls(process, stream)
+        child = cls(process, stream, limits)
         start(child.watch)
         start(child.read_output)
         hello: JsonObject = {
@@ -455,5 +457,5 @@ def _obituary(returncode: int | None) -> str:
     except ValueError:
         name = str(-returncode)
     if name == "SIGXCPU":
-        return "the child process used more CPU than JOBFORGE_CHILD_CPU_SECONDS allows a job, and was ended by signal SIGXCPU"
+        return "the child process used more CPU than cpu_seconds of the job or JOBFORGE_CHILD_CPU_SECONDS allow, and was ended by signal SIGXCPU"
     return f"the child process was ended by signal {name} while it ran the handler"

@@ -2,7 +2,8 @@
 
 A child is a fresh interpreter (``python -m jobforge_mcp.worker.child``), never a fork: it inherits no connection, no
 thread, no lock, and none of our credentials. It is the leader of a session and process group of its own, so that
-whatever the handler starts is killed with it, and it dies with its worker. It runs one job at a time and is used again.
+whatever the handler starts is killed with it, and it dies with its worker. It runs one job at a time and is used again, for
+jobs of the same limits: what the kernel holds a process to is never more again.
 
 What it prints belongs to the run's log, never to our stdout, which may be an MCP client's.
 """
@@ -43,13 +44,17 @@ class ChildLimits:
     processes: int = 0
     """Processes that the account may have while a job starts another; 0 is no limit."""
 
-    def told(self) -> JsonObject:
-        """Return those that a child sets on itself."""
+    def told(self, job: BoundJob) -> JsonObject:
+        """Return those that a child for this job sets on itself."""
         return {
-            "memory_mb": self.memory_mb,
-            "cpu_seconds": self.cpu_seconds,
+            "memory_mb": _least(self.memory_mb, job.memory_mb),
+            "cpu_seconds": _least(self.cpu_seconds, job.cpu_seconds),
             "processes": self.processes,
         }
+
+
+def _least(*limits: int) -> int:
+    return min((limit for limit in limits if limit), default=0)
 
 
 class ChildPool:
@@ -76,7 +81,7 @@ class ChildPool:
         When the calling task is cancelled the child is ended, and with it all that the handler started.
         """
         try:
-            child = await self._take()
+            child = await self._take(self._limits.told(job))
         except OSError as error:
             message = capped(f"no child process could be started: {error}", MAX_MESSAGE_BYTES)
             return Told(FailureKind.FAILED, RunError("CHILD_NOT_STARTED", message, retryable=True))
@@ -90,9 +95,12 @@ class ChildPool:
             grace = RELEASE_GRACE_SECONDS if is_hurried else self._limits.kill_grace_seconds
             await self._end(child, grace=grace)
             raise
-        if len(self._idle) < self._limits.warm and child.uses < MAX_USES:
-            self._idle.append(child)
-        else:
+        if child.uses < MAX_USES:
+            self._idle.append(
+                child
+            )  # before those of other limits, which nobody has asked for since
+            child = self._idle.pop(0) if len(self._idle) > self._limits.warm else None
+        if child is not None:
             await self._end(child, grace=RELEASE_GRACE_SECONDS)
         return answer
 
@@ -102,17 +110,16 @@ class ChildPool:
         for child in list(self._all):
             await self._end(child, grace=0)
 
-    async def _take(self) -> ChildProcess:
-        while self._idle:
-            child = self._idle.pop()
+    async def _take(self, limits: JsonObject) -> ChildProcess:
+        while fitting := [child for child in self._idle if child.limits == limits]:
+            child = fitting[-1]
+            self._idle.remove(child)
             if child.is_alive:
                 return child
             await self._end(child, grace=0)
         # Not to be interrupted: a process that nobody knows would never be ended.
         with anyio.CancelScope(shield=True):
-            self._all.add(
-                child := await ChildProcess.spawn(self._environ, self._limits.told(), self._start)
-            )
+            self._all.add(child := await ChildProcess.spawn(self._environ, limits, self._start))
             return child
         raise AssertionError  # a shielded scope swallows nothing
 
