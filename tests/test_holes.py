@@ -221,9 +221,7 @@ def test_hole_10_what_is_to_start_later_starts_and_no_table_promises_what_nothin
 async def test_hole_11_two_processes_count_in_one_place_and_a_refusal_uses_nothing_up(
     database: ScratchDatabase, acme: Caller, admin: psycopg.Connection[Any]
 ) -> None:
-    admin.execute(
-        "insert into jobforge.rate_limits (tenant_id, kind, name, budget_jobs, set_at) values ('acme', 'tenant', '', 2, now())"
-    )
+    admin.execute("select jobforge.set_limit('acme', 'tenant', null, '{\"budget_jobs\": 2}')")
     url, outcomes = database.url(API), list[str]()
 
     for _ in range(4):  # each with connections and memory of its own

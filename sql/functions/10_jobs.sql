@@ -218,10 +218,10 @@ begin
     select exists (select from jobforge.lanes n
       where n.tenant_id = p_tenant_id and n.job_type = v_lanes[1] and n.seen_at > v_now - interval '10 seconds')
     into v_is_awake;
-    if v_counters is not null and p_parent_id is null then
+    if cardinality(v_counters) = 1 and p_parent_id is null then
       insert into jobforge.limited_jobs (tenant_id, job_id, counter, tracked_at, token_limits)
-      select p_tenant_id, enqueue_jobs.job_id, c.counter, v_now, case when c.counter like 'token:%' then v_claims -> 'limits' end
-      from unnest(v_counters) c(counter);
+      values (p_tenant_id, enqueue_jobs.job_id, v_counters[1], v_now,
+        case when v_counters[1] like 'token:%' then v_claims -> 'limits' end);
     elsif v_counters is not null then
       perform jobforge.track_jobs(p_tenant_id, array[job_id], p_job_types, array[job_id], v_counters, p_parent_id);
     end if;

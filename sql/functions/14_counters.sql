@@ -1,7 +1,7 @@
 -- Counters of limits: what is used of a rate, a queue or a budget, counted exactly.
 --
 -- What must be counted is counted under the lock of the counter's row, held until commit: callers under the same limit wait
--- for each other, and no two of them see the same room. Called by check_policy alone.
+-- for each other, and no two of them see the same room. Called by check_each_limit; keep_limit by set_limit as well.
 -- Locks: limit_usage.
 
 set local role jobforge_rpc;
@@ -120,14 +120,51 @@ begin
 end $$;
 comment on function jobforge.refuse_over_rate(jobforge.rate_limits, text, float8, float8) is 'The refusal of a token bucket that has too few permits left.';
 
--- Take permits and count jobs of a call against one limit, under the lock of its counter: one row, written once.
+-- What a token limits beyond its rate binds the children of its jobs as well, which find it by the job.
+create or replace function jobforge.is_tracked(p_limit jobforge.rate_limits) returns boolean
+language sql immutable
+set search_path = jobforge, pg_temp
+as $$
+  select (p_limit).budget_run_seconds is not null
+    or ((p_limit).kind = 'tool' and num_nonnulls((p_limit).max_queued, (p_limit).max_running) > 0)
+    or ((p_limit).kind = 'token' and num_nonnulls((p_limit).max_running, (p_limit).max_queued, (p_limit).max_payload_bytes,
+      (p_limit).max_priority, (p_limit).max_children, (p_limit).max_depth, (p_limit).budget_jobs, (p_limit).budget_units) > 0)
+$$;
+comment on function jobforge.is_tracked(jobforge.rate_limits) is 'Whether the jobs of a limit are kept in limited_jobs.';
+
+-- What a limit allows, written to the row of its counter. Whoever was not counted before is counted at the next look.
+create or replace function jobforge.keep_limit(p_tenant_id text, p_limit jobforge.rate_limits, p_limits jsonb default null)
+returns void
+language sql volatile
+set search_path = jobforge, pg_temp
+as $$
+  insert into jobforge.limit_usage as u (tenant_id, counter, jobs, units, period_started_at, touched_at, rps, burst, max_queued,
+    max_payload_bytes, max_priority, budget_jobs, budget_units, budget_run_seconds, period_seconds, unit_cost, is_tracked, is_counted,
+    limits)
+  select p_tenant_id, p_limit.kind || ':' || p_limit.name, 0, 0, '-infinity', jobforge.now(), p_limit.rps,
+    coalesce(p_limit.burst, greatest(1, ceil(p_limit.rps))), p_limit.max_queued, p_limit.max_payload_bytes, p_limit.max_priority,
+    p_limit.budget_jobs, p_limit.budget_units, p_limit.budget_run_seconds, p_limit.period_seconds, p_limit.unit_cost, t.is_tracked,
+    t.is_tracked or num_nonnulls(p_limit.rps, p_limit.max_queued, p_limit.budget_jobs, p_limit.budget_units, p_limit.unit_cost) > 0,
+    p_limits
+  from (select jobforge.is_tracked(p_limit) as is_tracked) t
+  on conflict (tenant_id, counter) do update set rps = excluded.rps, burst = excluded.burst, max_queued = excluded.max_queued,
+    max_payload_bytes = excluded.max_payload_bytes, max_priority = excluded.max_priority, budget_jobs = excluded.budget_jobs,
+    budget_units = excluded.budget_units, budget_run_seconds = excluded.budget_run_seconds, period_seconds = excluded.period_seconds,
+    unit_cost = excluded.unit_cost, is_tracked = excluded.is_tracked, is_counted = excluded.is_counted, limits = excluded.limits,
+    open_ceiling = null, counted_at = null
+$$;
+comment on function jobforge.keep_limit(text, jobforge.rate_limits, jsonb) is 'Write what a limit allows to the row of its counter, which begins here.';
+
+-- Take permits and count jobs of a call against one limit, under the lock of its counter: one row, written once. What
+-- check_policy has counted already, with this many units, is only judged, and begins the period of a budget that is over.
 drop function if exists jobforge.use_limit(text, jobforge.rate_limits, text, text[], text[], text[], integer, boolean);
 drop function if exists jobforge.use_limit(text, jobforge.rate_limits, text, text[], text[], text[], integer, boolean, integer[]);
 drop function if exists jobforge.use_limit(text, jobforge.rate_limits, text, integer, text[], text[], text[], integer, boolean, integer[]);
+drop function if exists jobforge.use_limit(text, jobforge.rate_limits, text, integer, text[], text[], text[], integer, boolean, integer[], boolean);
 create or replace function jobforge.use_limit(
   p_tenant_id text, p_limit jobforge.rate_limits, p_scope text, p_permits integer, p_job_types text[], p_project_ids text[],
   p_idempotency_keys text[], p_count integer, p_is_plan boolean, p_costs integer[] default null,
-  p_is_counted boolean default false)
+  p_counted_units bigint default null)
 returns void
 language plpgsql volatile
 set search_path = jobforge, pg_temp
@@ -164,8 +201,17 @@ begin
     select n.units into v_units from jobforge.count_new_jobs(p_tenant_id, p_job_types, null, null, v_type, v_now, p_costs) n;
     v_added_units := case when p_is_plan then 0 else v_units end;
   end if;
-  if p_is_counted then
-    select u.* into v_usage from jobforge.limit_usage u where u.tenant_id = p_tenant_id and u.counter = v_counter;
+  if p_counted_units is not null then
+    update jobforge.limit_usage u
+    set jobs = case when n.is_new then v_added else u.jobs end,
+      units = case when n.is_new then v_added_units
+        when p_limit.budget_units is null then u.units else u.units - p_counted_units + v_added_units end,
+      run_ms = case when n.is_new then 0 else u.run_ms end,
+      period_started_at = case when n.is_new then v_now else u.period_started_at end
+    from (select x.period_started_at <= v_now - p_limit.period_seconds * interval '1 second' is true as is_new
+      from jobforge.limit_usage x where x.tenant_id = p_tenant_id and x.counter = v_counter) n
+    where u.tenant_id = p_tenant_id and u.counter = v_counter
+    returning u.* into v_usage;
   else
     insert into jobforge.limit_usage as u
       (tenant_id, counter, jobs, units, period_started_at, touched_at, permits, refilled_at)
@@ -258,7 +304,7 @@ begin
   end if;
 end $$;
 comment on function jobforge.use_limit(text, jobforge.rate_limits, text, integer, text[], text[], text[], integer, boolean, integer[],
-  boolean) is
+  bigint) is
   'Count jobs against the rate, the queue and the budgets of one limit, or refuse.';
 
 reset role;

@@ -4,7 +4,7 @@
 -- Every limit that applies is checked by itself, so the strictest wins. What must be counted is counted under the lock of
 -- the counter's row, held until commit: callers under the same limit wait for each other, and no two of them see the same
 -- room. What a claim obeys is in 17_running_limits.sql, what operators set in 18_limit_settings.sql.
--- Locks: limit_usage, by kind and name with that of a token last, before all that enqueue and retry lock.
+-- Locks: limit_usage, by counter, before all that enqueue and retry lock.
 
 set local role jobforge_rpc;
 
@@ -23,8 +23,7 @@ begin
   v_limits := array(
     select l from jobforge.rate_limits l
     where l.tenant_id = p_tenant_id and (l.kind = 'tenant' or (l.kind = 'type' and l.name = any (p_job_types))
-      or (l.kind = 'tool' and l.name = pg_catalog.current_setting('jobforge.tool', true)))
-    order by l.kind, l.name);
+      or (l.kind = 'tool' and l.name = pg_catalog.current_setting('jobforge.tool', true))));
   if p_parent_id is null then
     v_claims := coalesce(nullif(pg_catalog.current_setting('jobforge.claims', true), ''), '{}')::jsonb;
     if v_claims ? 'limits' and v_claims ->> 'jti' is not null then
@@ -39,7 +38,7 @@ begin
   if v_own is not null then
     v_limits := v_limits || pg_catalog.jsonb_populate_record(null::jobforge.rate_limits, v_own);
   end if;
-  return v_limits;
+  return array(select l from unnest(v_limits) l order by l.kind, l.name);
 end $$;
 comment on function jobforge.limits_of_call(text, text[], uuid) is 'The limits that apply to a call, in the order their counters are locked.';
 
@@ -77,40 +76,28 @@ end $$;
 comment on function jobforge.check_shape(text, jobforge.rate_limits, text[], text[], integer[]) is
   'Refuse jobs that are larger or more urgent than a limit allows.';
 
--- Returns the counters that the new jobs are to be tracked under, for track_jobs; null if none. p_action cancel takes
--- from the rates alone. A child takes from none: its handler is bound by fan-out, depth, queue and budget.
---
--- One job without a key, which is what most calls bring, is counted by one short update of each counter. Every expression of
--- a function is made ready anew in every transaction, so what the limit is about to refuse, or has to count anew, is only
--- found out here; use_limit then says what and why, and it begins counters and periods.
-drop function if exists jobforge.check_policy(text, text, text[], text[], integer[], text[], text[], uuid, boolean);
-create or replace function jobforge.check_policy(
-  p_tenant_id text, p_action text, p_job_types text[], p_payloads text[] default null, p_priorities integer[] default null,
-  p_project_ids text[] default null, p_idempotency_keys text[] default null, p_parent_id uuid default null,
-  p_is_plan boolean default false, p_costs integer[] default null)
+-- Limit by limit. What check_policy has counted already is named, with the units that it took.
+create or replace function jobforge.check_each_limit(
+  p_tenant_id text, p_action text, p_job_types text[], p_payloads text[], p_priorities integer[], p_project_ids text[],
+  p_idempotency_keys text[], p_parent_id uuid, p_is_plan boolean, p_costs integer[], p_counted text[], p_counted_units bigint)
 returns text[]
 language plpgsql volatile
 set search_path = jobforge, pg_temp
 as $$
 declare
-  v_now timestamptz := jobforge.now();
   v_limits jobforge.rate_limits[] := jobforge.limits_of_call(p_tenant_id, p_job_types, p_parent_id);
   v_limit jobforge.rate_limits;
+  v_claims jsonb := coalesce(nullif(pg_catalog.current_setting('jobforge.claims', true), ''), '{}')::jsonb;
   v_counter text;
   v_scope text;
   v_count integer;
   v_permits integer;
-  v_is_single boolean := cardinality(p_job_types) = 1 and p_action <> 'cancel' and p_idempotency_keys[1] is null
-    and p_parent_id is null and not p_is_plan;
-  v_is_rated boolean := p_parent_id is null and coalesce(nullif(pg_catalog.current_setting('jobforge.claims', true), ''), '{}')::jsonb -> 'rates' is distinct from 'false'::jsonb;
+  v_is_rated boolean := p_parent_id is null and v_claims -> 'rates' is distinct from 'false'::jsonb;
   v_is_tracked boolean;
-  v_is_in_doubt boolean;
   v_tracked text[];
 begin
   foreach v_limit in array v_limits loop
-    if p_action <> 'cancel' and (not v_is_single or octet_length(p_payloads[1]) > v_limit.max_payload_bytes
-      or coalesce(p_priorities[1], 2) < v_limit.max_priority)
-    then
+    if p_action <> 'cancel' then
       perform jobforge.check_shape(p_tenant_id, v_limit, p_job_types, p_payloads, p_priorities);
     end if;
     if v_limit.unit_cost is not null and cardinality(p_job_types) = 1 then
@@ -120,10 +107,23 @@ begin
 
   foreach v_limit in array v_limits loop
     v_counter := v_limit.kind || ':' || v_limit.name;
-    v_is_tracked := p_action <> 'cancel' and (v_limit.budget_run_seconds is not null
-      or (v_limit.kind = 'tool' and coalesce(v_limit.max_queued, v_limit.max_running) is not null)
-      or (v_limit.kind = 'token' and num_nonnulls(v_limit.max_running, v_limit.max_queued, v_limit.max_payload_bytes,
-        v_limit.max_priority, v_limit.max_children, v_limit.max_depth, v_limit.budget_jobs, v_limit.budget_units) > 0));
+    v_scope := jobforge.scope_of(p_tenant_id, v_limit);
+    v_count := case when v_limit.kind = 'type' and cardinality(p_job_types) > 1
+      then cardinality(array_positions(p_job_types, v_limit.name::text)) else cardinality(p_job_types) end;
+    v_permits := case when v_limit.rps is not null and v_is_rated then v_count end;
+    if p_action = 'cancel' then
+      if v_permits is not null then
+        perform jobforge.use_limit(p_tenant_id, v_limit, v_scope, v_permits, p_job_types, null, null, 0, false);
+      end if;
+      continue;
+    end if;
+    if v_limit.kind = 'token' and p_parent_id is null and not p_is_plan and not exists (
+      select from jobforge.limit_usage u
+      where u.tenant_id = p_tenant_id and u.counter = v_counter and u.limits = v_claims -> 'limits')
+    then
+      perform jobforge.keep_limit(p_tenant_id, v_limit, v_claims -> 'limits');
+    end if;
+    v_is_tracked := jobforge.is_tracked(v_limit);
     if v_is_tracked then
       v_tracked := v_tracked || v_counter;
       if v_limit.kind = 'token' and v_limit.max_running is not null and not exists (
@@ -135,53 +135,102 @@ begin
         on conflict (tenant_id, counter) do update set max_running = greatest(r.max_running, excluded.max_running);
       end if;
     end if;
-    if v_is_single then
-      if v_is_tracked or num_nonnulls(v_limit.rps, v_limit.max_queued, v_limit.budget_jobs, v_limit.budget_units) > 0 then
-        update jobforge.limit_usage u
-        set permits = case when v_limit.rps is null or not v_is_rated then u.permits
-            else least(coalesce(v_limit.burst, greatest(1, ceil(v_limit.rps))),
-              u.permits + v_limit.rps * greatest(0, extract(epoch from v_now - u.refilled_at)::float8)) - 1 end,
-          refilled_at = case when v_limit.rps is null or not v_is_rated then u.refilled_at else greatest(u.refilled_at, v_now) end,
-          jobs = u.jobs + 1,
-          units = u.units + case when v_limit.budget_units is null then 0 else coalesce(p_costs[1], 1) end,
-          open_ceiling = u.open_ceiling + 1,
-          touched_at = v_now
-        where u.tenant_id = p_tenant_id and u.counter = v_counter
-          and (v_limit.period_seconds is null or u.period_started_at > v_now - v_limit.period_seconds * interval '1 second')
-        returning coalesce(v_limit.rps is not null and v_is_rated and u.permits < -0.000001, false)
-          or coalesce(u.jobs > v_limit.budget_jobs, false) or coalesce(u.units > v_limit.budget_units, false)
-          or v_limit.budget_run_seconds is not null
-          or (v_limit.max_queued is not null
-            and coalesce(u.open_ceiling > v_limit.max_queued or u.counted_at <= v_now - interval '10 seconds', true))
-        into v_is_in_doubt;
-        if v_is_in_doubt is distinct from false then  -- null: not counted yet
-          perform jobforge.use_limit(p_tenant_id, v_limit, jobforge.scope_of(p_tenant_id, v_limit),
-            case when v_limit.rps is not null and v_is_rated then 1 end, p_job_types, null, null, 1, false, p_costs,
-            v_is_in_doubt is not null);
-        end if;
-      end if;
-      continue;
-    end if;
-
-    v_scope := jobforge.scope_of(p_tenant_id, v_limit);
-    v_count := case when v_limit.kind = 'type' and cardinality(p_job_types) > 1
-      then cardinality(array_positions(p_job_types, v_limit.name::text)) else cardinality(p_job_types) end;
-    v_permits := case when v_limit.rps is not null and v_is_rated then v_count end;
-    if p_action = 'cancel' then
-      if v_permits is not null then
-        perform jobforge.use_limit(p_tenant_id, v_limit, v_scope, v_permits, p_job_types, null, null, 0, false);
-      end if;
-      continue;
-    end if;
     if v_is_tracked or num_nonnulls(v_permits, v_limit.max_queued, v_limit.budget_jobs, v_limit.budget_units) > 0 then
       perform jobforge.use_limit(p_tenant_id, v_limit, v_scope, v_permits, p_job_types, p_project_ids, p_idempotency_keys, v_count,
-        p_is_plan, p_costs);
+        p_is_plan, p_costs, case when v_counter = any (p_counted) then p_counted_units end);
     end if;
     if p_parent_id is not null then
       perform jobforge.check_family(p_tenant_id, v_limit, v_scope, p_parent_id, p_job_types, p_project_ids, p_idempotency_keys);
     end if;
   end loop;
   return v_tracked;
+end $$;
+comment on function jobforge.check_each_limit(text, text, text[], text[], integer[], text[], text[], uuid, boolean, integer[], text[],
+  bigint) is 'Check a call against one limit after the other; those counted already are only judged.';
+
+-- Returns the counters that the new jobs are to be tracked under, for track_jobs; null if none. p_action cancel takes
+-- from the rates alone. A child takes from none: its handler is bound by fan-out, depth, queue and budget.
+--
+-- New jobs of one type are counted and judged by one update of all counters there are, because every expression and every
+-- statement of a function is made ready anew in every transaction. What a limit allows stands in the row of its counter,
+-- where that of a token is written when it is first used. What is found to be too much, or has to be counted anew, is then
+-- looked at limit by limit. Counters are locked in the order of their index, so the plan must use it.
+drop function if exists jobforge.check_policy(text, text, text[], text[], integer[], text[], text[], uuid, boolean);
+create or replace function jobforge.check_policy(
+  p_tenant_id text, p_action text, p_job_types text[], p_payloads text[] default null, p_priorities integer[] default null,
+  p_project_ids text[] default null, p_idempotency_keys text[] default null, p_parent_id uuid default null,
+  p_is_plan boolean default false, p_costs integer[] default null)
+returns text[]
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+declare
+  v_count integer := cardinality(p_job_types);
+  v_now timestamptz;
+  v_claims jsonb;
+  v_limits jsonb;
+  v_bytes integer;
+  v_priority integer;
+  v_counted text[];
+  v_tracked text[];
+  v_is_in_doubt boolean;
+begin
+  if p_action = 'enqueue' and p_parent_id is null and not p_is_plan and (v_count = 1
+    or (p_costs is null and p_idempotency_keys is null and p_job_types[1] = all (p_job_types)))
+  then
+    v_now := jobforge.now();
+    if pg_catalog.current_setting('jobforge.claims', true) <> '' then
+      v_claims := pg_catalog.current_setting('jobforge.claims', true)::jsonb;
+      v_limits := v_claims -> 'limits';
+    end if;
+    if v_count = 1 then
+      v_bytes := octet_length(p_payloads[1]);
+      v_priority := coalesce(p_priorities[1], 2);
+    else
+      select max(octet_length(u.payload)), min(coalesce(u.priority, 2)) into v_bytes, v_priority
+      from unnest(p_payloads, p_priorities) u(payload, priority);
+    end if;
+    if v_limits is null or exists (select from jobforge.limit_usage u
+      where u.tenant_id = p_tenant_id and u.counter = 'token:' || (v_claims ->> 'jti') and u.limits = v_limits)
+    then
+      with used as (
+        update jobforge.limit_usage u
+        set permits = least(u.burst, u.permits + u.rps * greatest(0, extract(epoch from v_now - u.refilled_at)::float8))
+            - case when v_claims -> 'rates' = 'false'::jsonb then 0 else v_count end,
+          refilled_at = greatest(u.refilled_at, v_now),
+          jobs = u.jobs + v_count,
+          units = u.units + case when u.budget_units is null then 0 else v_count * coalesce(p_costs[1], 1) end,
+          open_ceiling = u.open_ceiling + v_count,
+          touched_at = v_now
+        where u.tenant_id = p_tenant_id and u.counter = any (array['tenant:', 'type:' || p_job_types[1],
+            'tool:' || pg_catalog.current_setting('jobforge.tool', true),
+            case when v_limits is not null then 'token:' || (v_claims ->> 'jti') end])
+          and (u.is_counted or v_bytes > u.max_payload_bytes or v_priority < u.max_priority)
+        returning u.counter, u.is_tracked,
+          coalesce(v_bytes > u.max_payload_bytes or v_priority < u.max_priority, false)
+          or u.budget_run_seconds is not null or u.unit_cost is not null
+          or coalesce(u.permits < -0.000001 or u.jobs > u.budget_jobs or u.units > u.budget_units
+            or u.period_started_at <= v_now - u.period_seconds * interval '1 second', false)
+          or coalesce(u.open_ceiling > u.max_queued or u.counted_at <= v_now - interval '10 seconds', u.max_queued is not null)
+          as is_in_doubt
+      )
+      select array_agg(u.counter), array_agg(u.counter) filter (where u.is_tracked), bool_or(u.is_in_doubt)
+      into v_counted, v_tracked, v_is_in_doubt
+      from used u;
+      -- whoever made the same key under the same counter has committed by now
+      if v_is_in_doubt is not true and (p_idempotency_keys[1] is null or v_counted is null or not exists (
+        select from jobforge.idempotency_keys k
+        where k.tenant_id = p_tenant_id and k.project_id = coalesce(p_project_ids[1], '') and k.job_type = p_job_types[1]
+          and k.idempotency_key = p_idempotency_keys[1] and k.expires_at > v_now))
+      then
+        return v_tracked;
+      end if;
+    end if;
+  end if;
+  return jobforge.check_each_limit(p_tenant_id, p_action, p_job_types, p_payloads, p_priorities, p_project_ids, p_idempotency_keys,
+    p_parent_id, p_is_plan, p_costs, v_counted, v_count * coalesce(p_costs[1], 1));
 end $$;
 comment on function jobforge.check_policy(text, text, text[], text[], integer[], text[], text[], uuid, boolean, integer[]) is
   'Check a call against every limit that applies to it, before it writes anything.';

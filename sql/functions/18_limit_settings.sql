@@ -51,22 +51,21 @@ begin
   perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(p_tenant_id, 5750));
   select * into v_limit from jobforge.rate_limits l where l.tenant_id = p_tenant_id and l.kind = p_kind and l.name = coalesce(p_name, '');
   v_limit := pg_catalog.jsonb_populate_record(v_limit, p_limits || jsonb_build_object('tenant_id', p_tenant_id, 'kind', p_kind,
-    'name', coalesce(p_name, ''), 'set_at', jobforge.now()));
-  if jsonb_strip_nulls(to_jsonb(v_limit)) - '{tenant_id,kind,name,set_at,period_seconds}'::text[] = '{}' then
+    'name', coalesce(p_name, ''), 'counter', p_kind || ':' || coalesce(p_name, ''), 'set_at', jobforge.now()));
+  if jsonb_strip_nulls(to_jsonb(v_limit)) - '{tenant_id,kind,name,counter,set_at,period_seconds}'::text[] = '{}' then
     raise exception 'nothing would be limited' using errcode = 'JF400', hint = 'Give a limit a value, or remove it.';
   end if;
   delete from jobforge.rate_limits l where l.tenant_id = p_tenant_id and l.kind = p_kind and l.name = v_limit.name;
   insert into jobforge.rate_limits values (v_limit.*);
+  perform jobforge.keep_limit(p_tenant_id, v_limit);
   delete from jobforge.running_limits r where r.tenant_id = p_tenant_id and r.counter = p_kind || ':' || v_limit.name;
   if v_limit.max_running is not null then
     insert into jobforge.running_limits (tenant_id, counter, max_running)
     values (p_tenant_id, p_kind || ':' || v_limit.name, v_limit.max_running);
   end if;
-  -- those who were not counted before are now
-  update jobforge.limit_usage u set open_ceiling = null where u.tenant_id = p_tenant_id and u.counter = p_kind || ':' || v_limit.name;
   perform jobforge.record_audit(p_tenant_id, 'set_limit', 'done', null, null,
     jsonb_build_object('kind', p_kind, 'name', v_limit.name, 'limits', p_limits));
-  return jsonb_strip_nulls(to_jsonb(v_limit)) - '{tenant_id,kind,name,set_at}'::text[];
+  return jsonb_strip_nulls(to_jsonb(v_limit)) - '{tenant_id,kind,name,counter,set_at}'::text[];
 end $$;
 comment on function jobforge.set_limit(text, text, text, jsonb) is
   'Set limits of a tenant, or of one of its job types or tools; those not named stay, null takes one away.';
@@ -98,7 +97,7 @@ language sql stable
 security definer set search_path = jobforge, pg_temp
 as $$
   select l.tenant_id::text, l.kind::text, l.name::text,
-    jsonb_strip_nulls(to_jsonb(l)) - '{tenant_id,kind,name,set_at}'::text[],
+    jsonb_strip_nulls(to_jsonb(l)) - '{tenant_id,kind,name,counter,set_at}'::text[],
     jsonb_strip_nulls(jsonb_build_object('jobs', u.jobs, 'units', u.units, 'run_seconds', round(u.run_ms / 1000.0, 3))), l.set_at
   from jobforge.rate_limits l
   left join jobforge.limit_usage u on u.tenant_id = l.tenant_id and u.counter = l.kind || ':' || l.name

@@ -130,7 +130,8 @@ reset role;
 set local role jobforge_rpc;
 
 grant execute on function jobforge.running_counts(text), jobforge.counters_of(text, text, uuid),
-  jobforge.record_audit(text, text, text, uuid, text, jsonb) to jobforge_sys;
+  jobforge.record_audit(text, text, text, uuid, text, jsonb), jobforge.is_tracked(jobforge.rate_limits),
+  jobforge.keep_limit(text, jobforge.rate_limits, jsonb) to jobforge_sys;
 
 reset role;
 set local role jobforge_sys;

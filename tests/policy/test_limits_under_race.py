@@ -89,9 +89,13 @@ def all_at_once(connections: Connections, act: Act) -> list[str | None]:
 
 def clear(admin: psycopg.Connection[Any]) -> None:
     admin.execute(
-        """truncate jobforge.jobs, jobforge.ready, jobforge.waiting, jobforge.leases, jobforge.limit_usage,
+        """truncate jobforge.jobs, jobforge.ready, jobforge.waiting, jobforge.leases,
         jobforge.limited_jobs, jobforge.idempotency_keys,
         jobforge.run_progress, jobforge.job_attempts, jobforge.run_logs cascade"""
+    )
+    admin.execute(
+        """with forgotten as (delete from jobforge.limit_usage where counter ~ '^(token|run):')
+        update jobforge.limit_usage set jobs = 0, units = 0, permits = null, open_ceiling = null, counted_at = null"""
     )
 
 

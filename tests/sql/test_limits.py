@@ -610,7 +610,65 @@ def test_a_cost_gives_nothing_back(queue: Queue, cost: int) -> None:
         ask(queue, "enqueue_jobs", [ECHO], ["{}"], costs=[cost])
 
     assert rows(queue) == 0
-    assert queue.look("select count(*) as count from jobforge.limit_usage")[0].count == 0
+    (used,) = queue.look("select jobs, units from jobforge.limit_usage")
+    assert (used.jobs, used.units) == (0, 0)
+
+
+def test_a_limit_without_its_counter_cannot_be(queue: Queue) -> None:
+    limit(queue, max_queued=1)
+
+    forget = "set constraints all immediate; delete from jobforge.limit_usage"
+    with pytest.raises(psycopg.errors.ForeignKeyViolation), queue.acting(SUPERUSER) as connection:
+        connection.execute(forget)
+
+
+def test_a_period_that_is_over_begins_anew_for_whoever_has_no_key(queue: Queue) -> None:
+    limit(queue, budget_jobs=2, period_seconds=60)
+    for _ in range(2):
+        enqueue(queue)
+    said = refusal(lambda: enqueue(queue))
+
+    queue.advance(61)
+    enqueue(queue)
+
+    (used,) = queue.look("select jobs from jobforge.limit_usage")
+    assert (said.used, used.jobs) == (3, 1)
+    assert 0 < said.after <= 60_000
+
+
+def test_a_key_made_before_is_not_counted_again(queue: Queue) -> None:
+    limit(queue, budget_jobs=1, budget_units=1)
+
+    first = enqueue(queue, idempotency_key="k")
+
+    assert enqueue(queue, idempotency_key="k") == first
+    assert refusal(lambda: enqueue(queue, idempotency_key="other")).used == 2
+    (used,) = queue.look("select jobs, units, open_ceiling from jobforge.limit_usage")
+    assert (used.jobs, used.units) == (1, 1)
+
+
+def test_a_narrowed_token_is_held_to_its_own_limits_on_the_counter_it_shares(queue: Queue) -> None:
+    for _ in range(2):
+        enqueue(queue, limits={"budget_jobs": 9})
+
+    said = refusal(lambda: enqueue(queue, limits={"budget_jobs": 2}))
+    enqueue(queue, limits={"budget_jobs": 9})
+
+    assert (said.value, said.used) == (2, 3)
+    assert rows(queue) == 3
+
+
+def test_jobs_of_one_type_in_one_call_are_counted_together(queue: Queue) -> None:
+    limit(queue, budget_jobs=5, max_payload_bytes=10)
+    limit(queue, "type", ECHO, budget_jobs=4)
+    ask(queue, "enqueue_jobs", [ECHO] * 3, ["{}"] * 3)
+
+    said = refusal(lambda: ask(queue, "enqueue_jobs", [ECHO] * 2, ["{}"] * 2))
+    long = refusal(lambda: ask(queue, "enqueue_jobs", [ECHO] * 2, ["{}", '"0123456789"']))
+
+    assert (said.scope, said.value, said.used) == (f"type {ECHO}", 4, 5)
+    assert (long.code, long.used) == ("PAYLOAD_TOO_LARGE", 12)
+    assert rows(queue) == 3
 
 
 @pytest.mark.requirement("policy.rates-switch")

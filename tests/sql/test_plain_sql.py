@@ -125,9 +125,7 @@ def test_plain_sql_takes_what_a_server_takes(login: Maker, text: str) -> None:
 def test_plain_sql_is_charged_what_the_job_declares(
     login: Maker, admin: psycopg.Connection[Any]
 ) -> None:
-    admin.execute(
-        "insert into jobforge.rate_limits (tenant_id, kind, name, budget_units, set_at) values ('acme', 'tenant', '', 8, now())"
-    )
+    admin.execute("select jobforge.set_limit('acme', 'tenant', null, '{\"budget_units\": 8}')")
     app = login("jobs:execute")
 
     outcomes = [outcome(app, ENQUEUE, name, "") for name in ("shop.heavy", "shop.heavy", "x", "x")]
