@@ -265,17 +265,18 @@ begin
   end if;
   if v_known.definition_hash is distinct from v_hash or v_outcome = 'created' then
     insert into jobforge.registered_jobs as r (tenant_id, job_type, name_key, job_version, latest_version, version_no, title,
-      description, tags, labels, search_text, is_hidden, registered_by, created_at, updated_at)
+      description, tags, labels, search_text, is_hidden, registered_by, created_at, updated_at, changed_in)
     values (p_tenant_id, v_name, jobforge.name_key(v_name), case when v_outcome = 'created' then v_version end, v_version, 1,
       v_definition ->> 'title', v_definition ->> 'description',
       array(select t.tag from jsonb_array_elements_text(coalesce(v_definition -> 'tags', '[]')) t(tag)),
       coalesce(v_definition -> 'labels', '{}'), lower(concat_ws(' ', v_name, v_definition ->> 'title', v_definition ->> 'description',
         (select string_agg(t.tag, ' ') from jsonb_array_elements_text(coalesce(v_definition -> 'tags', '[]')) t(tag)))),
-      coalesce((v_definition ->> 'hidden')::boolean, false), v_actor, v_now, v_now)
+      coalesce((v_definition ->> 'hidden')::boolean, false), v_actor, v_now, v_now, jobforge.this_change())
     on conflict (tenant_id, job_type) do update
       -- while a new version is quarantined the list goes on to show, and runs to get, what is approved
       set job_version = coalesce(excluded.job_version, r.job_version), latest_version = excluded.latest_version,
         version_no = r.version_no + 1, registered_by = excluded.registered_by, updated_at = excluded.updated_at,
+        changed_in = excluded.changed_in,
         removed_at = case when excluded.job_version is not null then null else r.removed_at end,
         title = case when excluded.job_version is not null or r.job_version is null then excluded.title else r.title end,
         description = case when excluded.job_version is not null or r.job_version is null then excluded.description else r.description end,
@@ -333,7 +334,7 @@ begin
     where d.tenant_id = p_tenant_id and d.job_type = p_job_type and d.job_version = v_known.job_version;
     if v_known.job_version = v_job.latest_version then
       update jobforge.registered_jobs r
-      set job_version = v_known.job_version, removed_at = null, updated_at = v_now, title = v_known.definition ->> 'title',
+      set job_version = v_known.job_version, removed_at = null, updated_at = v_now, changed_in = jobforge.this_change(), title = v_known.definition ->> 'title',
         description = v_known.definition ->> 'description',
         tags = array(select t.tag from jsonb_array_elements_text(coalesce(v_known.definition -> 'tags', '[]')) t(tag)),
         labels = coalesce(v_known.definition -> 'labels', '{}'),
@@ -382,7 +383,8 @@ begin
     select count(*) into v_queued from jobforge.ready r
     where r.tenant_id = p_tenant_id and r.job_type = any (v_lanes) and r.own_type = p_job_type;
   else
-    update jobforge.registered_jobs r set removed_at = jobforge.now(), updated_at = jobforge.now()
+    update jobforge.registered_jobs r set removed_at = jobforge.now(), updated_at = jobforge.now(),
+      changed_in = jobforge.this_change()
     where r.tenant_id = p_tenant_id and r.job_type = p_job_type;
     with parked as (
       delete from jobforge.ready r

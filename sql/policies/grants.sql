@@ -247,6 +247,7 @@ grant execute on function
   jobforge.find_definitions(text, text[], text[], text, text, integer),
   jobforge.get_definition(text, text, text),
   jobforge.get_definitions(text, text[], text[]),
+  jobforge.changed_definitions(text, bigint, text, integer),
   jobforge.list_guarded_definitions(text, text[]),
   jobforge.list_definition_versions(text, text)
   to jobforge_api;

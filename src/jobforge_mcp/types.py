@@ -1189,6 +1189,21 @@ class RegisteredDefinition:
 
 
 @dataclass(frozen=True, slots=True)
+class DefinitionChange:
+    """What a registered definition is searched by, as it is now."""
+
+    job_type: str
+    job_version: str | None
+    """Version that new runs get; ``None`` while none is approved."""
+    search_text: str
+    """Name, title, description and tags in lower case."""
+    tags: frozenset[str]
+    labels: Mapping[str, str]
+    is_listed: bool
+    """Whether it can be run and is not hidden."""
+
+
+@dataclass(frozen=True, slots=True)
 class ListedDefinition:
     """A registered job as a list shows it."""
 

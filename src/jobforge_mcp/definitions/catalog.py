@@ -8,14 +8,16 @@ which never changes, is kept.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from jobforge_mcp.definitions.composition import COMPOSITION_TYPE, jobs_of
 from jobforge_mcp.definitions.declarative import STRENGTH, join
+from jobforge_mcp.definitions.index import DefinitionIndex
 from jobforge_mcp.definitions.model import (
     BoundJob,
     HandlerRef,
@@ -120,6 +122,13 @@ class BoundDefinitions:
             return False
         return True
 
+    def kept(self, tenant_id: str, name: str, version: str) -> BoundJob | None:
+        """Return the job of one version, if it was bound before and not too long ago."""
+        bound = self._known.get((tenant_id, name, version))
+        if bound is not None:
+            self._known.move_to_end((tenant_id, name, version))
+        return bound
+
     def bind(self, tenant_id: str, name: str, version: str, lane_type: str, text: str) -> BoundJob:
         """Return the job of one version.
 
@@ -130,9 +139,7 @@ class BoundDefinitions:
         """
         # The lane is part of what a version is: it never changes either.
         key = (tenant_id, name, version)
-        bound = self._known.get(key)
-        if bound is not None:
-            self._known.move_to_end(key)
+        if (bound := self.kept(*key)) is not None:
             return bound
         try:
             definition = JobDefinition.model_validate_json(text)
@@ -232,6 +239,7 @@ class Catalog:
         self.registry = registry
         self.router = router
         self.bound = BoundDefinitions(registry)
+        self._index = DefinitionIndex(router)
         self._asked: OrderedDict[tuple[str, str, str], AskedJob] = OrderedDict()
 
     async def asked_of(
@@ -324,21 +332,46 @@ class Catalog:
         self, caller: Caller, wanted: Wanted, is_visible: IsVisible, limit: int
     ) -> list[BoundJob]:
         """Read pages until there are enough that this caller is shown."""
+        words = (wanted.query or "").casefold().split()
+        names = await self._index.search(
+            caller.tenant_id,
+            words=words,
+            tags=wanted.tags,
+            labels=wanted.labels,
+            after=wanted.after,
+        )
         shown: list[BoundJob] = []
         after = wanted.after
         while True:
-            page = await self.router.find_definitions(
-                caller,
-                words=(wanted.query or "").casefold().split(),
-                tags=wanted.tags,
-                labels=wanted.labels,
-                after=after,
-                limit=limit,
-            )
-            shown += [bound for bound in self._bind_all(caller, page) if is_visible(bound)]
-            if len(page) < limit or len(shown) >= limit:
+            if names is not None:
+                named = list(islice(names, limit))
+                count, found = len(named), await self._bind_named(caller, named)
+            else:
+                page = await self.router.find_definitions(
+                    caller,
+                    words=words,
+                    tags=wanted.tags,
+                    labels=wanted.labels,
+                    after=after,
+                    limit=limit,
+                )
+                after = page[-1].job_type if page else None
+                count, found = len(page), self._bind_all(caller, page)
+            shown += [bound for bound in found if is_visible(bound)]
+            if count < limit or len(shown) >= limit:
                 return shown[:limit]
-            after = page[-1].job_type
+
+    async def _bind_named(self, caller: Caller, named: Sequence[tuple[str, str]]) -> list[BoundJob]:
+        """Return jobs by name and version; what is not kept here is read first."""
+        tenant_id = caller.tenant_id
+        unknown = [one for one in named if self.bound.kept(tenant_id, *one) is None]
+        found: dict[str, BoundJob] = {}
+        if unknown:
+            names, versions = zip(*unknown, strict=True)
+            rows = await self.router.get_definitions(caller, names, versions)
+            found = {bound.name: bound for bound in self._bind_all(caller, rows)}
+        jobs = [found.get(name) or self.bound.kept(tenant_id, name, v) for name, v in named]
+        return [job for job in jobs if job is not None and job.name not in self.registry.by_name]
 
     def _bind_all(self, caller: Caller, rows: Iterable[RegisteredDefinition]) -> list[BoundJob]:
         """Leave out what cannot run here: its handler is switched off, or not installed."""

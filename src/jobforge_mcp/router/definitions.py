@@ -15,6 +15,7 @@ from jobforge_mcp.router.scoped import NO_ORIGIN, ScopedRouter
 from jobforge_mcp.types import (
     Caller,
     CallOrigin,
+    DefinitionChange,
     ListedDefinition,
     RegisteredDefinition,
     Registration,
@@ -32,6 +33,8 @@ _LIST: LiteralString = f"""
 _FIND: LiteralString = f"""
     select r.* from {SCOPE}, lateral jobforge.find_definitions(s.tenant_id, %s::text[], %s::text[], %s::text, %s::text,
       %s::int) as r"""
+_CHANGED: LiteralString = f"""
+    select r.* from {SCOPE}, lateral jobforge.changed_definitions(s.tenant_id, %s::bigint, %s::text, %s::int) as r"""
 _GET_MANY: LiteralString = f"""
     select r.* from {SCOPE}, lateral jobforge.get_definitions(s.tenant_id, %s::text[], %s::text[]) as r"""
 _GET: LiteralString = f"""
@@ -129,6 +132,16 @@ class DefinitionRouter(ScopedRouter):
         rows = await self._fetch(caller, _FIND, arguments, NO_ORIGIN, is_repeatable=True)
         return [RegisteredDefinition(**row) for row in rows]
 
+    async def changed_definitions(
+        self, caller: Caller, *, since: int = 0, after: str | None = None, limit: int = 1_000
+    ) -> tuple[int, list[DefinitionChange]]:
+        """Read a page of what changed since a number, and the number to ask with next time; 0 reads all."""
+        rows = await self._fetch(
+            caller, _CHANGED, [since, after, limit], NO_ORIGIN, is_repeatable=True
+        )
+        settled: int = rows[0]["settled"]
+        return settled, [_to_change(row) for row in rows if row["job_type"] is not None]
+
     async def get_definitions(
         self, caller: Caller, names: Sequence[str], versions: Sequence[str | None] | None = None
     ) -> list[RegisteredDefinition]:
@@ -160,6 +173,17 @@ class DefinitionRouter(ScopedRouter):
     async def list_definition_versions(self, caller: Caller, name: str) -> list[Row]:
         """Read what is known of each version of a job, newest first."""
         return await self._fetch(caller, _LIST_VERSIONS, [name], NO_ORIGIN, is_repeatable=True)
+
+
+def _to_change(row: Row) -> DefinitionChange:
+    return DefinitionChange(
+        job_type=row["job_type"],
+        job_version=row["job_version"],
+        search_text=row["search_text"],
+        tags=frozenset(row["tags"]),
+        labels=json.loads(row["labels"]),
+        is_listed=row["is_listed"],
+    )
 
 
 def _page(
