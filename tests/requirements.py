@@ -695,6 +695,10 @@ REQUIREMENTS: dict[str, Requirement] = {
         "features G19",
         "Ended runs go once their tenant has kept them long enough, in small batches, and never before.",
     ),
+    "tools.rehearsal": Requirement(
+        "design 5",
+        "A rehearsal runs with the handler's dry_run set, says so wherever it is shown, and is never taken for the real run.",
+    ),
     "tools.dry-run": Requirement(
         "design 5",
         "Every tool that writes can say what it would do, and then writes nothing but its audit row.",

@@ -440,6 +440,8 @@ class Run:
     error: RunError | None
     result: str | None = None
     """JSON text of the accepted result; only ``get_run`` reads it."""
+    is_dry_run: bool = False
+    """Whether it is a rehearsal: its handler gets ``dry_run``."""
 
 
 @dataclass(frozen=True, slots=True)

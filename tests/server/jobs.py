@@ -91,7 +91,7 @@ async def number(input: Nothing, job: JobContext) -> dict[str, float]:
 
 @job(name="test.email", description="Acts outside.", effects="external")
 async def email(input: Nothing, job: JobContext) -> str:
-    return "sent"
+    return "would send" if job.dry_run else "sent"
 
 
 @job(name="test.guarded", description="Needs more.", scopes=["ops:read"])

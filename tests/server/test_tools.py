@@ -332,6 +332,41 @@ async def test_a_dry_run_says_what_would_happen_and_writes_no_run(
     assert admin.execute("select count(*) from jobforge.audit_log").fetchone() == (4,)
 
 
+@pytest.mark.requirement("tools.rehearsal")
+async def test_a_rehearsal_tells_the_handler_and_everybody_who_looks(client: Client) -> None:
+    given = {"name": "test.email", "idempotencyKey": "k", "rehearse": True}
+
+    first = await client.call_tool("execute-job", given)
+    again = run_of(await client.call_tool("execute-job", given))
+    rehearsed = run_of(first)
+    seen = run_of(
+        await client.call_tool(
+            "get-job-status", {"runId": rehearsed["runId"], "include": ["report"]}
+        )
+    )
+    planned = run_of(await client.call_tool("execute-job", {**given, "dryRun": True}))
+
+    assert (rehearsed["result"], rehearsed["rehearsal"]) == ("would send", True)
+    assert text_of(first).startswith(f"rehearsal {rehearsed['runId']} of test.email is succeeded")
+    assert (again["outcome"], again["runId"]) == ("replayed", rehearsed["runId"])
+    assert (seen["rehearsal"], "It was a rehearsal" in seen["report"]) == (True, True)
+    assert planned["outcome"] == "replayed"
+
+
+@pytest.mark.requirement("tools.rehearsal")
+async def test_a_rehearsal_and_the_real_thing_never_pass_for_each_other(client: Client) -> None:
+    first = {"name": "test.email", "idempotencyKey": "a"}
+    other = {"name": "test.email", "idempotencyKey": "b"}
+    await client.call_tool("execute-job", {**first, "rehearse": True})
+    done = run_of(await client.call_tool("execute-job", other))
+
+    real = await client.call_tool("execute-job", first)
+    rehearsal = await client.call_tool("execute-job", {**other, "rehearse": True})
+
+    assert (done["result"], "rehearsal" in done) == ("sent", False)
+    assert error_of(real)["code"] == error_of(rehearsal)["code"] == "IDEMPOTENCY_CONFLICT"
+
+
 async def test_a_job_may_need_a_scope_of_its_own(stage: Stage) -> None:
     async with Client(build_server(stage.parts, stage.credential(scopes=FIVE_SCOPES))) as client:
         listed = run_of(await client.call_tool("list-jobs", {"query": "guarded"}))

@@ -51,6 +51,9 @@ def run(
     project: Annotated[str | None, typer.Option(help="Project of the run.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeatable.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Run it, but tell its handler to leave out effects.")
+    ] = False,
     json: Json = False,
 ) -> int:
     """Run a job and wait for its result. It survives this command: Ctrl-C leaves it running."""
@@ -64,6 +67,7 @@ def run(
         run_at=parse_time(run_at) if run_at is not None else None,
         project_id=project,
         labels=_labels(label) if label else None,
+        is_dry_run=rehearse,
     )
     seconds = 0 if background else wait
     if dry_run:

@@ -23,7 +23,7 @@ class Options:
     labels: Mapping[str, str] | None = None
     trace_id: str | None = None
     is_dry_run: bool = False
-    """Run the handler with ``dry_run`` set, which is its own business to honour."""
+    """Rehearse: run the handler with ``dry_run`` set, which is its own business to honour. A key of a rehearsal is a conflict for the real thing."""
 
 
 DEFAULTS = Options()

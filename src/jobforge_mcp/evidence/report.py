@@ -224,7 +224,9 @@ class _Writer:
     def _changes(self) -> list[str]:
         facts = self.facts
         lines: list[str] = []
-        if facts.effects == "external":
+        if facts.run.is_dry_run:
+            lines.append("- It was a rehearsal: its handler was told to leave out its effects.")
+        elif facts.effects == "external":
             lines.append("- Its job acts outside this installation.")
         elif facts.effects == "none":
             lines.append("- Its job changes nothing outside its run.")

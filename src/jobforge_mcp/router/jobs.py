@@ -57,7 +57,7 @@ _RUN: LiteralString = """
     r.tenant_id, r.job_id, r.project_id, r.job_type, r.job_version, r.status, r.waiting_for, r.attempt_no, r.max_attempts,
     r.epoch, r.version, r.priority, r.run_at, r.ordering_key, r.labels, r.trace_id, r.parent_id, r.timeout_ms, r.created_at,
     r.created_by, r.started_at, r.finished_at, r.worker_id, r.lease_until, r.progress_done, r.progress_total,
-    r.progress_message, r.cancel_requested_at, r.cancel_reason, r.error, r.result::text as result"""
+    r.progress_message, r.cancel_requested_at, r.cancel_reason, r.error, r.is_dry_run, r.result::text as result"""
 
 ENQUEUE_JOBS: LiteralString = f"""
     select r.* from {SCOPE}, lateral jobforge.enqueue_jobs(s.tenant_id, %s::text[], %s::text[], %s::text[], %s::text[],

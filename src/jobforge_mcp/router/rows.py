@@ -89,6 +89,7 @@ def to_run(row: Row) -> Run:
         cancel_reason=row["cancel_reason"],
         error=to_run_error(row["error"]),
         result=row.get("result"),
+        is_dry_run=row["is_dry_run"],
     )
 
 
@@ -189,7 +190,7 @@ def job_arrays(jobs: Sequence[NewJob]) -> list[object]:
         text_array([job.job_type for job in jobs]),
         text_array([job.payload for job in jobs]),
         # the same as the payload where no default was filled in
-        _unless_empty(None if job.received == job.payload else job.received for job in jobs),
+        _unless_empty(None if _received(job) == job.payload else _received(job) for job in jobs),
         _unless_empty(job.idempotency_key for job in jobs),
         _unless_empty(job.ordering_key for job in jobs),
         _unless_all(2, [job.priority for job in jobs]),
@@ -205,6 +206,11 @@ def job_arrays(jobs: Sequence[NewJob]) -> list[object]:
         _unless_all(300_000, [job.timeout_ms for job in jobs]),
         _unless_all(False, [job.is_dry_run for job in jobs]),
     ]
+
+
+def _received(job: NewJob) -> str:
+    """Return what an idempotency key stands for: a rehearsal must never pass for the real thing, nor the other way round."""
+    return f'{{"rehearsal": {job.received}}}' if job.is_dry_run else job.received
 
 
 def job_costs(jobs: Sequence[NewJob]) -> list[object] | None:

@@ -154,6 +154,9 @@ class ExecuteJob(Arguments):
     ] = None
     labels: Annotated[_Labels | None, Field(max_length=20)] = None
     dry_run: Annotated[bool | None, Field(description="only say what would happen")] = None
+    rehearse: Annotated[
+        bool | None, Field(description="run it, but the handler is told to leave out its effects")
+    ] = None
     cancel_on_disconnect: Annotated[
         bool | None,
         Field(description="cancel the run if this call is cut off; default: it goes on"),

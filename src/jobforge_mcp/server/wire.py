@@ -108,6 +108,7 @@ class RunView(WireModel):
     run_id: str
     job_name: str
     job_version: str | None = None
+    rehearsal: Literal[True] | None = None
     status: Literal["queued", "running", "waiting", "succeeded", "failed", "dead", "canceled"]
     attempt: int | None = None
     max_attempts: int | None = None
@@ -273,6 +274,7 @@ def view_run(run: Run, caller: Caller, extras: Extras | None = None) -> RunView:
         run_id=str(run.job_id),
         job_name=run.job_type,
         job_version=run.job_version,
+        rehearsal=True if run.is_dry_run else None,
         status=run.status.value,
         attempt=run.attempt_no or None,
         max_attempts=run.max_attempts,
@@ -327,7 +329,8 @@ def row_of(run: Run) -> RunRow:
 
 def describe_run(view: RunView) -> str:
     """Say the facts of a run in one short text."""
-    lines = [f"run {view.run_id} of {view.job_name} is {view.status}{_details(view)}"]
+    kind = "rehearsal" if view.rehearsal else "run"
+    lines = [f"{kind} {view.run_id} of {view.job_name} is {view.status}{_details(view)}"]
     if view.error is not None:
         lines.append(describe_error(view.error))
     if view.result_preview is not None:

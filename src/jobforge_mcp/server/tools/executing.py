@@ -135,6 +135,7 @@ def new_job(parts: ServerParts, call: Call, given: args.ExecuteJob, bound: Bound
         lane_type=bound.lane_type,
         cost=definition.cost,
         claim_limits=claim_limits(definition, prepared.payload),
+        is_dry_run=bool(given.rehearse),
     )
 
 
@@ -289,4 +290,5 @@ def _created(call: Call, job: NewJob, enqueued: Enqueued) -> Run:
         cancel_requested_at=None,
         cancel_reason=None,
         error=None,
+        is_dry_run=job.is_dry_run,
     )
