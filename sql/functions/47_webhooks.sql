@@ -133,18 +133,22 @@ begin
 end $$;
 comment on function jobforge.check_completion_webhook(text, text, jsonb, text) is 'Refuse a completion webhook that could not be delivered.';
 
-create or replace function jobforge.list_completion_webhooks(p_tenant_id text default null)
+drop function if exists jobforge.list_completion_webhooks(text);
+drop function if exists jobforge.list_incoming_webhooks(text);
+create or replace function jobforge.list_webhooks(p_tenant_id text default null)
 returns table (tenant_id text, name text, project_id text, config jsonb, set_at timestamptz)
 language sql stable
 security definer set search_path = jobforge, pg_temp
 as $$
   select c.tenant_id::text, c.name::text, c.project_id::text, c.config, c.set_at from jobforge.connector_configs c
-  where c.kind = 'webhook.completion' and (p_tenant_id is null or c.tenant_id = p_tenant_id)
-  order by c.tenant_id, c.name
+  where c.kind in ('webhook.completion', 'webhook.in') and (p_tenant_id is null or c.tenant_id = p_tenant_id)
+  order by c.kind, c.tenant_id, c.name
 $$;
-comment on function jobforge.list_completion_webhooks(text) is 'The completion webhooks of a tenant, or of all.';
+comment on function jobforge.list_webhooks(text) is 'The webhooks of a tenant, or of all: those that are told, then those that are heard.';
 
-create or replace function jobforge.remove_completion_webhook(p_tenant_id text, p_name text) returns boolean
+drop function if exists jobforge.remove_completion_webhook(text, text);
+drop function if exists jobforge.remove_incoming_webhook(text, text);
+create or replace function jobforge.remove_webhook(p_tenant_id text, p_name text) returns boolean
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
 as $$
@@ -152,14 +156,15 @@ declare
   v_is_removed boolean;
 begin
   delete from jobforge.connector_configs c
-  where c.tenant_id = p_tenant_id and c.kind = 'webhook.completion' and c.name = p_name;
+  where c.tenant_id = p_tenant_id and c.kind in ('webhook.completion', 'webhook.in') and c.name = p_name;
   v_is_removed := found;
+  delete from jobforge.webhook_receipts r where r.tenant_id = p_tenant_id and r.name = p_name;
   if v_is_removed then
-    perform jobforge.record_audit(p_tenant_id, 'remove_completion_webhook', 'done', null, null, jsonb_build_object('name', p_name));
+    perform jobforge.record_audit(p_tenant_id, 'remove_webhook', 'done', null, null, jsonb_build_object('name', p_name));
   end if;
   return v_is_removed;
 end $$;
-comment on function jobforge.remove_completion_webhook(text, text) is
-  'Take a completion webhook away; what was enqueued for it is still delivered. False if there was none.';
+comment on function jobforge.remove_webhook(text, text) is
+  'Tell and hear the webhooks of this name no more; what was enqueued for one is still delivered. False if there was none.';
 
 reset role;

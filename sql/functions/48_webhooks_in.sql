@@ -120,32 +120,4 @@ end $$;
 comment on function jobforge.set_incoming_webhook(text, text, jsonb, text) is
   'Set up who is heard at /hooks, or change the webhook of this name; true if it is new.';
 
-create or replace function jobforge.list_incoming_webhooks(p_tenant_id text default null)
-returns table (tenant_id text, name text, project_id text, config jsonb, set_at timestamptz)
-language sql stable
-security definer set search_path = jobforge, pg_temp
-as $$
-  select c.tenant_id::text, c.name::text, c.project_id::text, c.config, c.set_at from jobforge.connector_configs c
-  where c.kind = 'webhook.in' and (p_tenant_id is null or c.tenant_id = p_tenant_id)
-  order by c.tenant_id, c.name
-$$;
-comment on function jobforge.list_incoming_webhooks(text) is 'The webhooks that are heard, of a tenant or of all.';
-
-create or replace function jobforge.remove_incoming_webhook(p_tenant_id text, p_name text) returns boolean
-language plpgsql volatile
-security definer set search_path = jobforge, pg_temp
-as $$
-declare
-  v_is_removed boolean;
-begin
-  delete from jobforge.connector_configs c where c.tenant_id = p_tenant_id and c.kind = 'webhook.in' and c.name = p_name;
-  v_is_removed := found;
-  delete from jobforge.webhook_receipts r where r.tenant_id = p_tenant_id and r.name = p_name;
-  if v_is_removed then
-    perform jobforge.record_audit(p_tenant_id, 'remove_incoming_webhook', 'done', null, null, jsonb_build_object('name', p_name));
-  end if;
-  return v_is_removed;
-end $$;
-comment on function jobforge.remove_incoming_webhook(text, text) is 'Hear a webhook no more, and forget its receipts. False if there was none.';
-
 reset role;

@@ -34,8 +34,7 @@ reset role;
 set local role jobforge_sys;
 
 grant execute on function jobforge.notify_ended(text[], uuid[]) to jobforge_rpc;
-grant execute on function jobforge.set_completion_webhook(text, text, jsonb, text), jobforge.list_completion_webhooks(text),
-  jobforge.remove_completion_webhook(text, text), jobforge.set_incoming_webhook(text, text, jsonb, text),
-  jobforge.list_incoming_webhooks(text), jobforge.remove_incoming_webhook(text, text) to jobforge_owner;
+grant execute on function jobforge.set_completion_webhook(text, text, jsonb, text), jobforge.set_incoming_webhook(text, text, jsonb, text),
+  jobforge.list_webhooks(text), jobforge.remove_webhook(text, text) to jobforge_owner;
 
 reset role;

@@ -40,9 +40,11 @@ async def register(router: DefinitionRouter, name: str, caller: Caller = ACME, *
     await router.register_definition(caller, text_of(name, **more), lane_type="test.echo")
 
 
-async def listed(catalog: Catalog, caller: Caller = ACME, **wanted: object) -> list[str]:
+async def listed(
+    catalog: Catalog, wanted: Wanted | None = None, *, caller: Caller = ACME
+) -> list[str]:
     """Names of registered jobs, from the second list on out of memory."""
-    asked = Wanted(**{"limit": 100, **wanted})  # pyright: ignore[reportArgumentType]  # named by the test
+    asked = wanted or Wanted(limit=100)
     found, _ = await catalog.list(caller, asked, is_visible=may_list(caller))
     return [bound.name for bound in found if bound.name not in catalog.registry.by_name]
 
@@ -61,7 +63,7 @@ async def test_what_one_replica_registers_changes_and_removes_another_finds_at_o
     await router.remove_definition(ACME, "acme.a")
     found.append(await listed(catalog))
     await register(router, "acme.b", description="Seen again.")
-    found.append(await listed(catalog, query="SEEN"))
+    found.append(await listed(catalog, Wanted("SEEN")))
 
     assert found == [[], [], ["acme.b"], ["acme.a", "acme.b"], ["acme.a"], [], ["acme.b"]]
 
@@ -73,21 +75,21 @@ async def test_a_search_in_memory_finds_what_the_database_finds(
         tags = ["even"] if number % 2 == 0 else ["odd", "even-less"]
         labels = {"team": f"t{number % 3}"}
         await register(router, f"acme.job-{number:02}", tags=tags, labels=labels)
-    searches: list[dict[str, object]] = [
-        {},
-        {"query": "one JOB"},
-        {"query": "job-1 odd"},
-        {"query": "nothing"},
-        {"tags": ("even",)},
-        {"labels": {"team": "t1"}, "after": "acme.job-04"},
-        {"limit": 3, "after": "acme.job-03"},
-        {"limit": 5, "query": "even", "labels": {"team": "t2"}},
+    searches = [
+        Wanted(),
+        Wanted("one JOB"),
+        Wanted("job-1 odd"),
+        Wanted("nothing"),
+        Wanted(tags=("even",)),
+        Wanted(labels={"team": "t1"}, after="acme.job-04"),
+        Wanted(limit=3, after="acme.job-03"),
+        Wanted("even", labels={"team": "t2"}, limit=5),
     ]
 
     for wanted in searches:
-        from_database = await listed(Catalog(catalog.registry, router), **wanted)
+        from_database = await listed(Catalog(catalog.registry, router), wanted)
         await listed(catalog)
-        assert await listed(catalog, **wanted) == from_database, wanted
+        assert await listed(catalog, wanted) == from_database, wanted
 
 
 async def test_what_was_under_way_while_others_looked_is_found_when_it_is_committed(
@@ -116,9 +118,9 @@ async def test_neither_tenants_nor_confined_callers_change_what_others_find(
     confined = replace(ACME, deny_types=("acme.secret",))
 
     for _ in range(3):
-        assert await listed(catalog, confined) == ["acme.open"]
+        assert await listed(catalog, caller=confined) == ["acme.open"]
         assert await listed(catalog) == ["acme.open", "acme.secret"]
-        assert await listed(catalog, GLOBEX) == ["globex.own"]
+        assert await listed(catalog, caller=GLOBEX) == ["globex.own"]
 
 
 async def test_a_tenant_with_very_many_jobs_is_searched_by_the_database(

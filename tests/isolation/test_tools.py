@@ -122,7 +122,7 @@ OF_THE_CALL = {
     *("effects", "idempotent", "cost"),
     *("containsPii", "retentionDays", "occurredAt", "history"),
     "input", "limit", "since", "status", "detail", "runAt", "priority", "labels", "dryRun", "background", "waitSeconds",
-    "sinceVersion", "cancelOnDisconnect",
+    "sinceVersion", "cancelOnDisconnect", "rehearse",
 }  # fmt: skip
 """Arguments that name nothing which somebody could own: amounts, times, switches, and words of the product."""
 

@@ -68,6 +68,8 @@ def print_run(
     status = Text(run.status.value, style=STATUS_STYLES[run.status.value])
     console.print(Text.assemble(f"{run.job_type}  ", status, f"  {run.job_id}"))
     facts = [f"attempt {run.attempt_no} of {run.max_attempts}", f"created {ago(run.created_at)}"]
+    if run.is_dry_run:
+        facts.insert(0, "a rehearsal")
     if run.finished_at is not None and run.started_at is not None:
         seconds = (run.finished_at - run.started_at).total_seconds()
         facts.append(f"took {seconds:.1f} s")

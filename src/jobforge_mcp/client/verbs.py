@@ -11,6 +11,7 @@ from contextlib import (
     asynccontextmanager,
     nullcontext,
 )
+from dataclasses import replace
 from datetime import datetime
 from typing import cast
 
@@ -28,7 +29,7 @@ from jobforge_mcp.db.installation import open_installation
 from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.catalog import Catalog
-from jobforge_mcp.definitions.claim_limits import claim_limits
+from jobforge_mcp.definitions.enqueuing import job_of
 from jobforge_mcp.definitions.features import fires_triggers
 from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.definitions.json_limits import check_key
@@ -480,11 +481,8 @@ class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs, BulkVerbs):
         prepared = self.registry.prepare_bound(bound, input)
         if bound.guards:
             ask_guards(self.caller, bound, JobAction.EXECUTE, json.loads(prepared.payload))
-        retry = prepared.definition.retry
-        return NewJob(
-            job_type=bound.name,
-            payload=prepared.payload,
-            received=prepared.received,
+        return replace(
+            job_of(prepared, bound.lane_type),
             idempotency_key=options.idempotency_key,
             ordering_key=options.ordering_key,
             priority=options.priority,
@@ -492,16 +490,7 @@ class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs, BulkVerbs):
             project_id=options.project_id or _only_project(self.caller),
             labels=options.labels,
             trace_id=options.trace_id,
-            job_version=prepared.definition.version,
-            max_attempts=retry.max_attempts,
-            backoff_ms=retry.backoff_ms,
-            backoff_multiplier=retry.backoff_multiplier,
-            max_backoff_ms=retry.max_backoff_ms,
-            timeout_ms=prepared.definition.timeout_ms,
             is_dry_run=options.is_dry_run,
-            cost=prepared.definition.cost,
-            lane_type=bound.lane_type,
-            claim_limits=claim_limits(prepared.definition, prepared.payload),
         )
 
 

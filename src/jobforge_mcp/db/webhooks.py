@@ -60,21 +60,16 @@ def list_webhooks(admin_url: str, tenant: str | None = None) -> list[Webhook]:
     """List those of a tenant, or of all: out, then in."""
     with administering(admin_url) as connection:
         rows = connection.execute(
-            "select w.tenant_id, w.name, w.project_id, w.config, w.set_at from jobforge.list_completion_webhooks(%s) w",
+            "select w.tenant_id, w.name, w.project_id, w.config, w.set_at from jobforge.list_webhooks(%s) w",
             [tenant],
         ).fetchall()
-        heard = connection.execute(
-            "select w.tenant_id, w.name, w.project_id, w.config, w.set_at from jobforge.list_incoming_webhooks(%s) w",
-            [tenant],
-        ).fetchall()
-    return [Webhook(*row) for row in [*rows, *heard]]
+    return [Webhook(*row) for row in rows]
 
 
 def remove_webhook(admin_url: str, tenant: str, name: str) -> bool:
     """Take those of this name away; say whether there was one."""
     with administering(admin_url) as connection:
         row = connection.execute(
-            "select jobforge.remove_completion_webhook(%s, %s), jobforge.remove_incoming_webhook(%s, %s)",
-            [tenant, name, tenant, name],
+            "select jobforge.remove_webhook(%s, %s)", [tenant, name]
         ).fetchone()
-    return row is not None and True in row
+    return row is not None and row[0] is True

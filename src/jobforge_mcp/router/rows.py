@@ -208,7 +208,7 @@ def job_arrays(jobs: Sequence[NewJob]) -> list[object]:
     ]
 
 
-def _received(job: NewJob) -> str:
+def _received(job: NewJob) -> str | None:
     """Return what an idempotency key stands for: a rehearsal must never pass for the real thing, nor the other way round."""
     return f'{{"rehearsal": {job.received}}}' if job.is_dry_run else job.received
 

@@ -15,7 +15,7 @@ from typing import cast
 import structlog
 
 from jobforge_mcp.definitions.catalog import BoundDefinitions
-from jobforge_mcp.definitions.claim_limits import claim_limits
+from jobforge_mcp.definitions.enqueuing import job_of
 from jobforge_mcp.definitions.json_limits import load_limited
 from jobforge_mcp.definitions.mapping import evaluate, matches
 from jobforge_mcp.definitions.model import BoundJob
@@ -101,21 +101,7 @@ def job_for(registry: Registry, caller: Caller, bound: BoundJob, given: JsonObje
     prepared = registry.prepare_bound(bound, given)
     if bound.guards:
         ask_guards(caller, bound, JobAction.EXECUTE, json.loads(prepared.payload))
-    definition = prepared.definition
-    return NewJob(
-        job_type=bound.name,
-        payload=prepared.payload,
-        received=prepared.received,
-        job_version=definition.version,
-        max_attempts=definition.retry.max_attempts,
-        backoff_ms=definition.retry.backoff_ms,
-        backoff_multiplier=definition.retry.backoff_multiplier,
-        max_backoff_ms=definition.retry.max_backoff_ms,
-        timeout_ms=definition.timeout_ms,
-        cost=definition.cost,
-        lane_type=bound.lane_type,
-        claim_limits=claim_limits(definition, prepared.payload),
-    )
+    return job_of(prepared, bound.lane_type)
 
 
 def _input_of(candidate: Candidate, scope: JsonObject) -> JsonObject:

@@ -15,9 +15,9 @@ from typing import Any, LiteralString, TypeVar, cast
 import anyio.to_thread
 
 from jobforge_mcp.definitions.catalog import BoundDefinitions
-from jobforge_mcp.definitions.claim_limits import claim_limits
+from jobforge_mcp.definitions.enqueuing import job_of
 from jobforge_mcp.definitions.json_limits import check_key, load_limited
-from jobforge_mcp.definitions.model import BoundJob, JobDefinition
+from jobforge_mcp.definitions.model import BoundJob
 from jobforge_mcp.definitions.pinning import pinned_jobs
 from jobforge_mcp.definitions.registry import Registry, handler_values
 from jobforge_mcp.errors import CallerError, ConflictError, NotFoundError, PermanentError
@@ -160,8 +160,7 @@ class Services:
             except CallerError as error:
                 prepared.append(error)
                 continue
-            job = _new_job(checked.definition, checked.payload, checked.received)
-            prepared.append(replace(job, lane_type=bound.lane_type))
+            prepared.append(job_of(checked, bound.lane_type))
         return prepared
 
     async def enqueue(self, attempt: Attempt, request: ChildRequest) -> JobId:
@@ -170,10 +169,13 @@ class Services:
         attempt.children += 1
         key = request.key or f"{attempt.fence.job_id}:{attempt.children}"
         # A secret that the handler passes on is stored as what it is called.
-        payload = attempt.redact_json(prepared.payload, mark="secret://{}")
-        received = attempt.redact_json(prepared.received, mark="secret://{}")
+        prepared = replace(
+            prepared,
+            payload=attempt.redact_json(prepared.payload, mark="secret://{}"),
+            received=attempt.redact_json(prepared.received, mark="secret://{}"),
+        )
         job = replace(
-            _new_job(prepared.definition, payload, received),
+            job_of(prepared),
             idempotency_key=key,
             ordering_key=request.ordering_key,
             priority=request.priority,
@@ -310,23 +312,6 @@ def _gone(name: str, version: str) -> NotFoundError:
         f"version {version} of the registered job {name} may not be run any more",
         code="JOB_REMOVED",
         hint="register the job again, or register the composition anew",
-    )
-
-
-def _new_job(definition: JobDefinition, payload: str, received: str) -> NewJob:
-    retry = definition.retry
-    return NewJob(
-        job_type=definition.name,
-        payload=payload,
-        received=received,
-        job_version=definition.version,
-        max_attempts=retry.max_attempts,
-        backoff_ms=retry.backoff_ms,
-        backoff_multiplier=retry.backoff_multiplier,
-        max_backoff_ms=retry.max_backoff_ms,
-        timeout_ms=definition.timeout_ms,
-        cost=definition.cost,
-        claim_limits=claim_limits(definition, payload),
     )
 
 

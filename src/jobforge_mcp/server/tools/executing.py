@@ -14,7 +14,7 @@ from typing import Literal, cast
 
 import anyio
 
-from jobforge_mcp.definitions.claim_limits import claim_limits
+from jobforge_mcp.definitions.enqueuing import job_of
 from jobforge_mcp.definitions.json_limits import check_key
 from jobforge_mcp.definitions.model import BoundJob
 from jobforge_mcp.errors import ConflictError, InvalidInputError
@@ -93,7 +93,6 @@ async def find_job(parts: ServerParts, call: Call, given: args.ExecuteJob) -> Bo
 
 def new_job(parts: ServerParts, call: Call, given: args.ExecuteJob, bound: BoundJob) -> NewJob:
     """Check what a caller wants to run, and return it ready to be enqueued."""
-    definition = bound.definition
     require_job(call.caller, bound, JobAction.EXECUTE)
     prepared = parts.registry.prepare_bound(bound, cast("JsonValue", given.input))
     if bound.guards:
@@ -115,10 +114,8 @@ def new_job(parts: ServerParts, call: Call, given: args.ExecuteJob, bound: Bound
             "labels": dict(given.labels or {}),
         }
     )
-    return NewJob(
-        job_type=bound.name,
-        payload=prepared.payload,
-        received=prepared.received,
+    return replace(
+        job_of(prepared, bound.lane_type),
         idempotency_key=given.idempotency_key,
         ordering_key=given.ordering_key,
         priority=2 if given.priority is None else given.priority,
@@ -126,15 +123,6 @@ def new_job(parts: ServerParts, call: Call, given: args.ExecuteJob, bound: Bound
         project_id=given.project_id or _only_project(call),
         labels=given.labels,
         trace_id=call.trace_id,
-        job_version=definition.version,
-        max_attempts=definition.retry.max_attempts,
-        backoff_ms=definition.retry.backoff_ms,
-        backoff_multiplier=definition.retry.backoff_multiplier,
-        max_backoff_ms=definition.retry.max_backoff_ms,
-        timeout_ms=definition.timeout_ms,
-        lane_type=bound.lane_type,
-        cost=definition.cost,
-        claim_limits=claim_limits(definition, prepared.payload),
         is_dry_run=bool(given.rehearse),
     )
 
