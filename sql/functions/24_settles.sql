@@ -78,43 +78,45 @@ as $$
 declare
   v_now timestamptz := jobforge.now();
   v_lease jobforge.leases;
-  v_key text;
-  v_is_left boolean := false;
   v_is_told boolean;
   v_accepted integer[];
   v_tenants text[]; v_ids uuid[];
   v_key_tenants text[]; v_keys text[]; v_key_ids uuid[];
-  v_slot_tenants text[]; v_slots text[]; v_slot text;
+  v_slot_tenants text[]; v_slots text[]; v_key_ords integer[];
 begin
   perform jobforge.require_parallel(p_job_ids, cardinality(p_tenant_ids), cardinality(p_lease_ids), cardinality(p_epochs),
     cardinality(p_results), coalesce(cardinality(p_manifests), cardinality(p_job_ids)));
   perform jobforge.require_small_json(p_results, 1048576, 'a result');
-  if cardinality(p_job_ids) = 1 then
-    delete from jobforge.leases l
-    where l.tenant_id = p_tenant_ids[1] and l.lease_id = p_lease_ids[1] and l.job_ids = p_job_ids and l.epochs = p_epochs
-    returning l.* into v_lease;
-    v_is_left := found;
-  end if;
-  if v_is_left then
-    update jobforge.jobs j
-    set final_status = 'succeeded', attempt_no = v_lease.attempt_nos[1], epoch = p_epochs[1], worker_id = v_lease.worker_id,
-      started_at = v_lease.claimed_at, finished_at = v_now, result = coalesce(p_results[1], 'null')::jsonb
-    where j.tenant_id = p_tenant_ids[1] and j.id = p_job_ids[1] and j.final_status is null
-    returning j.ordering_key, j.slot_key, not exists (
-      select from jobforge.run_progress p where p.tenant_id = j.tenant_id and p.job_id = j.id) into v_key, v_slot, v_is_told;
-    if found then
-      v_accepted := array[1];
+  delete from jobforge.leases l
+  where l.tenant_id = p_tenant_ids[1] and l.lease_id = p_lease_ids[1] and l.job_ids = p_job_ids and l.epochs = p_epochs
+  returning l.* into v_lease;
+  if found then
+    with ended as (
+      update jobforge.jobs j
+      set final_status = 'succeeded', attempt_no = g.attempt_no, epoch = g.epoch, worker_id = v_lease.worker_id,
+        started_at = v_lease.claimed_at, finished_at = v_now, result = coalesce(g.result, 'null')::jsonb
+      from unnest(v_lease.job_ids, v_lease.epochs, v_lease.attempt_nos, p_results) with ordinality g(job_id, epoch, attempt_no, result, ord)
+      where j.tenant_id = v_lease.tenant_id and j.id = g.job_id and j.final_status is null
+      returning g.ord::integer, j.ordering_key, j.slot_key
+    )
+    select array_agg(e.ord), array_agg(e.ord) filter (where e.ordering_key is not null),
+      array_agg(e.ordering_key::text) filter (where e.ordering_key is not null),
+      array_agg(e.slot_key::text) filter (where e.slot_key is not null)
+    into v_accepted, v_key_ords, v_keys, v_slots
+    from ended e;
+    if cardinality(v_accepted) = cardinality(p_job_ids) then
       v_tenants := p_tenant_ids;
       v_ids := p_job_ids;
+    else
+      select array_agg(p_tenant_ids[1]), array_agg(p_job_ids[a.ord]) into v_tenants, v_ids from unnest(v_accepted) a(ord);
     end if;
-    if v_slot is not null then
-      v_slot_tenants := p_tenant_ids;
-      v_slots := array[v_slot];
+    if v_keys is not null then
+      select array_agg(p_tenant_ids[1]), array_agg(p_job_ids[k.ord]) into v_key_tenants, v_key_ids from unnest(v_key_ords) k(ord);
     end if;
-    if v_key is not null then
-      v_key_tenants := p_tenant_ids;
-      v_keys := array[v_key];
-      v_key_ids := p_job_ids;
+    v_slot_tenants := array_fill(p_tenant_ids[1], array[coalesce(cardinality(v_slots), 0)]);
+    if cardinality(p_job_ids) = 1 then
+      v_is_told := not exists (
+        select from jobforge.run_progress p where p.tenant_id = p_tenant_ids[1] and p.job_id = p_job_ids[1]);
     end if;
   else
     with gone as materialized (

@@ -240,6 +240,30 @@ async def test_a_blocked_loop_is_reported_by_name_and_costs_no_lease(
 
 
 @pytest.mark.requirement("worker.fence")
+@pytest.mark.requirement("worker.fence")
+async def test_a_claim_of_many_tenants_keeps_the_leases_of_all(
+    desk: Desk, globex: Caller, make_pool: PoolMaker, admin: psycopg.Connection
+) -> None:
+    other = Desk(desk.router, desk.registry, globex)
+    ids = [await desk.enqueue("sleep"), await other.enqueue("sleep")]
+
+    async with make_pool(lease_ms=1_500) as pool:
+        await eventually(lambda: pool.running == 2)
+        claimed = _epochs_and_leases(admin)
+        # Two leases long: what nobody extends is gone by then, and comes back with another epoch.
+        await anyio.sleep(4)
+        still = _epochs_and_leases(admin)
+
+    assert len(claimed) == len(ids)
+    assert still == claimed
+
+
+def _epochs_and_leases(admin: psycopg.Connection) -> list[tuple[object, ...]]:
+    return admin.execute(
+        "select l.tenant_id, l.lease_id, l.job_ids, l.epochs from jobforge.leases l order by 1"
+    ).fetchall()
+
+
 async def test_an_attempt_whose_lease_was_taken_is_stopped_and_settles_nothing(
     desk: Desk, make_pool: PoolMaker, admin: psycopg.Connection
 ) -> None:

@@ -111,6 +111,11 @@ class LeaseHold:
     """Attempts of it that are not settled yet."""
     is_lost: bool = False
 
+    @property
+    def key(self) -> tuple[str, LeaseId]:
+        """What names it among all leases."""
+        return self.tenant_id, self.lease_id
+
 
 @dataclass(eq=False, slots=True)
 class Attempt:

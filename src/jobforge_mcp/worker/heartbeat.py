@@ -84,7 +84,8 @@ class Heartbeat:
         self._times = times
         self._mailbox = mailbox
         self._news = news
-        self._leases: dict[LeaseId, LeaseHold] = {}
+        # One claim of many tenants is a lease of each, all with one id.
+        self._leases: dict[tuple[str, LeaseId], LeaseHold] = {}
         self._stopping = threading.Event()
         self._loop_thread = threading.get_ident()
         self._ticked_at = time.monotonic()
@@ -108,10 +109,11 @@ class Heartbeat:
 
     def hold(self, fence: Fence, until: float) -> LeaseHold:
         """Begin to extend a lease, and return it; the same one for every job of it."""
-        lease = self._leases.get(fence.lease_id)
+        key = (fence.tenant_id, fence.lease_id)
+        lease = self._leases.get(key)
         if lease is None:
             lease = LeaseHold(TenantId(fence.tenant_id), fence.lease_id, until)
-            self._leases[fence.lease_id] = lease
+            self._leases[key] = lease
         return lease
 
     def drop(self, attempt: Attempt) -> None:
@@ -120,7 +122,7 @@ class Heartbeat:
         if lease.attempts.get(attempt.fence.job_id) is attempt:
             del lease.attempts[attempt.fence.job_id]
         if not lease.attempts:
-            self._leases.pop(lease.lease_id, None)
+            self._leases.pop(lease.key, None)
 
     def extend(self, lease: LeaseHold, sent_at: float) -> None:
         """Note that a call sent at that time extended a lease."""
@@ -138,7 +140,7 @@ class Heartbeat:
     def forget(self, lease: LeaseHold) -> None:
         """Stop extending a lease that is lost."""
         lease.is_lost = True
-        self._leases.pop(lease.lease_id, None)
+        self._leases.pop(lease.key, None)
 
     def _run(self) -> None:
         connection = self._connect()
@@ -171,11 +173,11 @@ class Heartbeat:
             [(lease.tenant_id, lease.lease_id) for lease in asked],
             self._times.lease_ms,
         )
-        held = {answer.lease_id: answer for answer in answers}
+        held = {(str(answer.tenant_id), answer.lease_id): answer for answer in answers}
         lost: list[LeaseHold] = []
         canceled: list[tuple[LeaseHold, frozenset[JobId]]] = []
         for lease in asked:
-            answer = held.get(lease.lease_id)
+            answer = held.get(lease.key)
             if answer is None:
                 lost.append(lease)
                 continue
@@ -191,7 +193,7 @@ class Heartbeat:
         """Pass the news on, on the loop's thread."""
         for lease in lost:
             # A lease whose last job was settled while the beat was under way is not lost.
-            if self._leases.get(lease.lease_id) is lease:
+            if self._leases.get(lease.key) is lease:
                 self._news.on_lost(lease)
         for lease, job_ids in canceled:
             for job_id in job_ids & lease.attempts.keys():
