@@ -283,6 +283,8 @@ declare
   v_may_wait boolean := true;
   v_round integer := 0;
   v_is_more boolean := false;
+  v_lanes record;
+  v_lease_id uuid;
 begin
   if coalesce(p_limit, 0) not between 1 and 1000 or coalesce(p_lease_ms, 0) not between 100 and 3600000 then
     raise exception 'a claim takes 1 to 1,000 jobs for 100 ms to 1 h' using errcode = 'JF400';
@@ -312,6 +314,61 @@ begin
     v_left := v_left - 1;
     return query select * from jobforge.lease_jobs(p_worker_id, array[v_suspect.tenant_id], array[v_suspect.job_id],
       array[v_suspect.epoch], array[v_suspect.attempt_no], p_lease_ms, true, null, v_start_at);
+  end if;
+
+  -- One lane has nobody to be fair to: what is due of it is taken and leased in one statement, without a look before.
+  select min(l.tenant_id) as tenant_id, max(l.tenant_id) as last_tenant, min(l.job_type) as job_type, max(l.job_type) as last_type into v_lanes
+  from jobforge.lanes l
+  where l.job_type = any (p_job_types) and (p_tenant_ids is null or l.tenant_id = any (p_tenant_ids));
+  if v_left > 0 and v_lanes.tenant_id = v_lanes.last_tenant and v_lanes.job_type = v_lanes.last_type
+    and not jobforge.is_holding_back(array[v_lanes.tenant_id])
+    and not exists (select from jobforge.running_limits u where u.tenant_id = v_lanes.tenant_id)
+  then
+    v_lease_id := pg_catalog.gen_random_uuid();
+    return query
+    with looks as materialized (
+      select p.priority, coalesce(f.run_at, '-infinity') as from_at, coalesce(f.job_id, '00000000-0000-0000-0000-000000000000') as from_id
+      from (values (0::smallint), (1::smallint), (2::smallint), (3::smallint)) p(priority)
+      left join unnest(p_from_tenants, p_from_types, p_from_priorities, p_from_run_ats, p_from_ids)
+        f(tenant_id, job_type, priority, run_at, job_id)
+        on f.tenant_id = v_lanes.tenant_id and f.job_type = v_lanes.job_type and f.priority = p.priority
+      order by p.priority
+    ), locked as materialized (
+      -- rows come, and are locked, one by one until there are enough
+      select k.row_id
+      from looks l
+      cross join lateral (
+        select r.ctid as row_id
+        from jobforge.ready r
+        where r.tenant_id = v_lanes.tenant_id and r.job_type = v_lanes.job_type and r.priority = l.priority
+          and r.run_at <= v_now and (r.run_at, r.job_id) > (l.from_at, l.from_id) and not r.is_suspect
+        order by r.run_at, r.job_id limit v_left for update skip locked) k
+      limit v_left
+    ), taken as (
+      delete from jobforge.ready r where r.ctid = any (array(select k.row_id from locked k))
+      returning r.job_id, r.epoch + 1 as epoch, (r.attempt_no + 1)::smallint as attempt_no, r.priority as ready_priority, r.run_at as ready_at
+    ), held as materialized (
+      select k.*, jobforge.deadline_of(v_now, j.timeout_ms) as deadline, j.tenant_id, j.job_type, j.job_version, j.payload, j.project_id,
+        j.trace_id, j.timeout_ms, j.is_dry_run, j.max_attempts, j.created_at, j.lane_type, j.priority, j.run_at
+      from taken k
+      join jobforge.jobs j on j.tenant_id = v_lanes.tenant_id and j.id = k.job_id
+      order by k.ready_priority, k.ready_at, k.job_id
+    ), new_leases as (
+      insert into jobforge.leases (tenant_id, lease_id, worker_id, is_suspect, claimed_at, lease_until, overdue_at, job_ids,
+        epochs, attempt_nos, deadlines)
+      select v_lanes.tenant_id, v_lease_id, p_worker_id, false, v_now, v_now + p_lease_ms * interval '1 millisecond', min(h.deadline),
+        array_agg(h.job_id), array_agg(h.epoch), array_agg(h.attempt_no), array_agg(h.deadline)
+      from held h having count(*) > 0
+    )
+    select h.tenant_id::text, v_lease_id, h.job_id, h.epoch, h.attempt_no::integer, h.max_attempts::integer, h.job_type::text,
+      h.job_version, h.payload::text, h.project_id::text, h.trace_id, h.timeout_ms, h.is_dry_run, false, h.created_at,
+      v_now, v_now + p_lease_ms * interval '1 millisecond', h.lane_type::text,
+      case when h.lane_type is not null then (
+        select d.definition::text from jobforge.job_definitions d
+        where d.tenant_id = h.tenant_id and d.job_type = h.job_type and d.job_version = h.job_version) end,
+      h.priority::integer, h.run_at, v_lanes.tenant_id::text
+    from held h;
+    return;
   end if;
 
   -- Jobs over a limit are parked, and others take their place: a few times, so that a claim stays short; who comes next

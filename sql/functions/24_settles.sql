@@ -60,9 +60,8 @@ begin
 end $$;
 comment on function jobforge.leave_leases(text[], uuid[], uuid[], integer[]) is 'Take jobs out of the leases that hold them and say which were held.';
 
-drop function if exists jobforge.complete_jobs(text[], uuid[], uuid[], integer[], text[]);
--- One attempt alone in its lease takes a short way, without arrays to join: that is how a call which waits for a short job
--- ends it. finished_at is set where all else of the run is what its worker knows, so that it need not be read again: the
+-- All that a lease holds, in its order, takes a short way, without arrays to join: that is how a busy worker settles, and how
+-- a call which waits for a short job ends it. finished_at is set where all else of the run is what its worker knows, so that it need not be read again: the
 -- attempt was settled alone, and nobody reported or asked for anything meanwhile.
 drop function if exists jobforge.complete_jobs(text[], uuid[], uuid[], integer[], text[]);
 drop function if exists jobforge.complete_jobs(text[], uuid[], uuid[], integer[], text[], text[]);
@@ -89,6 +88,7 @@ begin
   perform jobforge.require_small_json(p_results, 1048576, 'a result');
   delete from jobforge.leases l
   where l.tenant_id = p_tenant_ids[1] and l.lease_id = p_lease_ids[1] and l.job_ids = p_job_ids and l.epochs = p_epochs
+    and p_tenant_ids[1] = all (p_tenant_ids) and p_lease_ids[1] = all (p_lease_ids)
   returning l.* into v_lease;
   if found then
     with ended as (

@@ -19,7 +19,7 @@ from tests.postgres import ScratchDatabase
 WORKERS: Final = 32
 ECHO: Final = "demo.echo"
 KEYS: Final = ("a", "b", "c", "d")
-PATIENCE: Final = 120
+PATIENCE: Final = 300
 Connection = psycopg.Connection[Any]
 
 
@@ -77,6 +77,7 @@ def is_open(admin: Connection) -> bool:
     return bool(row[0])
 
 
+@pytest.mark.timeout(700)
 @pytest.mark.requirement("sql.concurrency", "sql.concurrency-goes-on")
 @pytest.mark.parametrize("limit", [1, 3])
 def test_no_key_ever_has_more_runs_than_its_limit_and_none_is_forgotten(

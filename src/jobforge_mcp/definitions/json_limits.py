@@ -13,7 +13,7 @@ import re
 import sys
 from typing import Literal, NoReturn, cast
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from jobforge_mcp.errors import CallerError, InvalidInputError, LimitError
 from jobforge_mcp.types import JsonValue
@@ -47,8 +47,13 @@ def load_limited(
         InvalidInputError: ``INPUT_NOT_JSON``, ``INPUT_NOT_TEXT`` or ``INPUT_NUMBER_RANGE``.
     """
     _check_size(len(text) if isinstance(text, bytes) else _size(text, what), what, max_bytes)
+    is_text = isinstance(text, str)
+    if is_text and not _may_break_a_limit(text):
+        try:
+            return cast("JsonValue", from_json(text, allow_inf_nan=False))
+        except (ValueError, TypeError):
+            pass  # what is wrong with it is said below
     try:
-        is_text = isinstance(text, str)
         plain = text if is_text else text.decode(json.detect_encoding(text), "surrogatepass")
         value = cast("JsonValue", _DECODERS[what].decode(plain))
     except RecursionError:
@@ -58,8 +63,7 @@ def load_limited(
     except json.JSONDecodeError as error:
         where = f"{error.msg.lower()} at line {error.lineno}, column {error.colno}"
         raise _not_json(what, where) from None
-    if not is_text or _may_break_a_limit(plain):
-        check_value(value, what=what)
+    check_value(value, what=what)
     return value
 
 
@@ -158,7 +162,9 @@ def check_key(key: str, argument: str) -> str:
 
 def _may_break_a_limit(text: str) -> bool:
     """Tell whether parsed JSON text has to be looked at: short plain documents, as most are, cannot break a limit."""
-    return text.count("[") + text.count("{") > MAX_DEPTH or _SUSPICIOUS.search(text) is not None
+    if len(text) > MAX_DEPTH and text.count("[") + text.count("{") > MAX_DEPTH:
+        return True
+    return _SUSPICIOUS.search(text) is not None
 
 
 def _check_text(text: str, what: What) -> None:

@@ -6,7 +6,6 @@ may come from ``psql``. A result is checked before the run may be ``succeeded``.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Literal, TypeAlias, cast
 
 import structlog
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticSerializationError
+from pydantic_core import PydanticSerializationError, from_json
 
 from jobforge_mcp.definitions.json_limits import (
     MAX_BYTES,
@@ -258,8 +257,11 @@ def check_output(bound: BoundJob, value: object) -> str:
         PermanentError: ``OUTPUT_INVALID`` or a limit of results: running the same code again would not mend it.
     """
     try:
-        checked = bound.output_type.validate_python(value)
-        text = bound.output_type.dump_json(checked, by_alias=True, warnings="error").decode()
+        # the parts of the TypeAdapter themselves: its own methods take longer than a small value
+        checked = bound.output_type.validator.validate_python(value)
+        text = bound.output_type.serializer.to_json(
+            checked, by_alias=True, warnings="error"
+        ).decode()
         check_written(text, what="result", max_bytes=MAX_RESULT_BYTES)
         # the writer makes null of what JSON cannot say
         if "null" in text and _is_infinite(bound.output_type.dump_python(checked)):
@@ -275,7 +277,7 @@ def check_output(bound: BoundJob, value: object) -> str:
     except CallerError as error:
         raise PermanentError(error.message, code=error.code, hint=error.hint) from None
     if bound.output_schema is not None and (
-        problems := bound.output_schema.problems(json.loads(text))
+        problems := bound.output_schema.problems(from_json(text))
     ):
         raise _bad_output("; ".join(problems))
     return text
@@ -316,7 +318,7 @@ def _to_model(bound: BoundJob, checked: JsonObject, fill: Fill | None = None) ->
     try:
         return cast(
             "BaseModel",
-            bound.input_type.validate_python(merged if fill is None else fill(merged)),
+            bound.input_type.validator.validate_python(merged if fill is None else fill(merged)),
         )
     except ValidationError as error:
         raise InvalidInputError(
@@ -328,7 +330,8 @@ def _to_model(bound: BoundJob, checked: JsonObject, fill: Fill | None = None) ->
 def handler_values(bound: BoundJob, checked: JsonObject) -> JsonObject:
     """Return what a handler gets: the run's input over the fixed part, or what the definition's template makes of it."""
     if not bound.is_templated:
-        return {**bound.definition.input, **checked}
+        fixed = bound.definition.input
+        return {**fixed, **checked} if fixed else checked
     return cast("JsonObject", evaluate(bound.definition.input, {"input": checked}))
 
 

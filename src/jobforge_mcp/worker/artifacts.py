@@ -44,6 +44,11 @@ _ANYTHING = "application/octet-stream"
 _T = TypeVar("_T")
 
 
+def fits_row(text: str) -> bool:
+    """Tell whether a result is small enough for the row of its run."""
+    return len(text) <= ROW_RESULT_BYTES // 4 or len(text.encode()) <= ROW_RESULT_BYTES
+
+
 @dataclass(frozen=True, slots=True)
 class ArtifactLimits:
     """What one attempt may leave behind, and for how long."""
@@ -90,7 +95,7 @@ class Keeper:
 
     async def keep_result(self, attempt: Attempt, text: str) -> str:
         """Return a result as its run's row can hold it: as it is, or as a reference to an artifact."""
-        if len(text) <= ROW_RESULT_BYTES // 4 or len(text.encode()) <= ROW_RESULT_BYTES:
+        if fits_row(text):
             return text
         data = text.encode()
         request = ArtifactRequest(RESULT_NAME, data, "application/json")

@@ -110,6 +110,8 @@ class LeaseHold:
     attempts: dict[JobId, Attempt] = field(default_factory=dict[JobId, "Attempt"])
     """Attempts of it that are not settled yet."""
     is_lost: bool = False
+    not_begun: int = 0
+    """How many of them still wait for their turn."""
 
     @property
     def key(self) -> tuple[str, LeaseId]:
@@ -117,21 +119,20 @@ class LeaseHold:
         return self.tenant_id, self.lease_id
 
 
-@dataclass(eq=False, slots=True)
 class Attempt:
-    """The state of one attempt in this process."""
+    """The state of one attempt in this process.
 
-    claimed: ClaimedJob
-    lease: LeaseHold
-    received_at: float = field(default_factory=time.monotonic)
-    """Monotonic time at which it came; once it has a slot, that at which it got it."""
+    Most attempts are short and need little of it: what is not set yet is the class's.
+    """
+
     has_slot: bool = False
+    ended_at: float = 0.0
+    """Monotonic time at which its verdict was handed over."""
     job: BoundJob | None = None
     """Set when the definition was found."""
     isolation: Isolation | None = None
     """The same."""
     stop_reason: StopReason | None = None
-    stop_requested: Signal = field(default_factory=Signal)
     scope: anyio.CancelScope | None = None
     """Around the handler, once it runs; cancelled when asking was not enough."""
     is_enforced: bool = False
@@ -142,29 +143,51 @@ class Attempt:
     """The handler has been told that it should end."""
     committed: Settled | None = None
     """Its own transaction completed the run: there is nothing left to settle."""
-    finished: Signal = field(default_factory=Signal)
+    has_ended: bool = False
     """The handler has really ended."""
     verdict: Verdict | None = None
     is_settling: bool = False
     """Its verdict was handed over; a second one, or progress, is dropped."""
     children: int = 0
     events: int = 0
-    """Child runs enqueued so far, for their default keys."""
-    fence: Fence = field(init=False)
-    """What every call to the database speaks for."""
-    # The rest is made when it is first needed: most attempts are short and have nothing to say.
+    """Child runs enqueued and events submitted so far, for their default keys."""
+    _ended: Signal | None = None
+    _stop_requested: Signal | None = None
     _artifacts: set[str] | None = None
     _evidence: Evidence | None = None
     _facts: RunFacts | None = None
-    _claimed_at: float = field(init=False)
-    _secrets: Redactor | None = field(default=None, repr=False)
+    _secrets: Redactor | None = None
     _progress: tuple[float, float | None, str | None] | None = None
     _logs: list[tuple[str, str]] | None = None
     _lines: int = 0
 
-    def __post_init__(self) -> None:
-        self.fence = self.claimed.fence
-        self._claimed_at = self.received_at
+    def __init__(self, claimed: ClaimedJob, lease: LeaseHold) -> None:
+        """Begin with a job that was just claimed."""
+        self.claimed = claimed
+        self.lease = lease
+        self.fence: Fence = claimed.fence
+        """What every call to the database speaks for."""
+        self.received_at = self._claimed_at = time.monotonic()
+        """Monotonic time at which it came; once it has a slot, that at which it got it."""
+
+    @property
+    def stop_requested(self) -> Signal:
+        """Set when it has to end."""
+        if self._stop_requested is None:
+            self._stop_requested = Signal()
+        return self._stop_requested
+
+    def end(self) -> None:
+        """Note that the handler has really ended."""
+        self.has_ended = True
+        if self._ended is not None:
+            self._ended.set()
+
+    async def wait_for_end(self) -> None:
+        """Return once the handler has really ended."""
+        if not self.has_ended:
+            self._ended = self._ended or Signal()
+            await self._ended.wait()
 
     @property
     def artifacts(self) -> set[str]:

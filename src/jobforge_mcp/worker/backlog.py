@@ -16,7 +16,7 @@ AHEAD_SECONDS = 0.05
 
 LONGEST_WAIT_SECONDS = 0.5
 
-MAX_AHEAD = 300
+MAX_AHEAD = 1_000
 
 _STILL_SECONDS = 0.1
 """Without an attempt that ended for so long the slots are taken by longer jobs than those that were measured."""
@@ -61,10 +61,11 @@ class Backlog:
             self._pace = max(self._pace, LONGEST_WAIT_SECONDS)
         return found
 
-    def note_end(self, seconds: float) -> None:
-        """Learn how long an attempt took: a long one counts at once, short ones by and by."""
-        self._pace += (seconds - self._pace) * (0.5 if seconds > self._pace else 0.05)
-        self._ended_at = time.monotonic()
+    def note_end(self, began_at: float) -> None:
+        """Learn how long an attempt took that ends now: a long one counts at once, short ones by and by."""
+        now = self._ended_at = time.monotonic()
+        more = now - began_at - self._pace
+        self._pace += more * (0.5 if more > 0 else 0.05)
 
     @property
     def room_when_empty(self) -> int:

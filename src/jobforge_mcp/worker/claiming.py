@@ -34,7 +34,7 @@ polls does, and a busy worker's many claims do not."""
 
 TEND_SECONDS = 5.0
 
-MAX_BATCH = 200
+MAX_BATCH = 500
 """Jobs of one claim: enough to make its cost small, few enough to leave some to other workers."""
 
 MAX_UNSETTLED = 1_000

@@ -19,6 +19,7 @@ import structlog
 
 from jobforge_mcp.definitions.json_limits import MAX_RESULT_BYTES, load_limited
 from jobforge_mcp.definitions.model import BoundJob
+from jobforge_mcp.definitions.registry import check_output
 from jobforge_mcp.errors import (
     CallerError,
     DefinitionError,
@@ -33,11 +34,13 @@ from jobforge_mcp.types import (
     Isolation,
     RunError,
 )
+from jobforge_mcp.worker.artifacts import fits_row
 from jobforge_mcp.worker.attempt import Attempt, Release, StopReason, Verdict
 from jobforge_mcp.worker.children import ChildPool
 from jobforge_mcp.worker.context import JobContext
 from jobforge_mcp.worker.failures import Told, refusal, tell
 from jobforge_mcp.worker.links import LocalLink, Services
+from jobforge_mcp.worker.secrets import may_refer
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -93,11 +96,13 @@ def load(execution: Execution) -> None:
 
 async def check(execution: Execution) -> None:
     """Validate the input again: the definition may have changed since, and the row may come from psql."""
-    registry, job = execution.services.registry, execution.job
-    payload = execution.attempt.claimed.payload
+    services, attempt, job = execution.services, execution.attempt, execution.job
+    registry, payload = services.registry, attempt.claimed.payload
     try:
-        fill = await execution.services.resolve_references(execution.attempt, job)
-        if job.isolation is Isolation.PROCESS:
+        fill = None
+        if job.definition.input or may_refer(payload):
+            fill = await services.resolve_references(attempt, job)
+        if attempt.isolation is Isolation.PROCESS:
             execution.payload = registry.handler_input(job, payload, fill)
         else:
             execution.validated = registry.check_input(job, payload, fill)
@@ -117,7 +122,9 @@ async def run(execution: Execution) -> None:
         return
     try:
         result = attempt.redact_json(await _run_isolated(execution))
-        execution.result = await execution.services.keeper.keep_result(attempt, result)
+        if not fits_row(result):
+            result = await execution.services.keeper.keep_result(attempt, result)
+        execution.result = result
     except anyio.get_cancelled_exc_class() as error:
         if attempt.scope is not None and attempt.scope.cancel_called:
             return
@@ -199,7 +206,7 @@ async def _run_isolated(execution: Execution) -> str:
             return await _run_in_child(execution)
         case _:
             assert_never(isolation)
-    return execution.services.registry.check_output(execution.job, value)
+    return check_output(execution.job, value)
 
 
 async def call_on_loop(attempt: Attempt, execution: Execution) -> object:

@@ -318,14 +318,10 @@ class WorkerPool:
     def _start_claimed(self, claimed: Sequence[ClaimedJob], claimed_at: float) -> None:
         """Run what slots are free for, and let the rest wait for one."""
         for job in claimed:
-            track = self._track(job.lane_type)
-            if track.slots.free and not track.backlog:
-                track.slots.take()
-                self._start_one(job, claimed_at)
-            else:
-                track.backlog.put(self._attempt(job, claimed_at))
-        self._take_from_backlog(self._handlers)
-        self._take_from_backlog(self._compositions)
+            self._track(job.lane_type).backlog.put(self._attempt(job, claimed_at))
+        if not self._is_draining:  # else the drain releases them
+            self._take_from_backlog(self._handlers)
+            self._take_from_backlog(self._compositions)
 
     def _take_from_backlog(self, track: Track) -> None:
         while track.backlog and track.slots.free:
@@ -345,6 +341,7 @@ class WorkerPool:
         lease = self._heartbeat.hold(claimed.fence, until)
         attempt = Attempt(claimed, lease)
         lease.attempts[claimed.fence.job_id] = attempt
+        lease.not_begun += 1
         return attempt
 
     def _start_one(self, claimed: ClaimedJob, claimed_at: float) -> None:
@@ -352,6 +349,7 @@ class WorkerPool:
         attempt = self._attempt(claimed, claimed_at)
         if self._is_draining:
             self._track(claimed.lane_type).slots.give_back()
+            attempt.lease.not_begun -= 1
             attempt.stop_reason = StopReason.RELEASED
             self._settler.put(attempt, Release(claimed.fence))
             return
@@ -364,6 +362,7 @@ class WorkerPool:
         self._runners.put(attempt)
 
     async def _run_attempt(self, attempt: Attempt) -> None:
+        attempt.lease.not_begun -= 1
         whose.set(lambda: attempt.names)
         try:
             if attempt.claimed.lane_type == COMPOSITION_TYPE:
@@ -381,12 +380,15 @@ class WorkerPool:
             self._heartbeat.drop(attempt)
 
     def _end_attempt(self, attempt: Attempt) -> None:
-        attempt.finished.set()
+        attempt.end()
         self._running.discard(attempt)
         track = self._track(attempt.claimed.lane_type)
-        track.backlog.note_end(time.monotonic() - attempt.received_at)
-        track.slots.give_back()
-        self._take_from_backlog(track)
+        track.backlog.note_end(attempt.received_at)
+        if track.backlog and not track.slots.is_overbooked:
+            self._run(track.backlog.pop())  # in the same slot
+            self._bell.ring()
+        else:
+            track.slots.give_back()
         if not self._running:
             self._idle.set()
 
@@ -432,7 +434,7 @@ class WorkerPool:
             return
         if is_first:
             self._tasks.start_soon(self._see_off, attempt)
-        elif not attempt.finished.is_set:
+        elif not attempt.has_ended:
             attempt.enforce()
 
     def _give_up_waiting(self, attempt: Attempt) -> None:
@@ -440,7 +442,8 @@ class WorkerPool:
         backlog = self._track(attempt.claimed.lane_type).backlog
         if attempt in backlog:
             backlog.remove(attempt)
-            attempt.finished.set()
+            attempt.lease.not_begun -= 1
+            attempt.end()
             self._conclude(attempt, stopped(attempt))
 
     def _conclude(self, attempt: Attempt, verdict: Verdict | None) -> None:
@@ -454,13 +457,13 @@ class WorkerPool:
         """See to it that an attempt ends: by itself if it is watching, then by force, then without its consent."""
         if attempt.stop_reason is StopReason.CANCELED and attempt.is_watching:
             with anyio.move_on_after(self._kill_grace):
-                await attempt.finished.wait()
+                await attempt.wait_for_end()
                 return
         attempt.enforce()
         # A child is killed when its grace is over, which takes a moment more.
         extra = 1.0 if attempt.isolation is Isolation.PROCESS else 0.0
         with anyio.move_on_after(self._kill_grace + extra):
-            await attempt.finished.wait()
+            await attempt.wait_for_end()
             return
         log.warning("handler_not_stoppable", reason=attempt.stop_reason, **attempt.names)
         verdict = stopped(attempt)

@@ -151,6 +151,11 @@ def variable_of(name: str) -> str:
     return SECRET_PREFIX + name.upper().replace("-", "_").replace(".", "_")
 
 
+def may_refer(text: str) -> bool:
+    """Tell at a glance whether JSON text can refer to a secret, which hardly any does."""
+    return "secret:" in text
+
+
 def references_in(texts: Iterable[str]) -> set[str]:
     """Name the secrets that JSON texts refer to."""
     return {name for text in texts for name in REFERENCE.findall(text.replace("\\/", "/"))}

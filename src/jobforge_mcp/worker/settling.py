@@ -1,7 +1,8 @@
 """Outcomes of attempts, settled together.
 
 While one statement is under way, the attempts that finish pile up and go with the next: an idle worker settles at once,
-a busy one in batches, and neither waits for a timer. Trouble with the connection is waited out for as long as the lease
+a busy one in batches. A lease that is settled whole costs the database a quarter less than one that is settled bit by bit:
+what has ended of it waits a moment for those of its jobs whose turn is about to come. Trouble with the connection is waited out for as long as the lease
 may live; a row that the database refuses must not take the others of its statement with it.
 """
 
@@ -27,6 +28,12 @@ MAX_BATCH = 500
 
 MAX_BATCH_CHARACTERS = 8 * 1024 * 1024
 """Of results in one statement: a few large ones go alone rather than keep the small ones waiting."""
+
+WHOLE_LEASE = 50
+"""Attempts that make a lease worth a statement of its own, when all that is left of it has ended."""
+
+HOLD_SECONDS = 0.02
+"""What an attempt that has ended waits at most for others of its lease that have not begun."""
 
 MAX_BACKOFF_SECONDS = 2.0
 
@@ -66,8 +73,10 @@ class Settler:
             return
         attempt.is_settling = True
         attempt.verdict = verdict
+        attempt.ended_at = time.monotonic()
         self._waiting.append(attempt)
-        self._idle = anyio.Event() if self._idle.is_set() else self._idle
+        if len(self._waiting) == 1:
+            self._idle = anyio.Event() if self._idle.is_set() else self._idle
         self._woken.set()
 
     async def wait_idle(self) -> None:
@@ -81,29 +90,45 @@ class Settler:
             self._woken = anyio.Event()
             while self._waiting:
                 batch = self._take_batch()
+                if not batch:
+                    with anyio.move_on_after(HOLD_SECONDS):
+                        await self._woken.wait()
+                    self._woken = anyio.Event()
+                    continue
                 self._under_way = len(batch)
                 await self._settle_batch(batch)
                 self._under_way = 0
             self._idle.set()
 
     def _take_batch(self) -> list[Attempt]:
-        size, count = 0, 0
-        for attempt in self._waiting[:MAX_BATCH]:
-            size += len(attempt.verdict.result) if isinstance(attempt.verdict, Completion) else 0
-            if count and size > MAX_BATCH_CHARACTERS:
-                break
-            count += 1
-        batch = self._waiting[:count]
-        del self._waiting[:count]
+        """Take what is due, in the order in which it ended; nothing when all of it had better wait for others."""
+        limit = time.monotonic() - HOLD_SECONDS
+        batch: list[Attempt] = []
+        rest: list[Attempt] = []
+        size = 0
+        for attempt in self._waiting:
+            verdict = attempt.verdict
+            if type(verdict) is Completion:
+                size += len(verdict.result)
+                is_due = not attempt.lease.not_begun or attempt.ended_at < limit
+            else:
+                is_due = True
+            if not is_due or len(batch) == MAX_BATCH or (batch and size > MAX_BATCH_CHARACTERS):
+                rest.append(attempt)
+            else:
+                batch.append(attempt)
+        self._waiting = rest
         return batch
 
     async def _settle_batch(self, batch: list[Attempt]) -> None:
         # Also what is on its way: it would arrive after the settle, and be refused.
         if any(self._reporter.has_word_of(attempt) for attempt in batch):
             await self._reporter.flush(batch)
+        by_kind: dict[type[Verdict | None], list[Attempt]] = {}
+        for attempt in batch:
+            by_kind.setdefault(type(attempt.verdict), []).append(attempt)
         for kind in (Completion, Failure, Release, Wait):
-            same = [attempt for attempt in batch if isinstance(attempt.verdict, kind)]
-            if same:
+            for same in divide(by_kind.get(kind, [])):
                 await self._settle(same)
 
     async def _settle(self, attempts: list[Attempt]) -> None:
@@ -154,6 +179,24 @@ class Settler:
     def _tell(self, attempts: list[Attempt], answers: Sequence[Settled]) -> None:
         for attempt, answer in zip(attempts, answers, strict=True):
             self._on_settled(attempt, answer)
+
+
+def divide(attempts: list[Attempt]) -> list[list[Attempt]]:
+    """Divide attempts into statements: whole leases, if large, by themselves and in their own order, then the rest."""
+    if len(attempts) < WHOLE_LEASE:
+        return [attempts] if attempts else []
+    by_lease: dict[int, list[Attempt]] = {}
+    for attempt in attempts:
+        by_lease.setdefault(id(attempt.lease), []).append(attempt)
+    statements: list[list[Attempt]] = []
+    rest: list[Attempt] = []
+    for same in by_lease.values():
+        whole = list(same[0].lease.attempts.values())
+        if len(same) >= WHOLE_LEASE and set(map(id, same)) == set(map(id, whole)):
+            statements.append(whole)
+        else:
+            rest += same
+    return [*statements, rest] if rest else statements
 
 
 def _statement(router: WorkerRouter, verdicts: Sequence[Verdict]) -> Awaitable[list[Settled]]:

@@ -31,11 +31,12 @@ class Bell:
         """Wake who waits."""
         if self._rung is not None:
             self._rung.set()
+            self._rung = None
 
     async def wait(self) -> None:
         """Return when it rings next."""
-        self._rung = anyio.Event()
-        await self._rung.wait()
+        self._rung = rung = anyio.Event()
+        await rung.wait()
 
 
 class Slots:
@@ -55,6 +56,11 @@ class Slots:
     def taken(self) -> int:
         """How many are not free."""
         return self._taken
+
+    @property
+    def is_overbooked(self) -> bool:
+        """Whether more are taken than there are."""
+        return self._taken > self.total
 
     def take(self, count: int = 1) -> None:
         """Take slots, free or not."""
