@@ -16,7 +16,7 @@ AHEAD_SECONDS = 0.05
 
 LONGEST_WAIT_SECONDS = 0.5
 
-MAX_AHEAD = 1_000
+MAX_AHEAD = 500
 
 _STILL_SECONDS = 0.1
 """Without an attempt that ended for so long the slots are taken by longer jobs than those that were measured."""
