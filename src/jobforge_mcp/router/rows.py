@@ -155,7 +155,7 @@ CLAIMED_COLUMNS: LiteralString = """r.tenant_id, r.lease_id, r.job_id, r.epoch, 
 
 def to_claimed_job(row: tuple[Any, ...]) -> ClaimedJob:
     """Read one claimed job; its payload stays text, so that only its own attempt can fail on it."""
-    return ClaimedJob(Fence(*row[:4]), *row[4:])
+    return ClaimedJob._make((Fence._make(row[:4]), *row[4:]))
 
 
 def to_report_answer(row: Row) -> ReportAnswer:

@@ -501,8 +501,8 @@ class WorkerPool:
         if settled is None or settled.outcome is SettleOutcome.STALE:
             log.warning("settle_came_too_late", **attempt.names)
             return
-        ended = _known_end(attempt, settled, self.worker_id)
-        if self._on_end is None or ended is None:
+        ended = None if self._on_end is None else _known_end(attempt, settled, self.worker_id)
+        if ended is None:
             self._tell(attempt.fence.job_id)
         else:
             self._tell_end(ended)
