@@ -148,7 +148,7 @@ def _prepare(stage: Stage, name: str) -> ContextSigner | None:
     with psycopg.connect(url, autocommit=True) as connection:
         if name == BARE:
             row = connection.execute(
-                "select pg_get_functiondef('jobforge.enqueue_jobs'::regproc)"
+                "select pg_get_functiondef('jobforge.enqueue_any_jobs'::regproc)"
             ).fetchone()
             assert row is not None
             connection.execute(without_policy(row[0]).encode())

@@ -232,7 +232,7 @@ MUTANTS: dict[str, Mutant] = {
         "an enqueue is acknowledged before it is on disk",
         "enqueue_jobs",
         {
-            "v_claims := jobforge.require_claims(p_tenant_id);": "v_claims := jobforge.require_claims(p_tenant_id); perform pg_catalog.set_config('synchronous_commit', 'off', true);"
+            "created_at := jobforge.now();": "created_at := jobforge.now(); perform pg_catalog.set_config('synchronous_commit', 'off', true);"
         },
         _CRASHES,
         by=frozenset({"no loss", "atomic enqueue"}),
@@ -248,12 +248,19 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "no-audit": Mutant(
         "one enqueue in ten is not in the audit log",
-        "enqueue_jobs",
+        "enqueue_any_jobs",
         {
             "perform jobforge.record_audit(p_tenant_id, 'enqueue', case when": "if random() < 0.1 then null; else perform jobforge.record_audit(p_tenant_id, 'enqueue', case when",
             "coalesce(cardinality(v_new_ids), 0)) end);": "coalesce(cardinality(v_new_ids), 0)) end); end if;",
         },
         by=frozenset({"audit"}),
+        also=Mutant(
+            "",
+            "enqueue_jobs",
+            {
+                "if p_call_traces is null then": "if p_call_traces is null and random() >= 0.1 then",
+            },
+        ),
     ),
     "version-shrinks": Mutant(
         "a retried run has an older version than before",

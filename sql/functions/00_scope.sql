@@ -41,7 +41,7 @@ reset role;
 set local role jobforge_owner;
 
 -- HMAC-SHA256 out of what every Postgres has. Each part is preceded by its length, so that no two lists of parts make one
--- message. Every part is what the scope says, and the last is when the signature ends, in seconds. Called immutable it would
+-- message; what is null is empty. Every part is what the scope says, and the last is when the signature ends, in seconds. Called immutable it would
 -- not be put in the place of its call, because convert_to is only stable.
 create or replace function jobforge.scope_mac(
   p_inner_pad bytea, p_outer_pad bytea, p_tenant_id text, p_actor text, p_token_id text, p_tool text, p_trace_id text,
@@ -49,11 +49,11 @@ create or replace function jobforge.scope_mac(
 returns text
 language sql stable
 as $$
-  select pg_catalog.encode(pg_catalog.sha256(p_outer_pad || pg_catalog.sha256(p_inner_pad || pg_catalog.convert_to(
-    'jobforge-scope-1 ' || pg_catalog.length(p_tenant_id) || ':' || p_tenant_id || pg_catalog.length(p_actor) || ':' || p_actor
-    || pg_catalog.length(p_token_id) || ':' || p_token_id || pg_catalog.length(p_tool) || ':' || p_tool
-    || pg_catalog.length(p_trace_id) || ':' || p_trace_id || pg_catalog.length(p_claims) || ':' || p_claims
-    || pg_catalog.length(p_expires_at) || ':' || p_expires_at, 'UTF8'))), 'hex')
+  select pg_catalog.encode(pg_catalog.sha256(p_outer_pad || pg_catalog.sha256(p_inner_pad || pg_catalog.convert_to(pg_catalog.concat(
+    'jobforge-scope-1 ', pg_catalog.length(p_tenant_id), ':', p_tenant_id, coalesce(pg_catalog.length(p_actor), 0), ':', p_actor,
+    coalesce(pg_catalog.length(p_token_id), 0), ':', p_token_id, coalesce(pg_catalog.length(p_tool), 0), ':', p_tool,
+    coalesce(pg_catalog.length(p_trace_id), 0), ':', p_trace_id, coalesce(pg_catalog.length(p_claims), 0), ':', p_claims,
+    pg_catalog.length(p_expires_at), ':', p_expires_at), 'UTF8'))), 'hex')
 $$;
 comment on function jobforge.scope_mac(bytea, bytea, text, text, text, text, text, text, text) is
   'The signature of a scope under a key, in hexadecimal.';
@@ -120,6 +120,32 @@ begin
 end $$;
 comment on function jobforge.verified_scope() is 'Tenant and claims of the scope, after its signature was checked where this database asks for one.';
 
+-- What nearly every call is: signed, in time, by a login that is bound to no tenant. One statement, and not true for all
+-- else, of which verified_scope says what it is. The time is handed over, because asking for it costs as much as a table.
+create or replace function jobforge.is_signed(
+  p_tenant_id text, p_actor text, p_token_id text, p_tool text, p_trace_id text, p_claims text, p_signature text, p_now timestamptz)
+returns boolean
+language plpgsql stable parallel safe
+security definer set search_path = jobforge, pg_temp
+set plan_cache_mode = force_generic_plan
+as $$
+begin
+  if session_user not in ('jobforge_api', 'jobforge_worker', 'jobforge_readonly') then
+    if exists (select from jobforge.tenant_logins l where l.login_name = session_user) then
+      return false;
+    end if;
+  end if;
+  return (
+    -- what is compared are hashes, so that the time it takes tells nothing; what is signed ends with a number, and a plan for
+    -- every signature reads none that is not
+    select case when sha256(convert_to(split_part(p_signature, '.', 3), 'UTF8')) = sha256(convert_to(jobforge.scope_mac(
+        k.inner_pad, k.outer_pad, p_tenant_id, p_actor, p_token_id, p_tool, p_trace_id, p_claims, split_part(p_signature, '.', 2)), 'UTF8'))
+      then to_timestamp(split_part(p_signature, '.', 2)::float8) - p_now between interval '0' and interval '1 minute' end
+    from jobforge.context_keys k where k.key_id = split_part(p_signature, '.', 1));
+end $$;
+comment on function jobforge.is_signed(text, text, text, text, text, text, text, timestamptz) is
+  'Whether a scope has this signature, at this time, and the login is bound to no tenant.';
+
 -- A login that is bound is in its scope by itself; what it may have set beforehand is overwritten. For others: null.
 create or replace function jobforge.enter_own_scope() returns text
 language plpgsql volatile
@@ -180,7 +206,7 @@ security definer set search_path = jobforge, pg_temp
 as $$ select exists (select from jobforge.context_keys k where k.is_enforced) $$;
 comment on function jobforge.is_context_signed() is 'Whether this database refuses scopes that no server signed.';
 
-grant execute on function jobforge.verified_scope() to jobforge_rpc;
+grant execute on function jobforge.verified_scope(), jobforge.is_signed(text, text, text, text, text, text, text, timestamptz) to jobforge_rpc;
 
 reset role;
 set local role jobforge_rpc;
@@ -219,7 +245,7 @@ language plpgsql volatile
 set search_path = jobforge, pg_temp
 as $$
 begin
-  if p_tenant_id is null or p_tenant_id !~ '^[A-Za-z0-9][A-Za-z0-9._:-]{0,62}$' then
+  if p_tenant_id !~ '^[A-Za-z0-9][A-Za-z0-9._:-]*$' is not false or octet_length(p_tenant_id) > 63 then
     raise exception 'the tenant is missing or malformed' using errcode = 'JF403',
       hint = 'A tenant id has 1 to 63 letters, digits, dots, colons, hyphens or underscores.';
   end if;
@@ -241,13 +267,19 @@ language plpgsql volatile
 set search_path = jobforge, pg_temp
 as $$
 declare
-  v_tenant text;
+  v_tenant text := pg_catalog.current_setting('jobforge.tenant_id', true);
 begin
-  if session_user not in ('jobforge_api', 'jobforge_worker', 'jobforge_readonly') then
-    v_tenant := jobforge.enter_own_scope();
-  end if;
-  if v_tenant is null then
-    v_tenant := (jobforge.verified_scope()).tenant_id;
+  if jobforge.is_signed(v_tenant, pg_catalog.current_setting('jobforge.actor', true), pg_catalog.current_setting('jobforge.token_id', true),
+    pg_catalog.current_setting('jobforge.tool', true), pg_catalog.current_setting('jobforge.trace_id', true),
+    pg_catalog.current_setting('jobforge.claims', true), pg_catalog.current_setting('jobforge.signature', true), jobforge.now()) is not true
+  then
+    v_tenant := null;
+    if session_user not in ('jobforge_api', 'jobforge_worker', 'jobforge_readonly') then
+      v_tenant := jobforge.enter_own_scope();
+    end if;
+    if v_tenant is null then
+      v_tenant := (jobforge.verified_scope()).tenant_id;
+    end if;
   end if;
   if p_tenant_id is null or p_tenant_id is distinct from v_tenant then
     perform jobforge.note_refusal();

@@ -71,7 +71,7 @@ drop function if exists jobforge.enqueue_jobs(text, text[], text[], text[], text
   text[]);
 drop function if exists jobforge.enqueue_jobs(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[],
   text[], text[], integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid);
-create or replace function jobforge.enqueue_jobs(
+create or replace function jobforge.enqueue_any_jobs(
   p_tenant_id text, p_job_types text[], p_payloads text[], p_received text[] default null,
   p_idempotency_keys text[] default null, p_ordering_keys text[] default null, p_priorities integer[] default null,
   p_run_ats timestamptz[] default null, p_project_ids text[] default null, p_labels text[] default null,
@@ -80,11 +80,11 @@ create or replace function jobforge.enqueue_jobs(
   p_timeout_ms integer[] default null, p_dry_runs boolean[] default null, p_worker_id text default null,
   p_lease_ms integer default 30000, p_is_plan boolean default false, p_parent_id uuid default null,
   p_costs integer[] default null, p_lane_types text[] default null, p_claim_limits text[] default null,
-  p_call_traces text[] default null)
+  p_call_traces text[] default null, p_claims jsonb default null)
 returns table (ord integer, job_id uuid, outcome text, status text, version bigint, run_at timestamptz,
   created_at timestamptz, lease_id uuid, lease_until timestamptz)
 language plpgsql volatile
-security definer set search_path = jobforge, pg_temp
+set search_path = jobforge, pg_temp
 set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
@@ -106,7 +106,7 @@ declare
   v_is_due boolean;
   v_lanes text[] := p_job_types;
 begin
-  v_claims := jobforge.require_claims(p_tenant_id);
+  v_claims := coalesce(p_claims, jobforge.require_claims(p_tenant_id));
   if v_claims ? 'projects' then
     perform jobforge.require_projects(p_project_ids, v_count);
   end if;
@@ -181,13 +181,13 @@ begin
     job_id := jobforge.new_id();
     if p_idempotency_keys[1] is not null then
       select k.job_id, k.outcome into job_id, outcome
-      from jobforge.claim_idempotency_key(p_tenant_id, enqueue_jobs.job_id, p_project_ids[1], p_job_types[1], p_idempotency_keys[1],
+      from jobforge.claim_idempotency_key(p_tenant_id, enqueue_any_jobs.job_id, p_project_ids[1], p_job_types[1], p_idempotency_keys[1],
         sha256(convert_to((coalesce(p_received[1], p_payloads[1])::jsonb)::text, 'UTF8'))) k;
       if outcome <> 'created' then
         perform jobforge.record_audit(p_tenant_id, 'enqueue', outcome, job_id, p_job_types[1]);
         ord := 1;
         select r.status, r.version, r.run_at, r.created_at into status, version, run_at, created_at
-        from jobforge.states_of(p_tenant_id, array[enqueue_jobs.job_id]) r;
+        from jobforge.states_of(p_tenant_id, array[enqueue_any_jobs.job_id]) r;
         return next;
         return;
       end if;
@@ -195,32 +195,32 @@ begin
     run_at := coalesce(p_run_ats[1], v_now);
     with audited as (
       insert into jobforge.audit_log (tenant_id, id, occurred_at, action, outcome, actor, token_id, tool, trace_id, job_id, job_type)
-      values (p_tenant_id, enqueue_jobs.job_id, v_now, 'enqueue', 'created',
+      values (p_tenant_id, enqueue_any_jobs.job_id, v_now, 'enqueue', 'created',
         nullif(pg_catalog.current_setting('jobforge.actor', true), ''),
         nullif(pg_catalog.current_setting('jobforge.token_id', true), ''),
         nullif(pg_catalog.current_setting('jobforge.tool', true), ''),
-        nullif(pg_catalog.current_setting('jobforge.trace_id', true), ''), enqueue_jobs.job_id, p_job_types[1])
+        nullif(pg_catalog.current_setting('jobforge.trace_id', true), ''), enqueue_any_jobs.job_id, p_job_types[1])
     ), queued as (
       insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, own_type)
-      select p_tenant_id, v_lanes[1], coalesce(p_priorities[1], 2), enqueue_jobs.run_at, enqueue_jobs.job_id, 0, 0,
+      select p_tenant_id, v_lanes[1], coalesce(p_priorities[1], 2), enqueue_any_jobs.run_at, enqueue_any_jobs.job_id, 0, 0,
         case when p_lane_types[1] is not null then p_job_types[1] end
       where not v_may_lease
     ), made as (
       insert into jobforge.jobs (tenant_id, id, job_type, job_version, project_id, parent_id, trace_id, created_by, labels, payload,
         is_dry_run, priority, max_attempts, timeout_ms, backoff_ms, max_backoff_ms, backoff_multiplier, run_at, created_at, cost,
         confinement, lane_type)
-      values (p_tenant_id, enqueue_jobs.job_id, p_job_types[1], coalesce(p_job_versions[1], '1'), p_project_ids[1], p_parent_id,
+      values (p_tenant_id, enqueue_any_jobs.job_id, p_job_types[1], coalesce(p_job_versions[1], '1'), p_project_ids[1], p_parent_id,
         p_trace_ids[1], nullif(pg_catalog.current_setting('jobforge.actor', true), ''), p_labels[1]::jsonb, p_payloads[1]::jsonb,
         coalesce(p_dry_runs[1], false), coalesce(p_priorities[1], 2), coalesce(p_max_attempts[1], 3),
         coalesce(p_timeout_ms[1], 300000), coalesce(p_backoff_ms[1], 1000), coalesce(p_max_backoff_ms[1], 60000),
-        coalesce(p_backoff_multipliers[1], 2), enqueue_jobs.run_at, v_now, p_costs[1], v_confinement, p_lane_types[1])
+        coalesce(p_backoff_multipliers[1], 2), enqueue_any_jobs.run_at, v_now, p_costs[1], v_confinement, p_lane_types[1])
     )
     select exists (select from jobforge.lanes n
       where n.tenant_id = p_tenant_id and n.job_type = v_lanes[1] and n.seen_at > v_now - interval '10 seconds')
     into v_is_awake;
     if cardinality(v_counters) = 1 and p_parent_id is null then
       insert into jobforge.limited_jobs (tenant_id, job_id, counter, tracked_at, token_limits)
-      values (p_tenant_id, enqueue_jobs.job_id, v_counters[1], v_now,
+      values (p_tenant_id, enqueue_any_jobs.job_id, v_counters[1], v_now,
         case when v_counters[1] like 'token:%' then v_claims -> 'limits' end);
     elsif v_counters is not null then
       perform jobforge.track_jobs(p_tenant_id, array[job_id], p_job_types, array[job_id], v_counters, p_parent_id);
@@ -380,10 +380,10 @@ begin
     select x.id from unnest(v_ordered_ids) x(id))) r on r.job_id = u.id
   order by u.ord;
 end $$;
-comment on function jobforge.enqueue_jobs(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[],
+comment on function jobforge.enqueue_any_jobs(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[],
   text[], text[], integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid, integer[], text[],
-  text[], text[]) is
-  'Commit jobs to be run, one row of answer for each: created, replayed or conflict.';
+  text[], text[], jsonb) is
+  'What enqueue_jobs does with jobs of which there is more to ask.';
 
 -- A registered job runs in the version that new runs get, or in the one that is named, and with what its definition says
 -- where the caller says nothing.

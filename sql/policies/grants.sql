@@ -32,11 +32,11 @@ grant execute on function jobforge.now(), jobforge.current_tenant(), jobforge.cu
   jobforge_scheduler, jobforge_readonly, jobforge_auditor;
 grant execute on function jobforge.enter_scope(text, text, text, text, text, text, text) to jobforge_sys, jobforge_api, jobforge_readonly;
 grant execute on function jobforge.new_id(), jobforge.deadline_of(timestamptz, integer), jobforge.require_small_json(text[], integer, text),
-  jobforge.promote_next(text[], text[], uuid[]) to jobforge_sys;
+  jobforge.promote_next(text[], text[], uuid[]), jobforge.revocations(text, jsonb), jobforge.token_ids(jsonb) to jobforge_sys;
 grant execute on function
   jobforge.enqueue_jobs(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[], text[], text[],
     integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid, integer[], text[], text[],
-    text[])
+    text[], text, text, text, text, text, text)
   to jobforge_api, jobforge_sys;
 grant execute on function
   jobforge.enqueue_job(text, text, jsonb, text, text, integer, timestamptz, text, jsonb, text, text, integer, integer, float8,
@@ -58,7 +58,8 @@ grant select on jobforge.runs, jobforge.job_results to jobforge_readonly;
 reset role;
 set local role jobforge_sys;
 
-grant execute on function jobforge.touch_lanes(text[], text[]), jobforge.wake(text), jobforge.has_worker(text),
+grant execute on function jobforge.touch_lanes(text[], text[]), jobforge.wake(text), jobforge.plain_call(text, jsonb, text, timestamptz),
+  jobforge.has_worker(text),
   jobforge.reap_tenant(text) to jobforge_rpc;
 grant execute on function jobforge.await_wakeup(text, text, integer) to jobforge_api, jobforge_worker, jobforge_scheduler;
 grant execute on function
@@ -147,6 +148,7 @@ set local role jobforge_owner;
 revoke all on jobforge.policy_tokens
   from public, jobforge_rpc, jobforge_sys, jobforge_api, jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor;
 grant select, insert, update, delete on jobforge.policy_tokens to jobforge_rpc;
+grant select on jobforge.policy_tokens to jobforge_sys;
 grant insert (tenant_id, created_at, token_epoch), update (token_epoch) on jobforge.tenants to jobforge_rpc;
 
 reset role;

@@ -120,6 +120,7 @@ NO_FIRE = json.dumps({"version": 1, "payload": marked("by hand")})
 ACTS: list[Act] = [
     # --- callers
     of_caller("enqueue_job", "enqueue_job", ECHO, marked("new"), idempotency_key="k1"),
+    of_caller("enqueue plain", "enqueue_jobs", [ECHO] * 2, [marked("plain 0"), marked("plain 1")]),
     enqueueing("enqueue keyed", ["key", "k1"], ["o1", "o5"], project_ids=["p1", None]),
     enqueueing("enqueue crossed", ["k1", "key"], ["o5", "o1"], project_ids=[None, "p1"]),
     enqueueing("enqueue slots", [None] * 2, ["o2", None], claim_limits=[SLOT, RATE]),

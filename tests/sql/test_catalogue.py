@@ -15,6 +15,7 @@ from jobforge_mcp.router import (
     bulk,
     bundles,
     definitions,
+    enqueueing,
     events,
     evidence,
     heartbeat,
@@ -151,10 +152,12 @@ def test_what_callers_call_asks_whether_the_tenant_is_the_scopes(functions: list
         )
 
     def asks_by_itself(source: str) -> bool:
-        """Tell whether it asks for the tenant, and for the token in a statement of its own."""
-        return (
-            "v_claims := jobforge.require_claims(p_tenant_id);" in source
-            and "jobforge.revocations(p_tenant_id, v_claims)" in source
+        """Tell whether it asks for the tenant, and for the token in a statement that asks for more."""
+        asks_token = (
+            r"jobforge\.(revocations\(p_tenant_id, v_claims\)|plain_call\(p_tenant_id, v_claims,)"
+        )
+        return "v_claims := jobforge.require_claims(p_tenant_id);" in source and bool(
+            re.search(asks_token, source)
         )
 
     assert names(functions, is_wrong) == []
@@ -210,6 +213,7 @@ def test_functions_have_no_overloads(functions: list[Row]) -> None:
                 definitions,
                 bulk,
                 events,
+                enqueueing,
                 jobs,
                 queues,
                 scope,

@@ -166,8 +166,13 @@ class Database:
         while True:
             tries += 1
             try:
-                async with self._connection() as connection:
-                    return await self._execute(connection, query, parameters, rows)
+                await anyio.lowlevel.checkpoint_if_cancelled()
+                with anyio.CancelScope(shield=True):
+                    connection = await self._acquire()
+                    try:
+                        return await self._execute(connection, query, parameters, rows)
+                    finally:
+                        await self._pool.putconn(connection)
             except _BrokenConnection as broken:
                 if not may_break_again:
                     raise _after_break(broken, is_repeatable) from broken.__cause__
@@ -209,7 +214,7 @@ class Database:
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[Connection]:
         await anyio.lowlevel.checkpoint_if_cancelled()
-        connection = await self._acquire()
+        connection = await _shielded(self._acquire)
         try:
             yield connection
         finally:
@@ -218,7 +223,7 @@ class Database:
 
     async def _acquire(self) -> Connection:
         try:
-            return await _shielded(self._pool.getconn)
+            return await self._pool.getconn()
         except PoolTimeout as error:
             if self._refusal is not None:
                 raise self._refusal from error

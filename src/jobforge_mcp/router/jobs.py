@@ -16,16 +16,13 @@ from jobforge_mcp.errors import NotFoundError, PolicyDeniedError
 from jobforge_mcp.router.bulk import BulkRouter
 from jobforge_mcp.router.bundles import BundleRouter
 from jobforge_mcp.router.definitions import DefinitionRouter
+from jobforge_mcp.router.enqueueing import ENQUEUE_JOBS, enqueue_arguments
 from jobforge_mcp.router.errors import run_not_found, translated
 from jobforge_mcp.router.evidence import EvidenceRouter
 from jobforge_mcp.router.gathering import Gatherer
 from jobforge_mcp.router.patterns import is_confined, may_see_type
 from jobforge_mcp.router.queues import QueueRouter
 from jobforge_mcp.router.rows import (
-    job_arrays,
-    job_claim_limits,
-    job_costs,
-    job_lanes,
     to_attempt,
     to_cause,
     to_enqueued,
@@ -59,12 +56,6 @@ _RUN: LiteralString = """
     r.created_by, r.started_at, r.finished_at, r.worker_id, r.lease_until, r.progress_done, r.progress_total,
     r.progress_message, r.cancel_requested_at, r.cancel_reason, r.error, r.is_dry_run, r.result::text as result"""
 
-ENQUEUE_JOBS: LiteralString = f"""
-    select r.* from {SCOPE}, lateral jobforge.enqueue_jobs(s.tenant_id, %s::text[], %s::text[], %s::text[], %s::text[],
-      %s::text[], %s::int[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::text[], %s::int[], %s::int[],
-      %s::float8[], %s::int[], %s::int[], %s::boolean[], %s::text, %s::int, %s::boolean, null::uuid, %s::int[],
-      %s::text[], %s::text[], %s::text[]) as r
-    order by r.ord"""
 GET_RUN: LiteralString = (
     f"select {_RUN} from {SCOPE}, lateral jobforge.get_run(s.tenant_id, %s) as r"
 )
@@ -352,22 +343,15 @@ class Router(ScopedRouter):
     ) -> list[Enqueued]:
         for job in jobs:
             refuse_foreign_project(caller, job)
-        lease = [inline.worker_id, inline.lease_ms] if inline else [None, 30_000]
-        rows = await self._fetch(
-            caller,
-            ENQUEUE_JOBS,
-            [
-                *job_arrays(jobs),
-                *lease,
-                is_plan,
-                job_costs(jobs),
-                job_lanes(jobs),
-                job_claim_limits(jobs),
-                traces,
-            ],
-            origin=origin,
-            is_repeatable=is_plan or all(job.idempotency_key is not None for job in jobs),
+        arguments = enqueue_arguments(
+            caller, jobs, origin, self.signer, inline=inline, is_plan=is_plan, traces=traces
         )
+        with translated():
+            rows = await self._database.fetch(
+                ENQUEUE_JOBS,
+                arguments,
+                is_repeatable=is_plan or all(job.idempotency_key is not None for job in jobs),
+            )
         return [to_enqueued(row) for row in rows]
 
     async def _enqueue_calls(

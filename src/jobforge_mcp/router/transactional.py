@@ -18,17 +18,11 @@ from psycopg.rows import dict_row
 
 from jobforge_mcp.db.pool import Row
 from jobforge_mcp.errors import NotFoundError
+from jobforge_mcp.router.enqueueing import ENQUEUE_JOBS, enqueue_arguments
 from jobforge_mcp.router.errors import run_not_found, translated
 from jobforge_mcp.router.events import SUBMIT_EVENT, event_values, to_submitted
-from jobforge_mcp.router.jobs import CANCEL_JOB, ENQUEUE_JOBS, GET_RUN, refuse_foreign_project
-from jobforge_mcp.router.rows import (
-    job_arrays,
-    job_claim_limits,
-    job_costs,
-    job_lanes,
-    to_enqueued,
-    to_run,
-)
+from jobforge_mcp.router.jobs import CANCEL_JOB, GET_RUN, refuse_foreign_project
+from jobforge_mcp.router.rows import to_enqueued, to_run
 from jobforge_mcp.router.scope import ScopeSigner, scope_arguments
 from jobforge_mcp.router.scoped import NO_ORIGIN
 from jobforge_mcp.types import (
@@ -97,17 +91,8 @@ class OwnTransaction:
             PolicyDeniedError: the caller may not use the project.
         """
         refuse_foreign_project(self.caller, job)
-        arguments = [
-            *job_arrays([job]),
-            None,
-            30_000,
-            False,
-            job_costs([job]),
-            job_lanes([job]),
-            job_claim_limits([job]),
-            None,
-        ]
-        return self._call(ENQUEUE_JOBS, arguments, lambda rows: to_enqueued(rows[0]))
+        arguments = enqueue_arguments(self.caller, [job], self.origin, self.signer)
+        return CallOnOwn(ENQUEUE_JOBS, arguments, lambda rows: to_enqueued(rows[0]))
 
     def get_run(self, job_id: JobId) -> CallOnOwn[Run]:
         """Read a run, also one that was enqueued in this transaction; whether it may be shown is for others to say."""
