@@ -24,11 +24,13 @@ from soak.history import History
 from soak.server import is_answered
 
 STOP_SECONDS = 60
+READY_SECONDS = 30.0
+"""What a new worker gets to be ready before the next old one is told to end."""
 LEASE_SECONDS = 3.0
 """What the workers are given, and what a lost attempt must have lasted."""
 GRACE_SECONDS = 3.0
 """What a worker that is told to end gives its jobs."""
-WORK_SECONDS, SERVE_SECONDS, NODE_SECONDS = 1.0, 4.0, 12.0
+WORK_SECONDS, SERVE_SECONDS, NODE_SECONDS = 1.0, 10.0, 12.0
 """How long a worker works and the server serves, and what a node has to start, before they are ended: on a loaded machine
 nothing else would ever be seen of them."""
 _READY = re.compile(rb"worker \S+:(\d+):[0-9a-f]+: .* ready")
@@ -82,6 +84,11 @@ class Crew:
                 self._start([*command, str(seed * 10 + number), *tenants], f"agents-{door}")
             )
 
+    @property
+    def has_agents(self) -> bool:
+        """Whether anybody calls through MCP."""
+        return bool(self._agents)
+
     def fallen(self) -> list[str]:
         """Tell which callers and agents have ended although nobody told them to: nothing is seen of them any more."""
         everybody = [*self._callers, *self._agents]
@@ -132,6 +139,10 @@ class Crew:
         self._replace(worker, number)
         return True
 
+    def _are_ready(self) -> bool:
+        self._read_log()
+        return all(worker.pid in self._ready for worker in self._workers)
+
     def _read_log(self) -> None:
         log = self._folder / "worker.log"
         if not log.exists():
@@ -175,7 +186,11 @@ class Crew:
         for worker in list(self._workers):
             if worker in self._workers and worker.poll() is None:
                 self._replace(worker, signal.SIGTERM)
-                await anyio.sleep(1)
+                with anyio.move_on_after(
+                    READY_SECONDS
+                ):  # one that jobs kill again and again holds up nobody
+                    while not self._are_ready():  # noqa: ASYNC110 - a log tells nobody
+                        await anyio.sleep(0.1)
         if self._server is not None:
             self._end(self._server, signal.SIGTERM)
         await anyio.to_thread.run_sync(self.end_node, signal.SIGTERM)

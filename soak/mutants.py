@@ -184,7 +184,11 @@ MUTANTS: dict[str, Mutant] = {
     "neighbours-dropped": Mutant(
         "settling one job drops the others of its lease",
         "leave_leases",
-        {"where r.job_ids is null and": "where"},
+        # The update as well: of a delete and an update of one row in one statement, the update happens to come first.
+        {
+            "where r.job_ids is null and": "where",
+            "where r.job_ids is not null and": "where false and",
+        },
         by=frozenset({"no loss"}),
     ),
     "results-mixed": Mutant(

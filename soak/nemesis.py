@@ -20,6 +20,7 @@ from soak.server import Server
 
 MADE_UP = 10
 """Faults that may be made up for at once."""
+RESTART_SECONDS = 180.0
 HOLE_SECONDS = 3.0
 """Between two black holes: where workers take long to start, one on the other would be most of what there is."""
 Act = Callable[[], Awaitable[None]]
@@ -156,7 +157,8 @@ class Nemesis:
         self._server.stop(number)
         await anyio.sleep(self._chance.uniform(0, 1))
         self._server.start()
-        while not await anyio.to_thread.run_sync(self._server.wait_until_ready):
-            await anyio.sleep(0.5)
-            self._server.start()
+        with anyio.fail_after(RESTART_SECONDS):
+            while not await anyio.to_thread.run_sync(self._server.wait_until_ready):
+                await anyio.sleep(0.5)  # what is left of a killed one ends by itself
+                self._server.start()
         self._history.note("was_out_of_reach", seconds=anyio.current_time() - began)

@@ -17,6 +17,8 @@ from soak.nemesis import Act
 from soak.proxy import Proxy
 from soak.server import Server
 
+RUNS_IN_STEP = 200
+"""Runs that end while every commit waits for the standby, before it has to take over."""
 _NEXT_MIGRATION = """\
 set local role jobforge_owner;
 alter table jobforge.jobs add column next_release text;
@@ -81,8 +83,19 @@ class Phases:
         with anyio.fail_after(60):
             while not self._server.is_standby_in_step():  # noqa: ASYNC110 - the database tells nobody
                 await anyio.sleep(0.1)
-        await anyio.sleep(3)
+        await self._ends(RUNS_IN_STEP)
         began = anyio.current_time()
         self._server.fail_over()
         self._proxy.turn_to(self._server.port)
         self._history.note("was_out_of_reach", seconds=anyio.current_time() - began)
+
+    async def _ends(self, count: int) -> None:
+        """Wait until so many runs have ended from now on."""
+
+        def ended() -> int:
+            return int(self._server.fetch("select count(*) as n from soak.ends")[0]["n"])
+
+        wanted = ended() + count
+        with anyio.fail_after(60):
+            while ended() < wanted:  # noqa: ASYNC110 - the database tells nobody
+                await anyio.sleep(0.1)

@@ -26,7 +26,7 @@ from jobforge_mcp.embedded import scratch_state_directory
 from soak.checker import EARLY, PROMISES, Breach, check
 from soak.clock import speed_up, start_schedules, stop_schedules
 from soak.crew import GRACE_SECONDS, LEASE_SECONDS, Crew
-from soak.history import History
+from soak.history import History, read_histories
 from soak.impostor import impersonate
 from soak.mutants import CHOSEN, MUTANTS, Mutant
 from soak.nemesis import Nemesis
@@ -35,13 +35,16 @@ from soak.promises.claims import rescue_seconds
 from soak.proxy import Proxy
 from soak.record import Record, read_record
 from soak.server import Server, Snapshot, free_port
-from soak.stage import CHAIN, issue_tokens, prepare
+from soak.stage import CATCH_UPS, CHAIN, issue_tokens, prepare
 
 HERE = Path(__file__).parent
 DRAIN_SECONDS = 240.0
 LONG_MINUTES = 5.0
 """From so many minutes on there is a rolling restart, a migration and a failover."""
-MUTANT_DRAIN_SECONDS = 25.0
+MUTANT_DRAIN_SECONDS, MUTANT_STILL_SECONDS = 25.0, 8.0
+"""What a planted bug gets to drain, and how long nothing may move until it is seen that it never will."""
+BUSY_SECONDS, AGENTS_SECONDS = 180.0, 60.0
+"""What jobs and agents get to start, on a machine that does much else."""
 TENANTS = [["acme", "globex"], ["initech", "umbrella"]]
 SCHEDULED = ["acme", "initech"]
 DOORS = {"http": ["acme", "initech"], "stdio": ["globex", "umbrella"]}
@@ -62,6 +65,8 @@ class Summary:
     events: int = 0
     times: int = 0
     """Times of schedules that were decided."""
+    schedules: int = 0
+    """Schedules of which at least one time was."""
     bundles: int = 0
     chains: int = 0
     """Chains of registered jobs that succeeded."""
@@ -112,31 +117,37 @@ async def soak(
     nemesis = Nemesis(server, proxy, crew, history, chance, mutant.faults if mutant else {})
     phases = Phases(server, proxy, crew, history, folder).plan if options.long else ()
     summary = Summary(options.minutes * 60, options.seed)
-    drain_seconds = DRAIN_SECONDS if mutant is None else MUTANT_DRAIN_SECONDS
+    drain = (
+        (DRAIN_SECONDS, DRAIN_SECONDS)
+        if mutant is None
+        else (MUTANT_DRAIN_SECONDS, MUTANT_STILL_SECONDS)
+    )
     breaches: list[Breach] = []
     fallen: list[str] = []
     try:
-        async with anyio.create_task_group() as group:
-            await group.start(proxy.run)
-            crew.keep()
-            crew.start_callers(options.seed, TENANTS)
-            if mutant is None or mutant.needs_agents:
-                crew.start_agents(port, options.seed, DOORS)
-            group.start_soon(_keep, crew)
-            group.start_soon(impersonate, server, history)
-            await _until_busy(server)
-            with anyio.CancelScope() as busy:
-                if mutant is not None:
-                    group.start_soon(_watch, server, folder, mutant, busy, breaches)
-                await nemesis.run(summary.seconds, options.pause, phases)
-                fallen = crew.fallen()
-                await anyio.to_thread.run_sync(crew.stop_callers)
-                stop_schedules(server)
-                summary.drain_seconds, summary.is_drained = await _drain(server, drain_seconds)
-            group.cancel_scope.cancel()
-        is_caught_early = bool(breaches)
-        await anyio.to_thread.run_sync(crew.stop, KILL if is_caught_early else END)
-        if not is_caught_early:
+        async with anyio.create_task_group() as proxying:
+            await proxying.start(proxy.run)
+            async with anyio.create_task_group() as group:
+                crew.keep()
+                crew.start_callers(options.seed, TENANTS)
+                if mutant is None or mutant.needs_agents:
+                    crew.start_agents(port, options.seed, DOORS)
+                group.start_soon(_keep, crew)
+                group.start_soon(impersonate, server, history)
+                await _until_busy(server, folder, DOORS if crew.has_agents else ())
+                with anyio.CancelScope() as busy:
+                    if mutant is not None:
+                        group.start_soon(_watch, server, folder, mutant, busy, breaches)
+                    await nemesis.run(summary.seconds, options.pause, phases)
+                    fallen = crew.fallen()
+                    await anyio.to_thread.run_sync(crew.stop_callers)
+                    stop_schedules(server)
+                    summary.drain_seconds, summary.is_drained = await _drain(server, *drain)
+                group.cancel_scope.cancel()
+            # While the proxy still serves: without a database none of them ends soon.
+            await anyio.to_thread.run_sync(crew.stop, KILL if breaches else END)
+            proxying.cancel_scope.cancel()
+        if not breaches:
             breaches = _checked(server, folder, summary=summary)
             if mutant is None:
                 breaches += _idle(summary)
@@ -194,9 +205,11 @@ def _sum_up(summary: Summary, record: Record) -> None:
     summary.jobs = len(record.jobs)
     summary.claims = sum(job["epoch"] for job in record.jobs.values())
     summary.events = len(record.events_told)
-    summary.times = record.rows(
-        "select count(*) as n from jobforge.trigger_fires f where f.kind = 'cron'"
-    )[0]["n"]
+    decided = record.rows(
+        "select count(*) as times, count(distinct (f.tenant_id, f.trigger_name)) as schedules"
+        " from jobforge.trigger_fires f where f.kind = 'cron'"
+    )[0]
+    summary.times, summary.schedules = decided["times"], decided["schedules"]
     summary.bundles = len(record.bundles)
     summary.chains = sum(
         job["job_type"] == CHAIN and job["final_status"] == "succeeded"
@@ -221,14 +234,28 @@ def _idle(summary: Summary) -> list[Breach]:
         "answers over stdio": summary.answers.get("stdio", 0),
         "answers to a worker that had lost its jobs": summary.stale_answers,
     }
-    return [Breach("idle", f"there were no {name}") for name, count in seen.items() if not count]
+    breaches = [
+        Breach("idle", f"there were no {name}") for name, count in seen.items() if not count
+    ]
+    if summary.schedules < len(SCHEDULED) * len(CATCH_UPS):
+        breaches.append(Breach("idle", f"only {summary.schedules} schedules decided anything"))
+    return breaches
 
 
-async def _until_busy(server: Server) -> None:
-    """Wait until jobs come in and are run: a fault before that would only be a bad start."""
-    with anyio.fail_after(60):
+async def _until_busy(server: Server, folder: Path, doors: Collection[str]) -> None:
+    """Wait until jobs come in and are run, and agents are answered: a fault before that would only be a bad start."""
+    with anyio.fail_after(BUSY_SECONDS):
         while server.fetch("select count(*) as n from soak.ends")[0]["n"] < 20:  # noqa: ASYNC110 - the database tells nobody
             await anyio.sleep(0.2)
+    with anyio.move_on_after(AGENTS_SECONDS):
+        while not _answered(folder).issuperset(doors):  # noqa: ASYNC110 - files tell nobody
+            await anyio.sleep(0.5)
+
+
+def _answered(folder: Path) -> set[str]:
+    """Return the doors at which an agent was told something."""
+    lines = read_histories(folder / "history", "caller")
+    return {line["door"] for line in lines if line["what"] == "told" and "door" in line}
 
 
 async def _keep(crew: Crew) -> None:
@@ -237,18 +264,21 @@ async def _keep(crew: Crew) -> None:
         await anyio.sleep(0.2)
 
 
-async def _drain(server: Server, seconds: float) -> tuple[float, bool]:
-    """Wait until every place is empty."""
-    began = time.monotonic()
-    while time.monotonic() < began + seconds:
+async def _drain(server: Server, seconds: float, still_seconds: float) -> tuple[float, bool]:
+    """Wait until every place is empty, or nothing has moved for so long."""
+    began = moved = time.monotonic()
+    before: list[dict[str, int]] = []
+    while (now := time.monotonic()) < min(began + seconds, moved + still_seconds):
         await anyio.sleep(0.5)
         left = server.fetch(
-            "select (select count(*) from jobforge.ready) + (select count(*) from jobforge.leases)"
-            " + (select count(*) from jobforge.waiting)"
-            " + (select count(*) from jobforge.events e where e.processed_at is null) as n"
+            "select (select count(*) from jobforge.ready) as ready, (select count(*) from jobforge.leases) as leases,"
+            " (select count(*) from jobforge.waiting) as waiting, (select count(*) from soak.claims) as claims,"
+            " (select count(*) from jobforge.events e where e.processed_at is null) as events"
         )
-        if left[0]["n"] == 0:
+        if not any(count for place, count in left[0].items() if place != "claims"):
             return time.monotonic() - began, True
+        if left != before:
+            before, moved = left, now
     return time.monotonic() - began, False
 
 
@@ -365,8 +395,9 @@ def _in_scratch(
         if options.keep is not None:
             options.keep.mkdir(parents=True, exist_ok=True)
             (options.keep / "summary.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
-            shutil.copytree(folder / "history", options.keep / "history", dirs_exist_ok=True)
     finally:
+        if options.keep is not None:  # most of all if the check itself has failed
+            shutil.copytree(folder / "history", options.keep / "history", dirs_exist_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
     return summary, breaches
 

@@ -154,12 +154,11 @@ class Server:
             process.kill()
             process.wait()
         if number is signal.SIGKILL:
-            # Its backends end by themselves once they see that the postmaster is gone; a new one must not be raced.
+            # Its backends end by themselves once they see that the postmaster is gone. Until the last of them has, a new
+            # one refuses to start.
             deadline = time.monotonic() + STOP_SECONDS
             while time.monotonic() < deadline and is_answered(self.port):
                 time.sleep(0.05)
-            time.sleep(0.3)
-            (self._data / "postmaster.pid").unlink(missing_ok=True)
         self._process = None
 
     def fetch(
@@ -183,7 +182,10 @@ class Snapshot:
     def __init__(self, server: Server) -> None:
         """Begin at the first query."""
         self._connection = psycopg.Connection[dict[str, Any]].connect(
-            server.url(), row_factory=dict_row, connect_timeout=5
+            server.url(),
+            row_factory=dict_row,
+            connect_timeout=5,
+            options="-c idle_in_transaction_session_timeout=0",  # who asks thinks for long
         )
         self._connection.execute("set transaction isolation level repeatable read, read only")
 

@@ -23,6 +23,9 @@ EVENT = "soak.order"
 EVENT_TRIGGERS = {"each": False, "big": True}
 """Triggers of every tenant, and whether they want big orders alone."""
 
+CATCH_UPS = ("all", "one", "none")
+"""What the schedules of a tenant do about times that were missed: one of each."""
+
 _MAPPING: JsonObject = {"nonce": {"$ref": "/event/payload/nonce"}}
 
 CHAIN_DEFINITION: JsonObject = {
@@ -68,7 +71,7 @@ async def prepare(url: str, jobs: Path, tenants: list[str], scheduled: list[str]
                 )
             if tenant not in scheduled:
                 continue
-            for catch_up in ("all", "one", "none"):
+            for catch_up in CATCH_UPS:
                 await client.events.register_trigger(
                     TriggerSpec(
                         f"tick-{catch_up}",

@@ -26,7 +26,9 @@ import os
 import signal
 import sys
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Never
 
 import anyio
 
@@ -52,8 +54,8 @@ class Counter:
         self._words[0] += 1
 
 
-class Contender:
-    """Subclass it, and call `main` with an instance."""
+class Contender(ABC):
+    """Subclass it, and call `main` with an instance. The rows that are not abstract a contender may leave out."""
 
     name = ""
     version = ""
@@ -68,41 +70,49 @@ class Contender:
             "pending_sql": self.pending_sql,
         }
 
+    @abstractmethod
     async def setup(self) -> None:
-        raise NotImplementedError
+        """Create the schema in an empty database."""
 
+    @abstractmethod
     async def open(self, clients: int) -> None:
-        raise NotImplementedError
+        """Connect for so many clients."""
 
+    @abstractmethod
     async def close(self) -> None:
-        raise NotImplementedError
+        """Let the connections go."""
 
+    @abstractmethod
     async def enqueue(self, client: int, number: int, sent_at: float) -> None:
-        raise NotImplementedError
+        """Enqueue one job and commit."""
 
+    @abstractmethod
     async def bulk(self, count: int) -> None:
-        raise NotImplementedError
+        """Enqueue so many jobs at once."""
 
     async def backlog(self, count: int, *, is_future: bool) -> None:
-        raise NotImplementedError
+        self._leave_out("backlog")
 
     async def fair(self, big: int, small: int) -> None:
-        raise NotImplementedError
+        self._leave_out("fair")
 
     async def tenants(self, count: int, each: int) -> None:
-        raise NotImplementedError
+        self._leave_out("tenants")
 
     async def limited(self, kind: str, count: int) -> None:
-        raise NotImplementedError
+        self._leave_out("limited")
 
     async def beside(self, kind: str, tenant: str, count: int) -> None:
-        raise NotImplementedError
+        self._leave_out("beside")
 
     async def newcomer(self, count: int) -> None:
-        raise NotImplementedError
+        self._leave_out("newcomer")
 
     async def work(self, counter: Counter, stop: anyio.Event) -> None:
-        raise NotImplementedError
+        self._leave_out("work")
+
+    def _leave_out(self, row: str) -> Never:
+        raise SystemExit(f"{self.name} takes no part in {row}")
 
     def run_worker(self, path: str) -> None:
         """Run until SIGTERM; a contender that brings a worker program of its own replaces this."""

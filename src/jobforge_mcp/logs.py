@@ -71,6 +71,8 @@ def configure_logging(
         logging.getLogger(name).setLevel(logging.WARNING)
     # It warns of connections that are closed while they wait, which is how a listener ends.
     logging.getLogger("psycopg").setLevel(logging.ERROR)
+    # It logs each message that it cannot read, whole and with a traceback; whoever sent it is told so.
+    logging.getLogger("mcp.server.sse").setLevel(logging.CRITICAL)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -42,7 +42,7 @@ class Live:
 @pytest.fixture
 def live(installed: Runner) -> Generator[Live]:
     command = [sys.executable, "-m", "jobforge_mcp.entry", "serve", "--http", "--port", "0", "--workers", "1"]  # fmt: skip
-    chosen = {"REQUEST_SECONDS": 3, "WAIT_SECONDS_DEFAULT": 1, "WAIT_SECONDS_CAP": 1, "RATE_LIMITS_ENABLED": False}  # fmt: skip
+    chosen = {"REQUEST_SECONDS": 3, "WAIT_SECONDS_DEFAULT": 1, "WAIT_SECONDS_CAP": 1, "RATE_LIMITS_ENABLED": False} | dict.fromkeys(("EVENTS_ENABLED", "TRIGGERS_ENABLED", "REGISTER_JOB_ENABLED"), True)  # fmt: skip
     environ = os.environ | {f"JOBFORGE_{name}": str(value) for name, value in chosen.items()}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ) as process:
         assert process.stderr is not None

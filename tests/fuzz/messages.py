@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+
+from jobforge_mcp.server.tools.table import TOOLS as OFFERED
 
 TOOLS = [
     "list-jobs", "execute-job", "get-job-status", "list-runs", "cancel-job", "retry-job", "register-job", "remove-job",
@@ -62,7 +65,84 @@ requests = st.fixed_dictionaries(
     {"jsonrpc": st.just("2.0") | scalars, "method": st.sampled_from(METHODS) | st.just("tools/call") | scalars},
     optional={"id": st.just(1) | scalars | values, "params": calls | calls | values},
 )  # fmt: skip
-good_calls = calls.map(lambda params: {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})  # fmt: skip
+
+# --- what the models of the tools' own arguments describe: most of it comes as far as the database
+
+KNOWN: dict[str, list[object]] = {
+    "name": ["demo.echo", "demo.broken", "fuzz.made", "nothing.here"],
+    "jobName": ["demo.echo", "fuzz.made", "nothing.here"],
+    "handler": ["demo.echo", "nothing.here"],
+    "runId": ["0193f1a5-7c2e-7000-8000-000000000001", "01a203c8-894d-7c87-80ce-e84d9ef2176c"],
+    "input": [{}, {"text": "x"}, {"a": {"$ref": "/input/a"}}],
+    "type": ["order.paid", "x"],
+    "eventType": ["order.paid", "x"],
+    "cron": ["* * * * *", "0 0 29 2 *", "@daily", "61 * * * *"],
+    "timezone": ["UTC", "Europe/Vienna", "Mars/Olympus"],
+    "waitSeconds": [0],
+    "background": [True],
+    "labels": [{}, {"a": "b"}],
+}
+"""Words that mean something, and a wait that no example has to sit out."""
+
+
+def described(schema: Mapping[str, Any], name: str = "") -> SearchStrategy[object]:
+    """Make values of a JSON Schema as tools publish it, and now and then others."""
+    if name in KNOWN:
+        return st.sampled_from(KNOWN[name]) | (
+            st.nothing() if name in ("waitSeconds", "background") else values
+        )
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    if "anyOf" in schema:
+        return st.one_of([described(each) for each in schema["anyOf"]])
+    match schema.get("type"):
+        case "string" if schema.get("format") == "date-time":
+            return st.sampled_from(
+                [
+                    "2026-01-01T00:00:00Z",
+                    "1969-12-31T23:59:59Z",
+                    "9999-12-31T23:59:59-14:00",
+                    "soon",
+                ]
+            )
+        case "string":
+            return st.text(max_size=12) | odd_texts
+        case "integer" | "number":
+            least = schema.get("minimum", -5)
+            return st.integers(least, max(least, schema.get("maximum", 50))) | odd_numbers
+        case "boolean":
+            return st.booleans()
+        case "null":
+            return st.none()
+        case "array":
+            return st.lists(described(schema.get("items", {}), name.removesuffix("s")), max_size=3)
+        case "object" if schema.get("properties"):
+            return st.fixed_dictionaries(
+                {
+                    each: described(inner, each)
+                    for each, inner in schema["properties"].items()
+                    if each in schema.get("required", [])
+                },
+                optional={
+                    each: described(inner, each)
+                    for each, inner in schema["properties"].items()
+                    if each not in schema.get("required", [])
+                },
+            )
+        case _:
+            return values
+
+
+likely_calls = st.sampled_from(OFFERED).flatmap(
+    lambda tool: st.fixed_dictionaries(
+        {
+            "name": st.just(tool.name),
+            "arguments": described(tool.arguments.model_json_schema(by_alias=True)),
+            "_meta": st.just(SAID),
+        }
+    )
+)
+good_calls = (calls | likely_calls).map(lambda params: {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})  # fmt: skip
 batches = st.lists(requests | values, max_size=4)
 
 
@@ -98,7 +178,8 @@ damages: list[Callable[[bytes], bytes]] = [
     lambda body: b"\xef\xbb\xbf" + body, lambda body: body.decode().encode("utf-16"), lambda body: b"[" + body + b"]",
 ]  # fmt: skip
 bodies: SearchStrategy[bytes] = (
-    st.builds(damaged, good_calls | requests | batches, st.sampled_from(damages))
+    likely_calls.map(lambda params: written({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}))
+    | st.builds(damaged, good_calls | requests | batches, st.sampled_from(damages))
     | st.builds(deep, st.sampled_from([10, 64, 65, 1_000, 100_000]), st.sampled_from([b"[", b'{"a":']), st.sampled_from([b"]", b"}"]))
     | st.tuples(good_calls.map(written), st.integers(0, 10_000), st.integers(0, 255)).map(broken)
     | st.binary(max_size=200)
@@ -116,3 +197,13 @@ headers: SearchStrategy[dict[str, str]] = st.fixed_dictionaries(
         "Content-Encoding": st.sampled_from(["gzip", "br"]),
     },
 )  # fmt: skip
+
+
+def named(body: bytes) -> dict[str, str]:
+    """Return the header that names the tool, as a good client sends it; without it nothing is read further."""
+    try:
+        name = json.loads(body)["params"]["name"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    is_sayable = isinstance(name, str) and name.isascii() and name.isprintable() and name.strip()
+    return {"Mcp-Name": name} if is_sayable else {}

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.fuzz.conftest import Live
-from tests.fuzz.messages import bodies, headers
+from tests.fuzz.messages import bodies, headers, named
 
 EXAMPLES = int(os.environ.get("JOBFORGE_FUZZ_EXAMPLES", "600"))
 MOST_GROWTH_MB = 150
@@ -67,7 +67,7 @@ def test_no_message_is_answered_by_a_failure_of_our_own(live: Live) -> None:
         def send(body: bytes, said: dict[str, str]) -> None:
             nonlocal sent
             sent += 1
-            whole = {**GOOD, **said, "Authorization": f"Bearer {live.token}"}
+            whole = {**GOOD, **named(body), **said, "Authorization": f"Bearer {live.token}"}
             began = monotonic()
             # an answer that streams on is left after its head: what comes of it is another test's
             with http.stream("POST", f"{live.url}/mcp", content=body, headers=whole) as answer:

@@ -104,7 +104,7 @@ async def test_a_child_above_its_memory_limit_fails_its_attempt(
 async def test_cancel_kills_a_stubborn_child_and_its_children(
     desk: Desk, make_pool: PoolMaker
 ) -> None:
-    async with make_pool(lease_ms=1_500):
+    async with make_pool(lease_ms=4_000):
         job_id = await desk.enqueue("stubborn.process")
         run = await desk.until(job_id, lambda run: run.progress_message is not None)
         assert run.progress_message is not None
