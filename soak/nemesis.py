@@ -23,6 +23,13 @@ MADE_UP = 10
 RESTART_SECONDS = 180.0
 HOLE_SECONDS = 3.0
 """Between two black holes: where workers take long to start, one on the other would be most of what there is."""
+_NEWEST = """
+    (select n.id::text, null::integer as ended_at_epoch
+    from jobforge.tenants t
+    cross join lateral (select j.id from jobforge.jobs j where j.tenant_id = t.tenant_id order by j.id desc limit 10) n)
+    union all
+    (select e.job_id::text, e.epoch from soak.ends e where e.after is not null order by e.seq desc limit 30)"""
+"""Runs that can be seen, and ends: what anybody could see is there after whatever happens next."""
 Act = Callable[[], Awaitable[None]]
 Fault = Callable[[TaskGroup], Awaitable[bool | None]]
 
@@ -152,9 +159,20 @@ class Nemesis:
                 where a.datname = current_database() and a.pid <> pg_backend_pid() and random() < 0.4"""
             )
 
+    def _look_and_stop(self, number: signal.Signals) -> None:
+        """Look what is newest, and stop the server before anything else can bring that to its disk."""
+        with (
+            suppress(psycopg.Error),
+            psycopg.connect(self._server.url(), autocommit=True, connect_timeout=5) as connection,
+        ):
+            rows = connection.execute(_NEWEST).fetchall()
+            self._server.tell(number)
+            self._history.note("seen", rows=rows)
+        self._server.stop(number)
+
     async def _restart(self, number: signal.Signals, _: TaskGroup) -> None:
         began = anyio.current_time()
-        self._server.stop(number)
+        self._look_and_stop(number)
         await anyio.sleep(self._chance.uniform(0, 1))
         self._server.start()
         with anyio.fail_after(RESTART_SECONDS):

@@ -3,7 +3,7 @@ create schema soak;
 create table soak.claims (seq bigint generated always as identity, tenant_id text, job_id uuid, epoch integer, lease_id uuid,
   worker_id text, at timestamptz not null default clock_timestamp());
 create index on soak.claims (at);
-create table soak.ends (seq bigint generated always as identity, tenant_id text, job_id uuid, before text, after text, epoch integer,
+create table soak.ends (seq bigint generated always as identity primary key, tenant_id text, job_id uuid, before text, after text, epoch integer,
   attempt_no integer, result_hash text, at timestamptz not null default clock_timestamp());
 create table soak.retries (tenant_id text, job_id uuid, epoch integer, run_at timestamptz, at timestamptz not null default clock_timestamp());
 create table soak.expiries (tenant_id text, worker_id text, lease_until timestamptz, at timestamptz not null default clock_timestamp());

@@ -42,6 +42,10 @@ class Record:
     """Progress notifications and the answer, by request."""
     impostor: list[Line] = field(default_factory=list[Line])
     """Answers to a worker that had lost what it spoke of."""
+    seen: set[str] = field(default_factory=set[str])
+    """Runs that could be seen when PostgreSQL was stopped."""
+    seen_ends: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
+    """Runs that could be seen to have ended then, with the epoch at which they had."""
     retried: set[str] = field(default_factory=set[str])
     canceled: dict[str, str] = field(default_factory=dict[str, str])
     asked_cancel: set[str] = field(default_factory=set[str])
@@ -137,6 +141,9 @@ def _read_conductor(record: Record, line: Line) -> None:
             record.outages.append((line["t"], line["t"] + line["seconds"]))
         case "was_out_of_reach":
             record.outages.append((line["t"] - line["seconds"], line["t"]))
+        case "seen":
+            record.seen |= {run for run, _ in line["rows"]}
+            record.seen_ends |= {(run, epoch) for run, epoch in line["rows"] if epoch is not None}
         case "impostor":
             record.impostor.append(line)
         case _:

@@ -396,7 +396,9 @@ def _in_scratch(
             options.keep.mkdir(parents=True, exist_ok=True)
             (options.keep / "summary.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
     finally:
-        if options.keep is not None:  # most of all if the check itself has failed
+        if (
+            options.keep is not None and (folder / "history").exists()
+        ):  # most of all if the check has failed
             shutil.copytree(folder / "history", options.keep / "history", dirs_exist_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
     return summary, breaches

@@ -140,6 +140,11 @@ class Server:
                     ) from None
                 time.sleep(0.05)
 
+    def tell(self, number: signal.Signals) -> None:
+        """Send the server a signal, and do not wait for what comes of it."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
     def stop(self, number: signal.Signals = signal.SIGINT) -> None:
         """End it: SIGINT in good order, SIGQUIT at once, SIGKILL as a crash of the machine would."""
         process = self._process

@@ -14,6 +14,8 @@ def no_loss(record: Record) -> Breaches:
             job = record.jobs.get(run)
             if job is None:
                 yield f"run {run} of {nonce} was acknowledged and does not exist"
+    for run in record.seen - record.jobs.keys():
+        yield f"run {run} was seen before PostgreSQL was stopped and does not exist"
     for run, job in record.jobs.items():
         if job["final_status"] is None:
             yield f"run {run} ({job['job_type']}) never ended"
@@ -47,6 +49,9 @@ def no_ghosts(record: Record) -> Breaches:
 
 def one_end(record: Record) -> Breaches:
     """I3, I7, I21: a run ends once, leaves its end only by a retry, and its result never changes."""
+    for run, epoch in record.seen_ends:
+        if run in record.jobs and run not in record.retried and record.jobs[run]["epoch"] != epoch:
+            yield f"run {run} was seen ended at epoch {epoch} before PostgreSQL was stopped and is at {record.jobs[run]['epoch']}"
     ends: dict[str, list[Line]] = defaultdict(list)
     for row in record.rows("select e.*, e.job_id::text as run from soak.ends e order by e.seq"):
         ends[row["run"]].append(row)
