@@ -20,7 +20,9 @@ from soak.server import Server
 
 MADE_UP = 10
 """Faults that may be made up for at once."""
-RESTART_SECONDS = 180.0
+RESTART_SECONDS, CALM_SECONDS = 180.0, 8.0
+"""What PostgreSQL gets to come up, and what passes before it goes down again: else where workers take long to start it is mostly
+down."""
 HOLE_SECONDS = 3.0
 """Between two black holes: where workers take long to start, one on the other would be most of what there is."""
 _NEWEST = """
@@ -54,6 +56,8 @@ class Nemesis:
         self._chance = chance
         self.counts: Counter[str] = Counter()
         self._held_until = 0.0
+        self._restarted_at = 0.0
+        self._calm_seconds = 0.0 if emphasis else CALM_SECONDS
         faults: list[tuple[str, float, Fault]] = [
             ("worker killed", 26, self._kill_worker),
             ("worker stopped past its lease", 14, self._freeze_worker),
@@ -170,8 +174,10 @@ class Nemesis:
             self._history.note("seen", rows=rows)
         self._server.stop(number)
 
-    async def _restart(self, number: signal.Signals, _: TaskGroup) -> None:
+    async def _restart(self, number: signal.Signals, _: TaskGroup) -> bool:
         began = anyio.current_time()
+        if began < self._restarted_at + self._calm_seconds:
+            return False
         self._look_and_stop(number)
         await anyio.sleep(self._chance.uniform(0, 1))
         self._server.start()
@@ -179,4 +185,6 @@ class Nemesis:
             while not await anyio.to_thread.run_sync(self._server.wait_until_ready):
                 await anyio.sleep(0.5)  # what is left of a killed one ends by itself
                 self._server.start()
-        self._history.note("was_out_of_reach", seconds=anyio.current_time() - began)
+        self._restarted_at = anyio.current_time()
+        self._history.note("was_out_of_reach", seconds=self._restarted_at - began)
+        return True

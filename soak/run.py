@@ -41,7 +41,7 @@ HERE = Path(__file__).parent
 DRAIN_SECONDS = 240.0
 LONG_MINUTES = 5.0
 """From so many minutes on there is a rolling restart, a migration and a failover."""
-MUTANT_DRAIN_SECONDS, MUTANT_STILL_SECONDS = 25.0, 8.0
+MUTANT_DRAIN_SECONDS, MUTANT_STILL_SECONDS = 40.0, 15.0
 """What a planted bug gets to drain, and how long nothing may move until it is seen that it never will."""
 BUSY_SECONDS, AGENTS_SECONDS = 180.0, 60.0
 """What jobs and agents get to start, on a machine that does much else."""

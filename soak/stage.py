@@ -32,6 +32,7 @@ CHAIN_DEFINITION: JsonObject = {
     "name": CHAIN,
     "description": "Runs one job, then two at once.",
     "inputSchema": {"type": "object"},
+    "timeoutMs": 3_600_000,  # five minutes are soon over where half the time there is no database
     "chain": [
         {
             "name": "first",
