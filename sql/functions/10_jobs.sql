@@ -404,6 +404,7 @@ declare
 begin
   perform jobforge.require_tenant(p_tenant_id);
   v_problem := case
+    when p_job_type like 'jobforge.%' then 'jobforge is the beginning of names that nobody enqueues'
     when octet_length(p_idempotency_key) not between 1 and 255 then 'an idempotency key has 1 to 255 bytes'
     -- what a worker could not read, or not as it was written; few inputs get past the first half of either question
     when octet_length(v_payload) - octet_length(translate(v_payload, '[{', '')) > 64

@@ -219,7 +219,11 @@ begin
     raise exception 'a run is due from 1970 to 9999, in UTC' using errcode = 'JF400', hint = 'Nothing was retried: correct the value.';
   end if;
   if current_setting('jobforge.tool', true) = 'sql' then  -- others have asked; the run has its key already
-    perform jobforge.require_startable(coalesce(j.lane_type, j.job_type), '') from jobforge.jobs j where j.tenant_id = p_tenant_id and j.id = p_job_id;
+    perform jobforge.require_startable(coalesce(j.lane_type, j.job_type), ''),
+      jobforge.require_steps_startable(j.job_type, d.definition, '')
+    from jobforge.jobs j left join jobforge.job_definitions d
+      on d.tenant_id = j.tenant_id and d.job_type = j.job_type and d.job_version = j.job_version and j.lane_type is not null
+    where j.tenant_id = p_tenant_id and j.id = p_job_id;
   end if;
   if not p_is_plan and current_setting('jobforge.token_id', true) <> '' then
     perform jobforge.use_token();

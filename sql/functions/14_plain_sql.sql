@@ -58,6 +58,19 @@ begin
 end $$;
 comment on function jobforge.refuse_keys(text, text) is 'Refuse a text that is to be stored and holds an obvious key or token.';
 
+create or replace function jobforge.require_action(p_job_type text) returns void
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+as $$
+begin
+  if not pg_catalog.pg_has_role(session_user, 'jobforge_action_execute', 'member') then
+    perform jobforge.note_refusal();
+    raise exception '% acts outside this database, and the login may not start such jobs', p_job_type using errcode = 'JF403',
+      hint = 'Make the login with: jobforge login create --scope action:execute';
+  end if;
+end $$;
+comment on function jobforge.require_action(text) is 'Refuse a login that may not start what acts outside.';
+
 -- Only a login that is bound to a tenant is asked what it may start: whoever acts as jobforge_api has asked its caller.
 create or replace function jobforge.require_startable(p_job_type text, p_idempotency_key text) returns integer
 language plpgsql volatile
@@ -73,11 +86,7 @@ begin
       raise exception '% asks whoever starts it for more than a login can have', p_job_type using errcode = 'JF403',
         hint = 'Start it with a policy token, through a server or a client.';
     end if;
-    if not pg_catalog.pg_has_role(session_user, 'jobforge_action_execute', 'member') then
-      perform jobforge.note_refusal();
-      raise exception '% acts outside this database, and the login may not start such jobs', p_job_type using errcode = 'JF403',
-        hint = 'Make the login with: jobforge login create --scope action:execute';
-    end if;
+    perform jobforge.require_action(p_job_type);
     if p_idempotency_key is null then
       raise exception '% acts outside this database, so it must not be started twice by accident', p_job_type using errcode = 'JF400',
         detail = 'IDEMPOTENCY_KEY_REQUIRED', hint = 'Pass an idempotency key, the same one when the call is repeated.';
@@ -87,5 +96,33 @@ begin
 end $$;
 comment on function jobforge.require_startable(text, text) is
   'Refuse a bound login a job that asks for more than it has; the cost of the job, null for one unit.';
+
+-- A registered job is as strong as what stands behind it: a login that may not start a step may not start the composition.
+create or replace function jobforge.require_steps_startable(p_job_type text, p_definition jsonb, p_idempotency_key text) returns void
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+as $$
+begin
+  if p_definition is null or jobforge.enter_own_scope() is null then
+    return;
+  end if;
+  if jsonb_path_exists(p_definition, '$.permissions[*] ? (@.action == "execute")')
+    or jsonb_path_exists(p_definition, '$.pinned.permissions[*] ? (@.action == "execute")')
+  then
+    perform jobforge.note_refusal();
+    raise exception 'the job % asks its callers for scopes or roles, which plain SQL cannot show', p_job_type using errcode = 'JF403',
+      hint = 'Enqueue it through a server or client, with a token.';
+  end if;
+  if 'external' in (p_definition ->> 'effects', p_definition #>> '{pinned,effects}') then
+    perform jobforge.require_action(p_job_type);
+  end if;
+  perform jobforge.require_startable(h.name, p_idempotency_key)
+  from (
+    select x.said #>> '{}' from jsonb_path_query(p_definition, '$.**.handler') x(said)
+    union
+    select x.said #>> '{}' from jsonb_path_query(p_definition, '$.pinned.handlers[*]') x(said)) h(name);
+end $$;
+comment on function jobforge.require_steps_startable(text, jsonb, text) is
+  'Refuse a bound login a registered job of which it could not start every step.';
 
 reset role;

@@ -76,13 +76,16 @@ end $$;
 comment on function jobforge.check_shape(text, jobforge.rate_limits, text[], text[], integer[]) is
   'Refuse jobs that are larger or more urgent than a limit allows.';
 
--- Limit by limit. What check_policy has counted already is named, with the units that it took.
+-- Limit by limit. What check_policy has counted already is named, with the units that it took. Called from there, where
+-- plans are bound to the order of an index: here they are free again.
 create or replace function jobforge.check_each_limit(
   p_tenant_id text, p_action text, p_job_types text[], p_payloads text[], p_priorities integer[], p_project_ids text[],
   p_idempotency_keys text[], p_parent_id uuid, p_is_plan boolean, p_costs integer[], p_counted text[], p_counted_units bigint)
 returns text[]
 language plpgsql volatile
 set search_path = jobforge, pg_temp
+set enable_seqscan = on
+set enable_bitmapscan = on
 as $$
 declare
   v_limits jobforge.rate_limits[] := jobforge.limits_of_call(p_tenant_id, p_job_types, p_parent_id);

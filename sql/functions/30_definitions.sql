@@ -285,6 +285,7 @@ begin
     raise exception 'the job % acts outside this database, so it needs an idempotency key', p_job_type using errcode = 'JF400',
       hint = 'Pass one, and the same whenever this very call is repeated.';
   end if;
+  perform jobforge.require_steps_startable(p_job_type, v_said, p_idempotency_key);
   v_limits := jsonb_strip_nulls(jsonb_build_object(
     'concurrency', case when v_said ? 'concurrency' then jsonb_build_object('limit', v_said #> '{concurrency,limit}',
       'key', jobforge.limit_key(v_said #>> '{concurrency,key}', p_payload)) end,

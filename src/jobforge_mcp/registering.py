@@ -42,7 +42,7 @@ async def register(
     """Check a definition and register it; the same content again changes nothing.
 
     Raises:
-        InvalidInputError: ``DEFINITION_INVALID``.
+        InvalidInputError: ``DEFINITION_INVALID``, or ``SECRET_IN_INPUT``.
         LimitError: ``DEFINITION_TOO_LARGE``.
         ConflictError: ``NAME_TAKEN``, ``NAME_CONFUSABLE`` or ``VERSION_TAKEN``.
         PolicyDeniedError: the caller may not, or may not use the handler.
@@ -50,6 +50,7 @@ async def register(
     """
     require_scope(caller, Scope.DEFINITIONS_REGISTER)
     check_value(document)
+    catalog.registry.scan({"the definition": document})
     definition = intake.read(document)
     require_type(caller, definition.name)
     intake.refuse_installed(definition.name, catalog.registry.by_name)

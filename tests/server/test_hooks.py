@@ -246,6 +246,23 @@ async def test_a_body_that_is_no_json_and_a_delivery_without_id_are_refused(
     assert events == []
 
 
+@pytest.mark.requirement("secrets.scan-of-arguments")
+@pytest.mark.parametrize("key", ["AKIA" + "Q" * 16, "\\u0041KIA" + "Q" * 16])
+@pytest.mark.parametrize("padding", [0, 100_000])
+async def test_an_obvious_key_in_a_body_is_not_stored(
+    database: ScratchDatabase, tmp_path: Path, key: str, padding: int
+) -> None:
+    body = f'{{"a": [{{"note": "{key}"}}], "b": "{" " * padding}"}}'.encode()
+    async with hearing(database, tmp_path) as (stage, url), httpx2.AsyncClient() as http:
+        headers = signed("github", KEYS["one"], body, message=str(uuid4()))
+        got = await http.post(f"{url}/hooks/acme/github", content=body, headers=headers)
+        events = await stored(stage)
+
+    assert (got.status_code, events) == (400, [])
+    assert "AWS access key" in got.text
+    assert "Q" * 16 not in got.text
+
+
 @pytest.mark.requirement("webhooks.in")
 async def test_a_delivery_starts_what_its_triggers_start(
     database: ScratchDatabase, tmp_path: Path, worker_database: Database

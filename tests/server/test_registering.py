@@ -373,6 +373,25 @@ async def test_whoever_registers_must_be_allowed_to_run_what_it_uses(
     assert error_of(weaker)["code"] == "DEFINITION_INVALID"
 
 
+@pytest.mark.requirement("secrets.scan-of-arguments")
+@pytest.mark.parametrize(
+    "member",
+    [
+        {"description": "with AKIA" + "Q" * 16},
+        {"input": {"text": "glpat-" + "c" * 20}},
+        {"labels": {"k": "AKIA" + "Q" * 16}},
+    ],
+    ids=["description", "input", "label"],
+)
+async def test_a_definition_that_holds_an_obvious_key_is_not_stored(
+    client: Client, member: dict[str, Any]
+) -> None:
+    answer = await client.call_tool("register-job", {**HELLO, **member})
+
+    assert error_of(answer)["code"] == "SECRET_IN_INPUT"
+    assert "Q" * 16 not in str(answer.structured_content)
+
+
 @pytest.mark.requirement("registering.names")
 @pytest.mark.parametrize(
     ("name", "code"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator
 from typing import Any
 from uuid import uuid4
@@ -157,3 +158,81 @@ def test_a_login_starts_what_acts_outside_only_with_the_right_and_a_key(
     run = admin.execute("select id from jobforge.jobs where job_type = 'shop.charge'").fetchone()
     assert run is not None
     assert outcome(plain, "select status from jobforge.retry_job('acme', %s)", run[0]) == "JF403"
+
+
+def register(database: ScratchDatabase, name: str, lane: str, **definition: object) -> None:
+    """Register a definition as a server does, for tenant acme."""
+    text = json.dumps({"name": name, "version": "1", **definition})
+    with database.connect("jobforge_api") as server, server.transaction():
+        server.execute("select jobforge.enter_scope('acme', 'author')")
+        server.execute(
+            "select * from jobforge.register_definition('acme', %s, %s, '1', false)", [text, lane]
+        )
+
+
+COMPOSITION = "jobforge.composition"
+CHAIN = {"chain": [{"name": "a", "handler": "test.echo"}, {"name": "b", "handler": "shop.charge"}]}
+
+
+@pytest.mark.requirement("policy.plain-sql")
+@pytest.mark.usefixtures("told")
+@pytest.mark.parametrize(
+    "definition",
+    [
+        CHAIN,
+        {**CHAIN, "effects": "external"},
+        {"map": {"over": {"$ref": "/input/all"}, "do": {"handler": "shop.charge"}}},
+        {"switch": {"cases": [{"when": True, "do": CHAIN}]}},
+        {
+            "chain": [{"name": "a", "handler": "acme.inner"}],
+            "pinned": {"handlers": ["shop.charge"]},
+        },
+        {"chain": [{"name": "a", "handler": "acme.unknown"}], "pinned": {"effects": "external"}},
+    ],
+    ids=["step", "declared", "map", "switch", "pinned handler", "pinned effects"],
+)
+def test_a_login_starts_no_composition_of_which_it_could_not_start_every_step(
+    database: ScratchDatabase,
+    login: Maker,
+    admin: psycopg.Connection[Any],
+    definition: dict[str, object],
+) -> None:
+    register(database, "acme.all", COMPOSITION, **definition)
+    keyed = "select outcome from jobforge.enqueue_job('acme', %s, p_idempotency_key => 'k')"
+    plain, allowed = login("jobs:execute", "jobs:retry"), login("jobs:execute", "action:execute")
+
+    assert outcome(plain, keyed, "acme.all") == "JF403"
+    assert outcome(allowed, keyed, "acme.all") == "created"
+    run = admin.execute("select id from jobforge.jobs").fetchone()
+    assert run is not None
+    assert outcome(plain, "select status from jobforge.retry_job('acme', %s)", run[0]) == "JF403"
+
+
+@pytest.mark.requirement("policy.plain-sql")
+@pytest.mark.usefixtures("told")
+@pytest.mark.parametrize(
+    "definition",
+    [
+        {"chain": [{"name": "a", "handler": "shop.boss"}]},
+        {"handler": "test.echo", "permissions": [{"action": "execute", "roles": ["boss"]}]},
+        {"pinned": {"permissions": [{"action": "execute", "roles": ["boss"]}]}},
+    ],
+    ids=["step", "own", "pinned"],
+)
+def test_a_login_starts_no_registered_job_that_asks_for_what_only_a_token_carries(
+    database: ScratchDatabase, login: Maker, definition: dict[str, object]
+) -> None:
+    lane = "test.echo" if "handler" in definition else COMPOSITION
+    register(database, "acme.asks", lane, **definition)
+    keyed = "select outcome from jobforge.enqueue_job('acme', %s, p_idempotency_key => 'k')"
+
+    assert outcome(login("jobs:execute", "action:execute"), keyed, "acme.asks") == "JF403"
+
+
+@pytest.mark.requirement("policy.plain-sql")
+def test_nobody_names_the_interpreter_of_compositions_himself(login: Maker) -> None:
+    app = login("jobs:execute", "action:execute")
+
+    assert outcome(app, ENQUEUE, COMPOSITION, "") == "JF400"
+    assert outcome(app, ENQUEUE, "jobforge.anything", "") == "JF400"
+    assert outcome(app, ENQUEUE, "jobforge_is_a_name", "") == "created"

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from jobforge_mcp.definitions.features import EVENTS
 from jobforge_mcp.definitions.json_limits import load_limited
-from jobforge_mcp.errors import DatabaseUnavailableError, JobForgeError
+from jobforge_mcp.errors import DatabaseUnavailableError, InvalidInputError, JobForgeError
 from jobforge_mcp.server.parts import ServerParts
 from jobforge_mcp.signatures import Delivery, verify
 from jobforge_mcp.types import Caller, CallOrigin, TenantId
@@ -104,9 +104,14 @@ async def _store(
 ) -> Response:
     try:
         payload = body.decode()
-        is_object = isinstance(load_limited(payload), dict)
+        content = load_limited(payload)
     except (UnicodeDecodeError, JobForgeError):
         return _answer(400, "the body is not JSON within the limits of events")
+    try:
+        scan = partial(parts.registry.scan, {"the body": content})
+        await run_sync(scan) if len(body) > _SMALL_BYTES else scan()
+    except InvalidInputError as error:
+        return _answer(400, error.message)
     if not 1 <= len(delivery.delivery_id.encode()) <= 255:
         return _answer(400, "the delivery has no id by which it could be known again")
     try:
@@ -115,7 +120,7 @@ async def _store(
             name,
             delivery.delivery_id,
             event_type_of(name, delivery.event_type),
-            payload if is_object else f'{{"body": {payload}}}',
+            payload if isinstance(content, dict) else f'{{"body": {payload}}}',
             origin=CallOrigin("webhook"),
         )
     except DatabaseUnavailableError:

@@ -151,6 +151,9 @@ class EventDesk:
         """
         spec = _with_defaults(replace(spec, project_id=spec.project_id or _only_project(caller)))
         check_spec(spec)
+        self._catalog.registry.scan(
+            {"input": spec.input, "inputMapping": spec.input_mapping, "match": spec.match}
+        )
         require_scope(caller, Scope.JOBS_EXECUTE)
         bound = await self._require_job(caller, spec.job_name)
         if spec.kind is TriggerKind.CRON:
