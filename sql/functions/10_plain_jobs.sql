@@ -34,7 +34,6 @@ as $$
 #variable_conflict use_column
 declare
   v_claims jsonb;
-  v_tenant text;
   v_count integer;
   v_facts boolean[];
   v_ids uuid[];
@@ -48,9 +47,9 @@ begin
     p_trace_id := nullif(pg_catalog.current_setting('jobforge.trace_id', true), '');
   elsif jobforge.is_signed(p_tenant_id, p_actor, p_token_id, p_tool, p_trace_id, p_token_claims, p_signature, created_at) then
     v_claims := coalesce(p_token_claims, '{}')::jsonb;
-    v_tenant := pg_catalog.set_config('jobforge.tenant_id', p_tenant_id, true);  -- what row policies compare with
+    perform pg_catalog.set_config('jobforge.tenant_id', p_tenant_id, true);  -- what row policies compare with
   else
-    v_tenant := jobforge.enter_scope(p_tenant_id, p_actor, p_token_id, p_tool, p_trace_id, p_token_claims, p_signature);
+    perform jobforge.enter_scope(p_tenant_id, p_actor, p_token_id, p_tool, p_trace_id, p_token_claims, p_signature);
     v_claims := jobforge.require_claims(p_tenant_id);
   end if;
   if num_nonnulls(p_received, p_idempotency_keys, p_ordering_keys, p_run_ats, p_project_ids, p_labels, p_worker_id, p_parent_id,
@@ -64,7 +63,7 @@ begin
   end if;
   if v_facts is null or v_count > 10000 then
     if p_signature <> '' then
-      v_tenant := jobforge.enter_scope(p_tenant_id, p_actor, p_token_id, p_tool, p_trace_id, p_token_claims, p_signature);
+      perform jobforge.enter_scope(p_tenant_id, p_actor, p_token_id, p_tool, p_trace_id, p_token_claims, p_signature);
     end if;
     return query
     select e.* from jobforge.enqueue_any_jobs(p_tenant_id, p_job_types, p_payloads, p_received, p_idempotency_keys, p_ordering_keys,

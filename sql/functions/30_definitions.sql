@@ -8,7 +8,8 @@ set local role jobforge_rpc;
 
 create or replace function jobforge.this_change() returns bigint
 language sql volatile
-as $$ select pg_catalog.pg_current_xact_id()::text::bigint $$;
+set search_path = jobforge, pg_temp
+as $$ select pg_catalog.pg_current_xact_id()::pg_catalog.text::bigint $$;
 comment on function jobforge.this_change() is 'Number of this transaction, by which changed_definitions finds what it changed.';
 
 -- Where jobs of a type may be: its own lane and those of the versions registered under its name.
