@@ -346,12 +346,14 @@ begin
       limit v_left
     ), taken as (
       delete from jobforge.ready r where r.ctid = any (array(select k.row_id from locked k))
-      returning r.job_id, r.epoch + 1 as epoch, (r.attempt_no + 1)::smallint as attempt_no, r.priority as ready_priority, r.run_at as ready_at
+      returning r.tenant_id as ready_tenant, r.job_id, r.epoch + 1 as epoch, (r.attempt_no + 1)::smallint as attempt_no,
+        r.priority as ready_priority, r.run_at as ready_at
     ), held as materialized (
       select k.*, jobforge.deadline_of(v_now, j.timeout_ms) as deadline, j.tenant_id, j.job_type, j.job_version, j.payload, j.project_id,
         j.trace_id, j.timeout_ms, j.is_dry_run, j.max_attempts, j.created_at, j.lane_type, j.priority, j.run_at
       from taken k
-      join jobforge.jobs j on j.tenant_id = v_lanes.tenant_id and j.id = k.job_id
+      -- the tenant of each row, not the one we know: else a plan may read all that a tenant has, which it takes for little
+      join jobforge.jobs j on j.tenant_id = k.ready_tenant and j.id = k.job_id
       order by k.ready_priority, k.ready_at, k.job_id
     ), new_leases as (
       insert into jobforge.leases (tenant_id, lease_id, worker_id, is_suspect, claimed_at, lease_until, overdue_at, job_ids,

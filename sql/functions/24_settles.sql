@@ -60,9 +60,39 @@ begin
 end $$;
 comment on function jobforge.leave_leases(text[], uuid[], uuid[], integer[]) is 'Take jobs out of the leases that hold them and say which were held.';
 
+-- The settings, and a tenant that comes with each job, keep the plan on the key of jobs: one made while the table or the tenant
+-- was small is kept, and would read all that the tenant has by now.
+create or replace function jobforge.end_lease(p_lease jobforge.leases, p_results text[], p_now timestamptz)
+returns table (accepted integer[], key_ords integer[], keys text[], slots text[])
+language plpgsql volatile
+set search_path = jobforge, pg_temp
+set enable_mergejoin = off
+set enable_hashjoin = off
+set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+begin
+  return query
+  with ended as (
+    update jobforge.jobs j
+    set final_status = 'succeeded', attempt_no = g.attempt_no, epoch = g.epoch, worker_id = p_lease.worker_id,
+      started_at = p_lease.claimed_at, finished_at = p_now, result = coalesce(g.result, 'null')::jsonb
+    from unnest(array_fill(p_lease.tenant_id, array[cardinality(p_results)]), p_lease.job_ids, p_lease.epochs, p_lease.attempt_nos,
+      p_results) with ordinality g(tenant_id, job_id, epoch, attempt_no, result, ord)
+    where j.tenant_id = g.tenant_id and j.id = g.job_id and j.final_status is null
+    returning g.ord::integer, j.ordering_key, j.slot_key
+  )
+  select array_agg(e.ord), array_agg(e.ord) filter (where e.ordering_key is not null),
+    array_agg(e.ordering_key::text) filter (where e.ordering_key is not null),
+    array_agg(e.slot_key::text) filter (where e.slot_key is not null)
+  from ended e;
+end $$;
+comment on function jobforge.end_lease(jobforge.leases, text[], timestamptz) is 'End all jobs of a lease that is gone, which succeeded, and say which were open.';
+
 -- All that a lease holds, in its order, takes a short way, without arrays to join: that is how a busy worker settles, and how
--- a call which waits for a short job ends it. finished_at is set where all else of the run is what its worker knows, so that it need not be read again: the
--- attempt was settled alone, and nobody reported or asked for anything meanwhile.
+-- a call which waits for a short job ends it. finished_at is set where all else of the run is what its worker knows, so that
+-- it need not be read again: the attempt was settled alone, and nobody reported or asked for anything meanwhile.
 drop function if exists jobforge.complete_jobs(text[], uuid[], uuid[], integer[], text[]);
 drop function if exists jobforge.complete_jobs(text[], uuid[], uuid[], integer[], text[], text[]);
 create or replace function jobforge.complete_jobs(
@@ -71,6 +101,7 @@ returns table (job_id uuid, epoch integer, outcome text, status text, finished_a
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
 set enable_mergejoin = off
+set enable_seqscan = off
 set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
@@ -91,19 +122,8 @@ begin
     and p_tenant_ids[1] = all (p_tenant_ids) and p_lease_ids[1] = all (p_lease_ids)
   returning l.* into v_lease;
   if found then
-    with ended as (
-      update jobforge.jobs j
-      set final_status = 'succeeded', attempt_no = g.attempt_no, epoch = g.epoch, worker_id = v_lease.worker_id,
-        started_at = v_lease.claimed_at, finished_at = v_now, result = coalesce(g.result, 'null')::jsonb
-      from unnest(v_lease.job_ids, v_lease.epochs, v_lease.attempt_nos, p_results) with ordinality g(job_id, epoch, attempt_no, result, ord)
-      where j.tenant_id = v_lease.tenant_id and j.id = g.job_id and j.final_status is null
-      returning g.ord::integer, j.ordering_key, j.slot_key
-    )
-    select array_agg(e.ord), array_agg(e.ord) filter (where e.ordering_key is not null),
-      array_agg(e.ordering_key::text) filter (where e.ordering_key is not null),
-      array_agg(e.slot_key::text) filter (where e.slot_key is not null)
-    into v_accepted, v_key_ords, v_keys, v_slots
-    from ended e;
+    select e.accepted, e.key_ords, e.keys, e.slots into v_accepted, v_key_ords, v_keys, v_slots
+    from jobforge.end_lease(v_lease, p_results, v_now) e;
     if cardinality(v_accepted) = cardinality(p_job_ids) then
       v_tenants := p_tenant_ids;
       v_ids := p_job_ids;
@@ -192,6 +212,7 @@ returns table (job_id uuid, epoch integer, outcome text, status text)
 language plpgsql volatile
 set search_path = jobforge, pg_temp
 set enable_mergejoin = off
+set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare

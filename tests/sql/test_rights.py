@@ -271,6 +271,7 @@ def test_only_the_api_does_what_callers_do(
         "lease_new_job",
         "lease_jobs",
         "leave_leases",
+        "end_lease",
         "close_jobs",
         "take_suspect",
         "reap_leases",
