@@ -153,7 +153,7 @@ async def test_another_database_than_before_is_read_anew(
     await listed(catalog)
     assert await listed(catalog) == ["acme.a"]
     # as if the numbers it heard had been those of a database that is gone
-    kept = catalog._index._tenants[ACME.tenant_id]  # pyright: ignore[reportPrivateUsage]
+    kept = catalog._index._tenants[ACME.tenant_id]  # pyright: ignore[reportPrivateUsage]  # no number of another database comes through a door
     assert kept is not None
     kept.settled = 2**60
     admin.execute("update jobforge.registered_jobs set job_type = 'acme.b', name_key = 'acmeb'")

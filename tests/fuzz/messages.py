@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
@@ -207,3 +209,19 @@ def named(body: bytes) -> dict[str, str]:
         return {}
     is_sayable = isinstance(name, str) and name.isascii() and name.isprintable() and name.strip()
     return {"Mcp-Name": name} if is_sayable else {}
+
+
+def fuzzing(messages: int) -> settings:
+    """Send so many messages, the same each time unless ``JOBFORGE_FUZZ_EXAMPLES`` asks for others."""
+    return settings(
+        max_examples=messages,
+        deadline=None,
+        derandomize="JOBFORGE_FUZZ_EXAMPLES" not in os.environ,
+        database=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=[
+            HealthCheck.too_slow,
+            HealthCheck.data_too_large,
+            HealthCheck.filter_too_much,
+        ],
+    )

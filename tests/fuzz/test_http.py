@@ -12,12 +12,13 @@ from time import monotonic
 
 import httpx2
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 
 from tests.fuzz.conftest import Live
-from tests.fuzz.messages import bodies, headers, named
+from tests.fuzz.messages import bodies, fuzzing, headers, named
 
 EXAMPLES = int(os.environ.get("JOBFORGE_FUZZ_EXAMPLES", "600"))
+
 MOST_GROWTH_MB = 150
 GOOD = {
     "Accept": "application/json, text/event-stream",
@@ -51,18 +52,7 @@ def test_no_message_is_answered_by_a_failure_of_our_own(live: Live) -> None:
 
     with httpx2.Client(timeout=httpx2.Timeout(60)) as http:
 
-        @settings(
-            max_examples=EXAMPLES,
-            deadline=None,
-            derandomize="JOBFORGE_FUZZ_EXAMPLES" not in os.environ,
-            database=None,
-            phases=[Phase.generate, Phase.shrink],
-            suppress_health_check=[
-                HealthCheck.too_slow,
-                HealthCheck.data_too_large,
-                HealthCheck.filter_too_much,
-            ],
-        )
+        @fuzzing(EXAMPLES)
         @given(body=bodies, said=headers)
         def send(body: bytes, said: dict[str, str]) -> None:
             nonlocal sent

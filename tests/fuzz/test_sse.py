@@ -14,13 +14,14 @@ from time import monotonic
 
 import httpx2
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 
 from tests.fuzz.conftest import Live
-from tests.fuzz.messages import bodies, headers
+from tests.fuzz.messages import bodies, fuzzing, headers
 from tests.fuzz.test_http import MOST_GROWTH_MB, serves
 
 EXAMPLES = int(os.environ.get("JOBFORGE_FUZZ_EXAMPLES", "300"))
+
 WAIT_SECONDS = 60
 HELLO = {
     "jsonrpc": "2.0",
@@ -108,18 +109,7 @@ def test_no_message_to_an_old_stream_is_answered_by_a_failure_of_our_own_or_ends
 
     with streaming(live) as stream:
 
-        @settings(
-            max_examples=EXAMPLES,
-            deadline=None,
-            derandomize="JOBFORGE_FUZZ_EXAMPLES" not in os.environ,
-            database=None,
-            phases=[Phase.generate, Phase.shrink],
-            suppress_health_check=[
-                HealthCheck.too_slow,
-                HealthCheck.data_too_large,
-                HealthCheck.filter_too_much,
-            ],
-        )
+        @fuzzing(EXAMPLES)
         @given(body=bodies, said=headers)
         def send(body: bytes, said: dict[str, str]) -> None:
             answer = stream.send(body, said)
