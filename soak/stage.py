@@ -33,6 +33,10 @@ CHAIN_DEFINITION: JsonObject = {
     "description": "Runs one job, then two at once.",
     "inputSchema": {"type": "object"},
     "timeoutMs": 3_600_000,  # five minutes are soon over where half the time there is no database
+    "retry": {
+        "maxAttempts": 25,
+        "backoffMs": 100,
+    },  # and so are three attempts where workers are killed by the dozen
     "chain": [
         {
             "name": "first",

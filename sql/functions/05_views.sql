@@ -22,11 +22,15 @@ select
 from (
   select q.tenant_id, q.id as job_id, 'queued'::text as status, null::text as waiting_for, r.attempt_no, r.epoch, 2 as step,
     null::timestamptz as started_at, null::text as worker_id, null::timestamptz as lease_until
-  -- A ready row is found by its whole key, which its job knows: without the join a search by id would read the tenant's.
+  -- A ready row is found by its whole key, which its job knows: without the join a search by id would read the tenant's,
+  -- and without the offset a plan made while ready was empty would.
   -- A case and not a coalesce, which counts as leaky: row level security would keep it from being looked up in the index.
   from jobforge.jobs q
-  join jobforge.ready r on r.tenant_id = q.tenant_id and r.job_type = case when q.lane_type is null then q.job_type else q.lane_type end
-    and r.priority = q.priority and r.run_at = q.run_at and r.job_id = q.id
+  cross join lateral (
+    select k.attempt_no, k.epoch from jobforge.ready k
+    where k.tenant_id = q.tenant_id and k.job_type = case when q.lane_type is null then q.job_type else q.lane_type end
+      and k.priority = q.priority and k.run_at = q.run_at and k.job_id = q.id offset 0) r
+  where q.final_status is null
   union all
   -- A job over a limit is parked there by a claim, of which nobody is told: it is queued before, meanwhile and after.
   select w.tenant_id, w.job_id, case when w.waiting_for = 'limit' then 'queued' else 'waiting' end,
@@ -44,7 +48,7 @@ from (
   from jobforge.jobs f
   where f.final_status is not null
 ) s
-join jobforge.jobs j on j.tenant_id = s.tenant_id and j.id = s.job_id
+cross join lateral (select x.* from jobforge.jobs x where x.tenant_id = s.tenant_id and x.id = s.job_id offset 0) j
 left join jobforge.run_progress p on p.tenant_id = s.tenant_id and p.job_id = s.job_id;
 comment on view jobforge.runs is 'Every job of the scope''s tenant with its true status, progress and version.';
 

@@ -17,7 +17,7 @@ begin
   for v_key in
     select j.ordering_key, array_agg(j.id order by a.place) as job_ids
     from unnest(p_job_ids) with ordinality a(job_id, place)
-    join jobforge.jobs j on j.tenant_id = p_tenant_id and j.id = a.job_id
+    cross join lateral (select x.id, x.ordering_key from jobforge.jobs x where x.tenant_id = p_tenant_id and x.id = a.job_id offset 0) j
     where j.ordering_key is not null
     group by j.ordering_key
     order by j.ordering_key
@@ -33,7 +33,7 @@ begin
     ), placed as (
       select j.*, k.head_job_id, k.next_turn + a.place - 1 as turn
       from unnest(v_key.job_ids) with ordinality a(job_id, place)
-      join jobforge.jobs j on j.tenant_id = p_tenant_id and j.id = a.job_id
+      cross join lateral (select * from jobforge.jobs x where x.tenant_id = p_tenant_id and x.id = a.job_id offset 0) j
       cross join key_row k
     ), heads as (
       insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, own_type)

@@ -40,6 +40,8 @@ as $$
     r.progress_done, r.progress_total, r.progress_message, r.cancel_requested_at, r.cancel_reason, r.error, null::jsonb
   from jobforge.runs r
   where r.tenant_id = p_tenant_id and r.job_id = any (p_job_ids)
+    and r.job_id between (select u from unnest(p_job_ids) u order by u limit 1)
+      and (select u from unnest(p_job_ids) u order by u desc limit 1)
   order by r.job_id desc
 $$;
 comment on function jobforge.small_runs(text, uuid[]) is 'Runs by id without their results, newest first.';

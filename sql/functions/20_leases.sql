@@ -61,7 +61,7 @@ begin
       j.job_version, j.payload, j.project_id, j.trace_id, j.timeout_ms, j.is_dry_run, j.max_attempts, j.created_at, j.lane_type,
       j.priority, j.run_at
     from unnest(p_tenant_ids, p_job_ids, p_epochs, p_attempt_nos) with ordinality k(tenant_id, job_id, epoch, attempt_no, ord)
-    join jobforge.jobs j on j.tenant_id = k.tenant_id and j.id = k.job_id
+    cross join lateral (select * from jobforge.jobs x where x.tenant_id = k.tenant_id and x.id = k.job_id offset 0) j
   ), new_leases as (
     insert into jobforge.leases (tenant_id, lease_id, worker_id, is_suspect, claimed_at, lease_until, overdue_at, job_ids,
       epochs, attempt_nos, deadlines)
@@ -169,7 +169,7 @@ begin
       from turns t join jobforge.lanes n on n.tenant_id = t.tenant_id and n.job_type = any (p_job_types)
       where not (v_is_pausing and jobforge.is_lane_paused(n.tenant_id, n.job_type)) and case
         when exists (select from fronts f where f.tenant_id = n.tenant_id and f.job_type = n.job_type) then true
-        else exists (select from jobforge.ready r where r.tenant_id = n.tenant_id and r.job_type = n.job_type) end
+        else (select true from jobforge.ready r where r.tenant_id = n.tenant_id and r.job_type = n.job_type limit 1) end
     ), looks as materialized (
       select a.tenant_id, a.turn, a.job_type, p.priority, coalesce(f.run_at, '-infinity') as from_at,
         coalesce(f.job_id, '00000000-0000-0000-0000-000000000000') as from_id
@@ -352,8 +352,7 @@ begin
       select k.*, jobforge.deadline_of(v_now, j.timeout_ms) as deadline, j.tenant_id, j.job_type, j.job_version, j.payload, j.project_id,
         j.trace_id, j.timeout_ms, j.is_dry_run, j.max_attempts, j.created_at, j.lane_type, j.priority, j.run_at
       from taken k
-      -- the tenant of each row, not the one we know: else a plan may read all that a tenant has, which it takes for little
-      join jobforge.jobs j on j.tenant_id = k.ready_tenant and j.id = k.job_id
+      cross join lateral (select * from jobforge.jobs x where x.tenant_id = k.ready_tenant and x.id = k.job_id offset 0) j
       order by k.ready_priority, k.ready_at, k.job_id
     ), new_leases as (
       insert into jobforge.leases (tenant_id, lease_id, worker_id, is_suspect, claimed_at, lease_until, overdue_at, job_ids,

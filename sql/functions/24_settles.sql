@@ -60,14 +60,14 @@ begin
 end $$;
 comment on function jobforge.leave_leases(text[], uuid[], uuid[], integer[]) is 'Take jobs out of the leases that hold them and say which were held.';
 
--- The settings, and a tenant that comes with each job, keep the plan on the key of jobs: one made while the table or the tenant
--- was small is kept, and would read all that the tenant has by now.
+-- The settings, and ids that are asked for beside the join, keep the plan on the key of jobs: one made while the table or the
+-- tenant was small, or had just been emptied, is kept, and would read all that the tenant has by now. So are the others here.
 create or replace function jobforge.end_lease(p_lease jobforge.leases, p_results text[], p_now timestamptz)
 returns table (accepted integer[], key_ords integer[], keys text[], slots text[])
 language plpgsql volatile
 set search_path = jobforge, pg_temp
 set enable_mergejoin = off
-set enable_hashjoin = off
+set enable_nestloop = off
 set enable_seqscan = off
 set plan_cache_mode = force_generic_plan
 as $$
@@ -78,9 +78,11 @@ begin
     update jobforge.jobs j
     set final_status = 'succeeded', attempt_no = g.attempt_no, epoch = g.epoch, worker_id = p_lease.worker_id,
       started_at = p_lease.claimed_at, finished_at = p_now, result = coalesce(g.result, 'null')::jsonb
-    from unnest(array_fill(p_lease.tenant_id, array[cardinality(p_results)]), p_lease.job_ids, p_lease.epochs, p_lease.attempt_nos,
-      p_results) with ordinality g(tenant_id, job_id, epoch, attempt_no, result, ord)
-    where j.tenant_id = g.tenant_id and j.id = g.job_id and j.final_status is null
+    from unnest(p_lease.job_ids, p_lease.epochs, p_lease.attempt_nos, p_results) with ordinality g(job_id, epoch, attempt_no, result, ord)
+    where j.tenant_id = p_lease.tenant_id and j.id = any (p_lease.job_ids)
+      and j.id between (select u from unnest(p_lease.job_ids) u order by u limit 1)
+        and (select u from unnest(p_lease.job_ids) u order by u desc limit 1)
+      and j.id = g.job_id and j.final_status is null
     returning g.ord::integer, j.ordering_key, j.slot_key
   )
   select array_agg(e.ord), array_agg(e.ord) filter (where e.ordering_key is not null),
@@ -101,6 +103,7 @@ returns table (job_id uuid, epoch integer, outcome text, status text, finished_a
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
 set enable_mergejoin = off
+set enable_nestloop = off
 set enable_seqscan = off
 set plan_cache_mode = force_generic_plan
 as $$
@@ -147,7 +150,10 @@ begin
         started_at = g.claimed_at, finished_at = v_now, result = coalesce(r.result, 'null')::jsonb
       from gone g
       join unnest(p_results) with ordinality r(result, ord) on r.ord = g.ord
-      where j.tenant_id = g.tenant_id and j.id = g.job_id and j.final_status is null
+      where j.tenant_id = any (p_tenant_ids) and j.id = any (p_job_ids)
+        and j.id between (select u from unnest(p_job_ids) u order by u limit 1)
+          and (select u from unnest(p_job_ids) u order by u desc limit 1)
+        and j.tenant_id = g.tenant_id and j.id = g.job_id and j.final_status is null
       returning g.ord, j.tenant_id, j.ordering_key, j.id, j.slot_key
     )
     select array_agg(e.ord), array_agg(e.tenant_id::text), array_agg(e.id), array_agg(e.tenant_id::text) filter (where e.ordering_key is not null),
@@ -182,7 +188,8 @@ begin
       when j.final_status = 'succeeded' and j.epoch = u.epoch then 'repeated' else 'stale' end,
     coalesce(j.final_status::text, 'queued'), null::timestamptz
   from unnest(p_tenant_ids, p_job_ids, p_epochs) with ordinality u(tenant_id, job_id, epoch, ord)
-  left join jobforge.jobs j on j.tenant_id = u.tenant_id and j.id = u.job_id
+  left join lateral (
+    select x.final_status, x.epoch from jobforge.jobs x where x.tenant_id = u.tenant_id and x.id = u.job_id offset 0) j on true
   order by u.ord;
 end $$;
 comment on function jobforge.complete_jobs(text[], uuid[], uuid[], integer[], text[], text[]) is
@@ -212,6 +219,7 @@ returns table (job_id uuid, epoch integer, outcome text, status text)
 language plpgsql volatile
 set search_path = jobforge, pg_temp
 set enable_mergejoin = off
+set enable_nestloop = off
 set enable_seqscan = off
 as $$
 #variable_conflict use_column
@@ -239,7 +247,7 @@ begin
     from gone g
     join unnest(p_kinds, p_charged, p_errors, p_tracebacks, p_delays_ms) with ordinality
       d(kind, is_charged, error, traceback, delay_ms, ord) on d.ord = g.ord
-    join jobforge.jobs j on j.tenant_id = g.tenant_id and j.id = g.job_id
+    cross join lateral (select * from jobforge.jobs x where x.tenant_id = g.tenant_id and x.id = g.job_id offset 0) j
   ), ended as (
     update jobforge.jobs j
     set final_status = d.final_status, attempt_no = d.charged_no, epoch = d.epoch,
@@ -249,7 +257,10 @@ begin
       error = case when d.final_status is not null then coalesce(d.error, '{}') end,
       run_at = case when d.final_status is null then d.next_run_at else j.run_at end
     from decided d
-    where j.tenant_id = d.tenant_id and j.id = d.job_id and j.final_status is null
+    where j.tenant_id = any (p_tenant_ids) and j.id = any (p_job_ids)
+      and j.id between (select u from unnest(p_job_ids) u order by u limit 1)
+        and (select u from unnest(p_job_ids) u order by u desc limit 1)
+      and j.tenant_id = d.tenant_id and j.id = d.job_id and j.final_status is null
     returning d.ord, j.tenant_id, j.id, j.job_type, j.lane_type, j.priority, j.run_at, j.ordering_key, j.slot_key, d.final_status, d.epoch, d.charged_no,
       d.kind
   ), requeued as (
@@ -306,7 +317,8 @@ begin
       else 'stale' end,
     coalesce(j.final_status::text, 'queued')
   from unnest(p_tenant_ids, p_job_ids, p_epochs) with ordinality u(tenant_id, job_id, epoch, ord)
-  left join jobforge.jobs j on j.tenant_id = u.tenant_id and j.id = u.job_id
+  left join lateral (
+    select x.final_status, x.epoch from jobforge.jobs x where x.tenant_id = u.tenant_id and x.id = u.job_id offset 0) j on true
   order by u.ord;
 end $$;
 comment on function jobforge.close_jobs(text[], uuid[], uuid[], integer[], text[], boolean[], text[], text[], integer[], text[]) is

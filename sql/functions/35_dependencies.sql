@@ -233,7 +233,7 @@ begin
   select s.tenant_id, s.job_id, s.child_id, 'continue', true, true
   from unnest(p_tenant_ids, p_job_ids) u(tenant_id, job_id)
   join jobforge.composition_steps s on s.tenant_id = u.tenant_id and s.job_id = u.job_id
-  join jobforge.jobs c on c.tenant_id = s.tenant_id and c.id = s.child_id and c.final_status is null
+  where exists (select from jobforge.jobs c where c.tenant_id = s.tenant_id and c.id = s.child_id and c.final_status is null offset 0)
   order by s.tenant_id, s.job_id, s.child_id
   on conflict (tenant_id, job_id, depends_on_id) do update set is_orphan = true;
 end $$;

@@ -172,7 +172,8 @@ async def test_at_the_cap_a_wait_ends_with_the_run_as_it_stands_and_is_no_error(
                 "execute-job", {"name": "test.forever", "waitSeconds": 45}
             )
 
-    assert (answer.is_error, run_of(answer)["status"]) == (False, "running")
+    assert not answer.is_error
+    assert run_of(answer)["status"] in {"queued", "running"}  # as far as the workers got by then
     assert run_of(answer)["pollAfterMs"] > 0
 
 

@@ -1,4 +1,4 @@
-"""Query plans with a hundred thousand ready rows and statistics that know of none: indexes, no scans.
+"""Query plans with a hundred thousand ready rows, whatever the statistics say of them: indexes, no scans.
 
 Slower than a second: the rows have to be there.
 """
@@ -11,16 +11,29 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
+from tests.postgres import DatabaseMaker
 from tests.sql.acting import ECHO, Queue, within
 
 ROWS = 100_000
 BIG = {"jobs", "ready"}
 
 
-@pytest.fixture(scope="module")
-def crowded(shared_database: Any) -> Iterator[psycopg.Connection]:
-    with shared_database.connect(autocommit=False) as connection:
+NO_STATISTICS = "none"  # nobody looked at the tables yet
+EMPTIED = "emptied"  # somebody looked when all rows were gone and their pages still there: a row costs nothing
+FEW = "few"  # somebody looked when each tenant had one
+
+
+@pytest.fixture(scope="module", params=[NO_STATISTICS, EMPTIED, FEW])
+def crowded(
+    request: pytest.FixtureRequest, databases: DatabaseMaker, template: None
+) -> Iterator[psycopg.Connection]:
+    database = databases.create_migrated()
+    if request.param != NO_STATISTICS:
+        with database.connect() as admin:
+            keep_statistics(admin, is_emptied=request.param == EMPTIED)
+    with database.connect(autocommit=False) as connection:
         connection.execute(
             """with made as (
               insert into jobforge.jobs (tenant_id, id, job_type, job_version, payload, priority,
@@ -41,6 +54,20 @@ def crowded(shared_database: Any) -> Iterator[psycopg.Connection]:
         )
         yield connection
         connection.rollback()
+    databases.drop(database)
+
+
+def keep_statistics(admin: psycopg.Connection, *, is_emptied: bool) -> None:
+    """Gather statistics of tables that hold a row for each of some tenants, or held them a moment ago."""
+    queue = Queue(within(admin))
+    for tenant in [f"tenant-{number}" for number in range(20)]:
+        queue.enqueue(tenant, idempotency_key="k")
+        queue.claim(1, tenant_ids=[tenant])
+        queue.enqueue(tenant)
+    if is_emptied:
+        for table in ("ready", "leases", "idempotency_keys", "jobs"):
+            admin.execute(sql.SQL("delete from jobforge.{}").format(sql.Identifier(table)))
+    admin.execute("analyze")
 
 
 Explain = Callable[[Callable[[], object]], list[dict[str, Any]]]
