@@ -73,9 +73,9 @@ begin
       then 'a backoff is 0 ms or more, and becomes 1 to 100 times as long'
     when p_costs is not null and (1 <= all (p_costs) and 1000000 >= all (p_costs)) is false then 'a cost is 1 to 1,000,000'
   end;
-  if v_problem is null and not p_job_types[1] = all (p_job_types)
+  if v_problem is null and (p_job_types[1] = all (p_job_types)) is not true
     and exists (select from (select distinct t.job_type from unnest(p_job_types) t(job_type)) d
-      where d.job_type !~ '^[a-z0-9][a-z0-9._-]{0,99}$')
+      where (d.job_type ~ '^[a-z0-9][a-z0-9._-]{0,99}$') is not true)
   then
     v_problem := 'the job type must be 1 to 100 lower-case letters, digits, dots, hyphens or underscores';
   end if;

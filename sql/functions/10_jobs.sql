@@ -133,13 +133,18 @@ begin
   if p_parent_id is not null or p_lane_types is not null or p_claim_limits is not null
     or v_claims ?| array['jobTypes', 'denyTypes', 'events', 'once']
   then
+    if p_parent_id is not null and (v_claims <> '{}' or pg_catalog.current_setting('jobforge.actor', true) <> 'job:' || p_parent_id) then
+      perform jobforge.note_refusal();
+      raise exception 'only a run itself enqueues its children' using errcode = 'JF403',
+        hint = 'Enqueue from the handler of the run; what a child may be and use is what its run may.';
+    end if;
     if p_parent_id is not null or v_claims ?| array['jobTypes', 'denyTypes', 'events'] then
       v_confinement := jobforge.require_types(p_tenant_id, p_job_types, p_parent_id, p_lane_types);
     end if;
     if p_lane_types is not null then
       v_lanes := jobforge.require_definitions(p_tenant_id, p_job_types, p_job_versions, p_lane_types);
     end if;
-    if not p_is_plan and v_claims ? 'once' and current_setting('jobforge.token_id', true) <> '' then
+    if p_is_plan is not true and v_claims ? 'once' and current_setting('jobforge.token_id', true) <> '' then
       perform jobforge.use_token();
     end if;
     if array_remove(p_claim_limits, null) = '{}' then
@@ -164,7 +169,7 @@ begin
     perform jobforge.require_claim_limits(p_claim_limits);
   end if;
   -- Not leased but queued where a claim has to say whether it may run now, and where something of its lane is due.
-  v_may_lease := p_worker_id is not null and v_count = 1 and not p_is_plan and p_ordering_keys[1] is null and p_claim_limits is null
+  v_may_lease := p_worker_id is not null and v_count = 1 and p_is_plan is not true and p_ordering_keys[1] is null and p_claim_limits is null
     and coalesce(p_run_ats[1], v_now) <= v_now;
   if v_may_lease then
     v_may_lease := not exists (select from jobforge.running_limits r where r.tenant_id = p_tenant_id)
@@ -177,7 +182,7 @@ begin
           limit 1) d);
   end if;
 
-  if v_count = 1 and not p_is_plan and p_ordering_keys[1] is null and p_claim_limits is null then
+  if v_count = 1 and p_is_plan is not true and p_ordering_keys[1] is null and p_claim_limits is null then
     job_id := jobforge.new_id();
     if p_idempotency_keys[1] is not null then
       select k.job_id, k.outcome into job_id, outcome

@@ -46,7 +46,7 @@ begin
     p_tool := nullif(pg_catalog.current_setting('jobforge.tool', true), '');
     p_trace_id := nullif(pg_catalog.current_setting('jobforge.trace_id', true), '');
   elsif jobforge.is_signed(p_tenant_id, p_actor, p_token_id, p_tool, p_trace_id, p_token_claims, p_signature, created_at) then
-    v_claims := coalesce(p_token_claims, '{}')::jsonb;
+    v_claims := coalesce(nullif(p_token_claims, ''), '{}')::jsonb;
     perform pg_catalog.set_config('jobforge.tenant_id', p_tenant_id, true);  -- what row policies compare with
   else
     perform jobforge.enter_scope(p_tenant_id, p_actor, p_token_id, p_tool, p_trace_id, p_token_claims, p_signature);
@@ -54,14 +54,14 @@ begin
   end if;
   if num_nonnulls(p_received, p_idempotency_keys, p_ordering_keys, p_run_ats, p_project_ids, p_labels, p_worker_id, p_parent_id,
       p_costs, p_lane_types, p_claim_limits) = 0
-    and not p_is_plan and p_job_types[1] = all (p_job_types) and array_position(p_payloads, null) is null
+    and p_is_plan is not true and p_job_types[1] = all (p_job_types) and array_position(p_payloads, null) is null
     and cardinality(p_payloads) = cardinality(p_job_types)
     and not v_claims ?| '{projects,jobTypes,denyTypes,events,limits,once}'
   then
     v_facts := jobforge.plain_call(p_tenant_id, v_claims, p_job_types[1], created_at);
     v_count := cardinality(p_job_types);
   end if;
-  if v_facts is null or v_count > 10000 then
+  if v_facts is null or v_count not between 1 and 10000 then
     if p_signature <> '' then
       perform jobforge.enter_scope(p_tenant_id, p_actor, p_token_id, p_tool, p_trace_id, p_token_claims, p_signature);
     end if;

@@ -113,7 +113,7 @@ begin
   if p_reason is not null and current_setting('jobforge.tool', true) = 'sql' then  -- others have looked
     perform jobforge.refuse_keys('the reason', p_reason);
   end if;
-  if not p_is_plan and current_setting('jobforge.token_id', true) <> '' then
+  if p_is_plan is not true and current_setting('jobforge.token_id', true) <> '' then
     perform jobforge.use_token();
   end if;
   if jobforge.current_claims() ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id) then
@@ -225,7 +225,7 @@ begin
       on d.tenant_id = j.tenant_id and d.job_type = j.job_type and d.job_version = j.job_version and j.lane_type is not null
     where j.tenant_id = p_tenant_id and j.id = p_job_id;
   end if;
-  if not p_is_plan and current_setting('jobforge.token_id', true) <> '' then
+  if p_is_plan is not true and current_setting('jobforge.token_id', true) <> '' then
     perform jobforge.use_token();
   end if;
   if jobforge.current_claims() ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id) then

@@ -120,7 +120,7 @@ begin
       end if;
       continue;
     end if;
-    if v_limit.kind = 'token' and p_parent_id is null and not p_is_plan and not exists (
+    if v_limit.kind = 'token' and p_parent_id is null and p_is_plan is not true and not exists (
       select from jobforge.limit_usage u
       where u.tenant_id = p_tenant_id and u.counter = v_counter and u.limits = v_claims -> 'limits')
     then
@@ -180,7 +180,7 @@ declare
   v_tracked text[];
   v_is_in_doubt boolean;
 begin
-  if p_action = 'enqueue' and p_parent_id is null and not p_is_plan and (v_count = 1
+  if p_action = 'enqueue' and p_parent_id is null and p_is_plan is not true and (v_count = 1
     or (p_costs is null and p_idempotency_keys is null and p_job_types[1] = all (p_job_types)))
   then
     v_now := jobforge.now();

@@ -62,13 +62,13 @@ begin
       hint = 'Ask somebody whose token names no projects.';
   end if;
   perform jobforge.require_types(p_tenant_id, array[p_job_type]);
-  if not p_is_plan and current_setting('jobforge.token_id', true) <> '' then
+  if p_is_plan is not true and current_setting('jobforge.token_id', true) <> '' then
     perform jobforge.use_token();
   end if;
   if jobforge.current_claims() ? 'limits' or exists (select from jobforge.rate_limits l where l.tenant_id = p_tenant_id) then
     perform jobforge.check_policy(p_tenant_id, 'cancel', array[p_job_type]);  -- takes from the rates alone
   end if;
-  if not p_is_plan then
+  if p_is_plan is not true then
     perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(p_tenant_id, 5751));
   end if;
 end $$;

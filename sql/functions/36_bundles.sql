@@ -75,7 +75,7 @@ begin
     end if;
   end loop;
 
-  if not p_is_plan and v_items is not null then
+  if p_is_plan is not true and v_items is not null then
     with links as (
       select v_ids[u.item] as job_id, v_ids[u.needed] as depends_on_id, u.policy
       from unnest(v_items, v_needed, v_policies) u(item, needed, policy)

@@ -179,7 +179,7 @@ begin
     raise exception 'what triggers decide is for servers to say' using errcode = 'JF403',
       hint = 'Leave p_fires out: the triggers are asked a moment later.';
   end if;
-  if not p_is_plan and current_setting('jobforge.token_id', true) <> '' then
+  if p_is_plan is not true and current_setting('jobforge.token_id', true) <> '' then
     perform jobforge.use_token();
   end if;
   v_claims := coalesce(nullif(current_setting('jobforge.claims', true), ''), '{}')::jsonb;  -- as current_claims, without its call
@@ -242,13 +242,13 @@ begin
 
   if v_outcome = 'created' and p_fires is not null then
     return query
-    select case when not p_is_plan then v_id end, v_outcome, v_event.received_at, v_event.depth::integer, true, d.trigger_name::text,
+    select case when p_is_plan is not true then v_id end, v_outcome, v_event.received_at, v_event.depth::integer, true, d.trigger_name::text,
       d.job_name::text, d.decision::text, d.reason, d.job_id
     from jobforge.decide_event_fires(v_event, p_fires, p_most_depth, p_is_plan) d
     where not v_claims ?| array['jobTypes', 'denyTypes'] or jobforge.allows_type(v_claims, d.job_name)
     order by d.trigger_name;
     v_is_told := found;
-  elsif v_outcome = 'replayed' and v_event.processed_at is null and p_fires is not null and not p_is_plan then
+  elsif v_outcome = 'replayed' and v_event.processed_at is null and p_fires is not null and p_is_plan is not true then
     update jobforge.events e set processed_at = v_now where e.tenant_id = p_tenant_id and e.id = v_event.id;
     return query
     select v_event.id, v_outcome, v_event.received_at, v_event.depth::integer, true, d.trigger_name::text, d.job_name::text,
@@ -270,11 +270,11 @@ begin
   end if;
   if not v_is_told then
     return query
-    select case when not p_is_plan or v_outcome <> 'created' then v_event.id end, v_outcome, v_event.received_at,
+    select case when p_is_plan is not true or v_outcome <> 'created' then v_event.id end, v_outcome, v_event.received_at,
       v_event.depth::integer, v_event.processed_at is not null or p_fires is not null, null::text, null::text, null::text, null::text,
       null::uuid;
   end if;
-  if v_outcome = 'created' and p_fires is null and v_event.processed_at is null and not p_is_plan then
+  if v_outcome = 'created' and p_fires is null and v_event.processed_at is null and p_is_plan is not true then
     perform jobforge.wake('events');
   end if;
   if p_is_plan or v_outcome <> 'created' then

@@ -201,7 +201,7 @@ begin
   if decision <> 'fired' then
     job_id := null;
   end if;
-  if v_detail = 'TOKEN_REVOKED' and not p_is_plan then
+  if v_detail = 'TOKEN_REVOKED' and p_is_plan is not true then
     update jobforge.triggers t
     set is_enabled = false, disabled_reason = 'the token that registered it was revoked', next_fire_at = null
     where t.tenant_id = v_tenant_id and t.name = p_trigger.name;

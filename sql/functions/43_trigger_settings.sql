@@ -70,12 +70,12 @@ begin
     v_outcome := case when (to_jsonb(v_old) - array['version', 'updated_at', 'next_fire_at'])
       = (to_jsonb(v_new) - array['version', 'updated_at', 'next_fire_at']) then 'unchanged' else 'updated' end;
   end if;
-  if not p_is_plan and v_outcome = 'created' then
+  if p_is_plan is not true and v_outcome = 'created' then
     insert into jobforge.triggers select v_new.* on conflict (tenant_id, name) do nothing;
     if not found then
       raise exception 'the trigger was registered by somebody else at this moment' using errcode = '40001';
     end if;
-  elsif not p_is_plan and v_outcome = 'updated' then
+  elsif p_is_plan is not true and v_outcome = 'updated' then
     -- in place: whoever waits for the row must find it, changed, and not take it for removed
     update jobforge.triggers t
     set kind = v_new.kind, version = v_new.version, job_name = v_new.job_name, project_id = v_new.project_id,
@@ -89,7 +89,7 @@ begin
   elsif v_outcome = 'unchanged' then
     v_new := v_old;
   end if;
-  if not p_is_plan and v_new.next_fire_at is not null then
+  if p_is_plan is not true and v_new.next_fire_at is not null then
     perform jobforge.wake('events');
   end if;
   perform jobforge.record_audit(p_tenant_id, 'register_trigger', case when p_is_plan then 'planned' else v_outcome end, null,
@@ -165,11 +165,11 @@ declare
   v_trigger jobforge.triggers;
 begin
   perform jobforge.require_tenant(p_tenant_id);
-  if not p_is_plan and current_setting('jobforge.token_id', true) <> '' then
+  if p_is_plan is not true and current_setting('jobforge.token_id', true) <> '' then
     perform jobforge.use_token();
   end if;
   v_trigger := jobforge.lock_trigger(p_tenant_id, p_trigger_name);
-  if not p_is_plan then
+  if p_is_plan is not true then
     delete from jobforge.triggers t where t.tenant_id = p_tenant_id and t.name = p_trigger_name;
   end if;
   perform jobforge.record_audit(p_tenant_id, 'remove_trigger', case when p_is_plan then 'planned' else 'removed' end, null,
@@ -246,7 +246,7 @@ declare
   v_job_id uuid;
 begin
   perform jobforge.require_tenant(p_tenant_id);
-  if not p_is_plan and current_setting('jobforge.token_id', true) <> '' then
+  if p_is_plan is not true and current_setting('jobforge.token_id', true) <> '' then
     perform jobforge.use_token();
   end if;
   v_trigger := jobforge.lock_trigger(p_tenant_id, p_trigger_name);
@@ -267,7 +267,7 @@ begin
       from jobforge.start_fire(v_trigger, p_fire, v_key, null, nullif(current_setting('jobforge.trace_id', true), ''),
         case when v_trigger.overlap = 'queue' then 'trigger:' || v_trigger.name end, null, p_is_plan or v_trigger.is_dry_run) s;
     end if;
-    if not p_is_plan then
+    if p_is_plan is not true then
       insert into jobforge.trigger_fires (tenant_id, trigger_name, fire_key, kind, trigger_version, decision, reason, job_id, decided_at)
       values (p_tenant_id, p_trigger_name, v_key, 'manual', v_trigger.version, v_decision, v_reason, v_job_id, jobforge.now());
     end if;

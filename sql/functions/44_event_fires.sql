@@ -84,7 +84,7 @@ begin
     select g.*, t.name, t.job_name, t.version as found_version, t.token_id, coalesce(t.created_by, 'trigger') as created_by,
       coalesce(t.project_id, p_event.project_id) as project_id,
       g.version is not distinct from t.version and (g.definition is not distinct from r.job_version) as is_known,
-      not p_is_plan and (g.decision <> 'fire' or p_event.depth < p_most_depth and t.is_enabled and t.paused_at is null and not t.is_dry_run
+      p_is_plan is not true and (g.decision <> 'fire' or p_event.depth < p_most_depth and t.is_enabled and t.paused_at is null and not t.is_dry_run
         and coalesce(t.cooldown_ms, 0) = 0 and t.max_per_hour is null and t.dedupe_key is null
         and not t.claims ?| array['limits', 'jobTypes', 'denyTypes', 'projects', 'once', 'links']
         and g."claimLimits" is null and (g."laneType" is null or g."jobVersion" = g.definition)
@@ -241,7 +241,7 @@ begin
     return;
   end if;
 
-  if not p_is_plan then
+  if p_is_plan is not true then
     for v_group in
       select array_agg(u.place::integer order by u.place) as places, jsonb_agg(v_given[u.place] order by u.place) as fires
       from unnest(v_decisions) with ordinality u(decision, place)
@@ -269,11 +269,11 @@ begin
       from jobforge.start_fire(v_triggers[i], v_given[i], v_keys[i], p_event.project_id, p_event.trace_id, null, null,
         p_is_plan or v_triggers[i].is_dry_run) s;
       v_decisions[i] := v_decision;
-      v_reasons[i] := case when v_decision = 'planned' and not p_is_plan then 'it is on trial and starts nothing' else v_reason end;
+      v_reasons[i] := case when v_decision = 'planned' and p_is_plan is not true then 'it is on trial and starts nothing' else v_reason end;
       v_job_ids[i] := v_job_id;
     end if;
   end loop;
-  if not p_is_plan then
+  if p_is_plan is not true then
     -- only what fired takes the deduplication key: an event that was turned away must not hide the next one
     insert into jobforge.trigger_fires (tenant_id, trigger_name, fire_key, kind, trigger_version, event_id, decision, reason,
       job_id, decided_at)

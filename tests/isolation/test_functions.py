@@ -198,7 +198,7 @@ SPECIAL: dict[str, dict[str, object]] = {
     "record_denial": {"p_action": "execute-job", "p_reason": "scope"},
     "list_audit": {"p_token_id": None},
     "limits_left": {"p_token_id": "t", "p_token_limits": '{"budget_jobs": 5}'},
-    "enqueue_jobs": {"p_worker_id": None, "p_received": None},
+    "enqueue_jobs": {"p_worker_id": None, "p_received": None, "p_parent_id": None},
     "cancel_runs": {"p_after_id": None},
     "retry_runs": {"p_after_id": None},
     "pause_queue": {"p_kind": "project"},

@@ -66,15 +66,8 @@ def _belongings(queue: Queue, tenant: str) -> Belongings:
     held = queue.claim_one(tenant_ids=[tenant])
     leave_artifact(queue, held, name=f"{mark}.txt", content=mark.encode(), store="directory")
     queue.report(held, 1, 2, mark, json.dumps([["info", mark]]))
-    queue.ask(
-        "enqueue_jobs",
-        tenant,
-        [ECHO],
-        [payload],
-        project_ids=[mark],
-        trace_ids=[mark],
-        parent_id=running,
-    )
+    rest = [None, None, None, 2, None, None, "1", 3, 0, 1.0, 0, 1000]
+    queue.work("enqueue_child", *[part[0] for part in fences([held])], ECHO, payload, *rest)
     queued = enqueue(ordering_key=mark, idempotency_key=mark)
     waiting = enqueue(ordering_key=mark)
     definition = json.dumps({"name": mark, "handler": ECHO, "description": mark})

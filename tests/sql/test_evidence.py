@@ -19,6 +19,7 @@ from tests.sql.acting import (
     wait_until_blocked,
 )
 from tests.sql.conftest import MakeQueue
+from tests.sql.test_limits import spawn
 
 CONTENT = b"hello"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -302,18 +303,12 @@ def test_the_manifest_of_an_unknown_run_is_refused_as_the_run_is(queue: Queue) -
 
 
 def test_the_runs_that_a_handler_enqueued_are_listed(queue: Queue) -> None:
-    parent = queue.enqueue(trace_id="t").job_id
     queue.enqueue(trace_id="t")
-    (child,) = queue.ask(
-        "enqueue_jobs",
-        "acme",
-        ["demo.echo"],
-        ["{}"],
-        trace_ids=["t"],
-        parent_id=parent,
-    )
+    parent = queue.claim_one()
+    queue.enqueue(trace_id="t")
+    child = spawn(queue, parent, "a")
 
-    rows = queue.ask("list_child_runs", "acme", parent)
+    rows = queue.ask("list_child_runs", "acme", parent.job_id)
 
     assert [(row.job_id, row.job_type, row.status) for row in rows] == [
         (child.job_id, "demo.echo", "queued")
