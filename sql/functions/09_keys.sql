@@ -82,8 +82,11 @@ begin
     case when k.job_id = u.job_id then 'created' when k.input_hash = u.input_hash then 'replayed' else 'conflict' end
   from unnest(p_job_ids, p_project_ids, p_job_types, p_keys, p_hashes) with ordinality
     u(job_id, project_id, job_type, idempotency_key, input_hash, ord)
-  join jobforge.idempotency_keys k on k.tenant_id = p_tenant_id and k.project_id = coalesce(u.project_id, '')
-    and k.job_type = u.job_type and k.idempotency_key = u.idempotency_key;
+  cross join lateral (
+    select x.job_id, x.input_hash from jobforge.idempotency_keys x
+    -- a case and not a coalesce, which counts as leaky: row level security would keep it from being looked up in the index
+    where x.tenant_id = p_tenant_id and x.project_id = case when u.project_id is null then '' else u.project_id end
+      and x.job_type = u.job_type and x.idempotency_key = u.idempotency_key offset 0) k;
 end $$;
 comment on function jobforge.claim_idempotency_keys(text, uuid[], text[], text[], text[], bytea[]) is
   'Take idempotency keys for new jobs, and tell which were taken before and by which job.';
@@ -98,11 +101,12 @@ as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := jobforge.now();
+  v_project_id text := coalesce(p_project_id, '');
 begin
   loop
     insert into jobforge.idempotency_keys as k
       (tenant_id, project_id, job_type, idempotency_key, job_id, input_hash, created_at, expires_at)
-    values (p_tenant_id, coalesce(p_project_id, ''), p_job_type, p_key, p_job_id, p_hash, v_now, v_now + interval '30 days')
+    values (p_tenant_id, v_project_id, p_job_type, p_key, p_job_id, p_hash, v_now, v_now + interval '30 days')
     on conflict (tenant_id, project_id, job_type, idempotency_key) do update
       set job_id = excluded.job_id, input_hash = excluded.input_hash, created_at = excluded.created_at,
         expires_at = excluded.expires_at
@@ -114,7 +118,7 @@ begin
     end if;
     select k.job_id, case when k.input_hash = p_hash then 'replayed' else 'conflict' end into job_id, outcome
     from jobforge.idempotency_keys k
-    where k.tenant_id = p_tenant_id and k.project_id = coalesce(p_project_id, '') and k.job_type = p_job_type
+    where k.tenant_id = p_tenant_id and k.project_id = v_project_id and k.job_type = p_job_type
       and k.idempotency_key = p_key;
     exit when found;  -- not found: it was forgotten in between, and is free
   end loop;

@@ -260,7 +260,7 @@ begin
       from unnest(v_ids, p_project_ids, p_job_types, p_idempotency_keys, p_payloads, p_received) with ordinality
         u(id, project_id, job_type, idempotency_key, payload, received, ord)
       cross join lateral (select sha256(convert_to((coalesce(u.received, u.payload)::jsonb)::text, 'UTF8')) as hash) h
-      left join jobforge.idempotency_keys k on k.tenant_id = p_tenant_id and k.project_id = coalesce(u.project_id, '')
+      left join jobforge.idempotency_keys k on k.tenant_id = p_tenant_id and k.project_id = case when u.project_id is null then '' else u.project_id end
         and k.job_type = u.job_type and k.idempotency_key = u.idempotency_key and k.expires_at > v_now;
     else
       select array_agg(coalesce(k.outcome, 'created') order by u.ord), array_agg(coalesce(k.job_id, u.id) order by u.ord)

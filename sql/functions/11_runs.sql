@@ -83,8 +83,8 @@ begin
 end $$;
 comment on function jobforge.get_payload(text, uuid) is 'The input of a run, as JSON text.';
 
--- Newest first by id. Open runs are looked for in the place their status names, which holds few rows; the others by
--- walking the jobs of the tenant backwards.
+-- Newest first by id. Open runs are looked for in the place their status names, which holds few rows; those that failed
+-- among the attempts that did; the others by walking the jobs of the tenant backwards.
 create or replace function jobforge.list_runs(
   p_tenant_id text, p_job_type text default null, p_status text default null, p_project_ids text[] default null,
   p_trace_id text default null, p_since timestamptz default null, p_before_id uuid default null,
@@ -92,6 +92,7 @@ create or replace function jobforge.list_runs(
 returns setof jobforge.runs
 language plpgsql stable
 security definer set search_path = jobforge, pg_temp
+set enable_bitmapscan = off
 as $$
 declare
   v_now timestamptz := jobforge.now();
@@ -108,7 +109,20 @@ begin
   if coalesce(p_limit, 0) not between 1 and 1000 then
     raise exception 'a page holds 1 to 1,000 runs, not %', p_limit using errcode = 'JF400';
   end if;
-  if p_status is null or p_status in ('succeeded', 'failed', 'dead', 'canceled') then
+  if p_status in ('failed', 'dead') then  -- few among many, and each has an attempt on record
+    select array_agg(x.job_id) into v_ids from (
+      select s.job_id
+      from (
+        select distinct a.job_id from jobforge.job_attempts a
+        where a.tenant_id = p_tenant_id and (p_before_id is null or a.job_id < p_before_id)
+        order by a.job_id desc offset 0
+      ) s
+      cross join lateral (
+        select y from jobforge.jobs y
+        where y.tenant_id = p_tenant_id and y.id = s.job_id and y.final_status = p_status offset 0) j(y)
+      where jobforge.is_wanted(j.y, p_job_type, v_projects, v_claims, p_trace_id, p_since)
+      order by s.job_id desc limit p_limit) x;
+  elsif p_status is null or p_status in ('succeeded', 'canceled') then
     select array_agg(x.id) into v_ids from (
       select j.id from jobforge.jobs j
       where j.tenant_id = p_tenant_id
@@ -118,21 +132,28 @@ begin
       order by j.id desc limit p_limit) x;
   elsif p_status in ('queued', 'running', 'waiting') then
     v_lanes := jobforge.lanes_of(p_tenant_id, p_job_type);
-    select array_agg(x.id) into v_ids from (
-      select j.id from (
-        select r.job_id from jobforge.ready r
-        where p_status = 'queued' and r.tenant_id = p_tenant_id and (p_job_type is null or r.job_type = any (v_lanes))
-        union all
-        select w.job_id from jobforge.waiting w
-        where w.tenant_id = p_tenant_id and p_status = case when w.waiting_for = 'limit' then 'queued' else 'waiting' end
-        union all
-        select h.job_id from jobforge.leases l cross join lateral unnest(l.job_ids) h(job_id)
-        where l.tenant_id = p_tenant_id and p_status = case when l.lease_until > v_now then 'running' else 'queued' end
+    select array_agg(x.job_id) into v_ids from (
+      select s.job_id
+      from (
+        select o.job_id from (
+          select r.job_id from jobforge.ready r
+          where p_status = 'queued' and r.tenant_id = p_tenant_id and (p_job_type is null or r.job_type = any (v_lanes))
+          union all
+          select w.job_id from jobforge.waiting w
+          where p_status in ('queued', 'waiting') and w.tenant_id = p_tenant_id
+            and (w.waiting_for = 'limit') = (p_status = 'queued')
+          union all
+          select h.job_id from jobforge.leases l cross join lateral unnest(l.job_ids) h(job_id)
+          where p_status in ('queued', 'running') and l.tenant_id = p_tenant_id
+            and (l.lease_until > v_now) = (p_status = 'running')
+        ) o
+        where p_before_id is null or o.job_id < p_before_id
+        order by o.job_id desc offset 0
       ) s
-      join jobforge.jobs j on j.tenant_id = p_tenant_id and j.id = s.job_id
-      where (p_before_id is null or j.id < p_before_id)
-        and jobforge.is_wanted(j, p_job_type, v_projects, v_claims, p_trace_id, p_since)
-      order by j.id desc limit p_limit) x;
+      -- one by one, and no more than the page takes
+      cross join lateral (select y from jobforge.jobs y where y.tenant_id = p_tenant_id and y.id = s.job_id offset 0) j(y)
+      where jobforge.is_wanted(j.y, p_job_type, v_projects, v_claims, p_trace_id, p_since)
+      order by s.job_id desc limit p_limit) x;
   else
     raise exception 'no status is called %', left(p_status, 40) using errcode = 'JF400',
       hint = 'One of queued, running, waiting, succeeded, failed, dead, canceled.';

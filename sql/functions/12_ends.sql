@@ -56,7 +56,7 @@ begin
     end if;
 
     delete from jobforge.ready r
-    where r.tenant_id = p_tenant_id and r.job_type = coalesce(v_job.lane_type, v_job.job_type)
+    where r.tenant_id = p_tenant_id and r.job_type = case when v_job.lane_type is null then v_job.job_type else v_job.lane_type end
       and r.priority = v_job.priority and r.run_at = v_job.run_at and r.job_id = p_job_id
     returning r.epoch, r.attempt_no into v_place;
     if found and v_job.slot_key is not null then  -- it may have been brought back for a slot: then that is the next one's

@@ -39,7 +39,7 @@ begin
     select distinct on (u.job_type, coalesce(u.project_id, ''), u.key, case when u.key is null then u.ord end) u.*
     from unnest(p_job_types, p_project_ids, p_idempotency_keys, p_costs) with ordinality u(job_type, project_id, key, cost, ord)
     where u.job_type = p_job_type or p_job_type is null) u
-  left join jobforge.idempotency_keys k on k.tenant_id = p_tenant_id and k.project_id = coalesce(u.project_id, '')
+  left join jobforge.idempotency_keys k on k.tenant_id = p_tenant_id and k.project_id = case when u.project_id is null then '' else u.project_id end
     and k.job_type = u.job_type and k.idempotency_key = u.key and k.expires_at > p_now
   left join jobforge.rate_limits c on c.tenant_id = p_tenant_id and c.kind = 'type' and c.name = u.job_type
   where k.job_id is null;

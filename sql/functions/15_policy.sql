@@ -225,7 +225,7 @@ begin
       -- whoever made the same key under the same counter has committed by now
       if v_is_in_doubt is not true and (p_idempotency_keys[1] is null or v_counted is null or not exists (
         select from jobforge.idempotency_keys k
-        where k.tenant_id = p_tenant_id and k.project_id = coalesce(p_project_ids[1], '') and k.job_type = p_job_types[1]
+        where k.tenant_id = p_tenant_id and k.project_id = case when p_project_ids[1] is null then '' else p_project_ids[1] end and k.job_type = p_job_types[1]
           and k.idempotency_key = p_idempotency_keys[1] and k.expires_at > v_now))
       then
         return v_tracked;

@@ -92,7 +92,7 @@ begin
     return false;
   end if;
   delete from jobforge.ready r
-  where r.tenant_id = p_tenant_id and r.job_type = coalesce(v_job.lane_type, v_job.job_type)
+  where r.tenant_id = p_tenant_id and r.job_type = case when v_job.lane_type is null then v_job.job_type else v_job.lane_type end
     and r.priority = v_job.priority and r.run_at = v_job.run_at and r.job_id = p_job_id and r.epoch = 0
   returning r.epoch, r.attempt_no into v_place;
   if v_place.epoch is null then

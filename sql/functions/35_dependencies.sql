@@ -25,12 +25,13 @@ declare
 begin
   with gone as (
     delete from jobforge.waiting w using unnest(p_tenant_ids, p_job_ids) u(tenant_id, job_id)
-    where w.tenant_id = u.tenant_id and w.job_id = u.job_id
+    where w.tenant_id = any (p_tenant_ids) and w.job_id = any (p_job_ids) and w.tenant_id = u.tenant_id and w.job_id = u.job_id
     returning w.*
   ), moved as (
     -- not before now: workers pass over what lies behind the jobs they claimed, until their next full look
     update jobforge.jobs j set run_at = greatest(j.run_at, jobforge.now())
-    from gone g where j.tenant_id = g.tenant_id and j.id = g.job_id
+    from gone g
+    where j.tenant_id = any (p_tenant_ids) and j.id = any (p_job_ids) and j.tenant_id = g.tenant_id and j.id = g.job_id
     returning j.tenant_id, j.id, coalesce(j.lane_type, j.job_type) as lane,
       case when j.lane_type is not null then j.job_type end as own_type, j.priority, j.run_at, g.epoch, g.attempt_no,
       g.waiting_for = 'dependency' and j.ordering_key is not null as is_in_line
@@ -120,18 +121,22 @@ begin
   with recursive affected (tenant_id, job_id, is_canceled) as (
     select d.tenant_id, d.job_id, p_has_failed and d.on_failure = 'cancel'
     from unnest(p_tenant_ids, p_job_ids) u(tenant_id, job_id)
-    join jobforge.job_dependencies d on d.tenant_id = u.tenant_id and d.depends_on_id = u.job_id and not d.is_orphan
+    cross join lateral (
+      select * from jobforge.job_dependencies x
+      where x.tenant_id = u.tenant_id and x.depends_on_id = u.job_id and not x.is_orphan offset 0) d
     union
     select d.tenant_id, d.job_id, d.on_failure = 'cancel'
     from affected a
-    join jobforge.job_dependencies d on d.tenant_id = a.tenant_id and d.depends_on_id = a.job_id and not d.is_orphan
+    cross join lateral (
+      select * from jobforge.job_dependencies x
+      where x.tenant_id = a.tenant_id and x.depends_on_id = a.job_id and not x.is_orphan offset 0) d
     where a.is_canceled
-  ), held as materialized (
-    select w.tenant_id, w.job_id from jobforge.waiting w
-    where (w.tenant_id, w.job_id) in (select a.tenant_id, a.job_id from affected a)
-    order by w.tenant_id, w.job_id for update
   )
-  select array_agg(h.job_id) into v_held_ids from held h;
+  select array_agg(w.job_id) into v_held_ids
+  from (select distinct a.tenant_id, a.job_id from affected a order by 1, 2) a
+  -- locked one by one, in that order
+  cross join lateral (
+    select x.job_id from jobforge.waiting x where x.tenant_id = a.tenant_id and x.job_id = a.job_id offset 0 for update) w;
   if v_held_ids is null then
     return;
   end if;
@@ -139,7 +144,8 @@ begin
   loop
     with gone as (
       delete from jobforge.job_dependencies d using unnest(v_ended_tenants, v_ended_ids) u(tenant_id, job_id)
-      where d.tenant_id = u.tenant_id and d.depends_on_id = u.job_id and d.job_id = any (v_held_ids) and not d.is_orphan
+      where d.tenant_id = any (v_ended_tenants) and d.depends_on_id = any (v_ended_ids)
+        and d.tenant_id = u.tenant_id and d.depends_on_id = u.job_id and d.job_id = any (v_held_ids) and not d.is_orphan
       returning d.tenant_id, d.job_id, d.depends_on_id, d.on_failure
     )
     select array_agg(g.tenant_id::text) as tenants, array_agg(g.job_id) as job_ids,
@@ -157,16 +163,22 @@ begin
       select distinct on (u.tenant_id, u.job_id) u.* from unnest(v_round.cancel_tenants, v_round.cancel_ids, v_round.cause_ids)
         u(tenant_id, job_id, cause_id) order by u.tenant_id, u.job_id, u.cause_id
     ), gone as (
-      delete from jobforge.waiting w using causes c where w.tenant_id = c.tenant_id and w.job_id = c.job_id
+      delete from jobforge.waiting w using causes c
+      where w.tenant_id = any (v_round.cancel_tenants) and w.job_id = any (v_round.cancel_ids)
+        and w.tenant_id = c.tenant_id and w.job_id = c.job_id
       returning w.tenant_id, w.job_id, w.epoch, w.attempt_no, c.cause_id
     ), forgotten as (
-      delete from jobforge.job_dependencies d using gone g where d.tenant_id = g.tenant_id and d.job_id = g.job_id
+      delete from jobforge.job_dependencies d using gone g
+      where d.tenant_id = any (v_round.cancel_tenants) and d.job_id = any (v_round.cancel_ids)
+        and d.tenant_id = g.tenant_id and d.job_id = g.job_id
     ), ended as (
       update jobforge.jobs j
       set final_status = 'canceled', finished_at = v_now, epoch = g.epoch, attempt_no = g.attempt_no,
         error = jsonb_build_object('code', 'DEPENDENCY_FAILED', 'retryable', false,
           'message', 'run ' || g.cause_id || ', which this one depends on, did not succeed')
-      from gone g where j.tenant_id = g.tenant_id and j.id = g.job_id
+      from gone g
+      where j.tenant_id = any (v_round.cancel_tenants) and j.id = any (v_round.cancel_ids)
+        and j.tenant_id = g.tenant_id and j.id = g.job_id
       returning j.tenant_id, j.id
     )
     select array_agg(e.tenant_id::text), array_agg(e.id) into v_ended_tenants, v_ended_ids from ended e;
@@ -180,11 +192,12 @@ begin
     bool_or(w.waiting_for = 'dependency') as is_new
   into v_round
   from jobforge.waiting w
-  where (w.tenant_id, w.job_id) in (select u.t, u.j from unnest(v_touched_tenants, v_touched_ids) u(t, j))
+  where w.tenant_id = any (v_touched_tenants) and w.job_id = any (v_touched_ids)
+    and (w.tenant_id, w.job_id) in (select u.t, u.j from unnest(v_touched_tenants, v_touched_ids) u(t, j))
     and (select count(*) from jobforge.job_dependencies d where d.tenant_id = w.tenant_id and d.job_id = w.job_id) <= w.may_remain;
   if v_round.job_ids is not null then
     delete from jobforge.job_dependencies d using unnest(v_round.tenants, v_round.job_ids) u(tenant_id, job_id)
-    where d.tenant_id = u.tenant_id and d.job_id = u.job_id;
+    where d.tenant_id = any (v_round.tenants) and d.job_id = any (v_round.job_ids) and d.tenant_id = u.tenant_id and d.job_id = u.job_id;
     if v_round.is_new then
       perform jobforge.lock_ordering_keys(v_round.tenants, v_round.job_ids, p_tenant_ids, p_job_ids);
     end if;
@@ -209,7 +222,9 @@ begin
         select p_job_id
         union
         select d.job_id from affected a
-        join jobforge.job_dependencies d on d.tenant_id = p_tenant_id and d.depends_on_id = a.job_id and not d.is_orphan
+        cross join lateral (
+          select x.job_id from jobforge.job_dependencies x
+          where x.tenant_id = p_tenant_id and x.depends_on_id = a.job_id and not x.is_orphan offset 0) d
       )
       select a.job_id from affected a)
       -- who waits for its turn is locked after ordering keys, by promote_next as well
@@ -228,11 +243,15 @@ set enable_seqscan = off
 as $$
 begin
   delete from jobforge.job_dependencies d using unnest(p_tenant_ids, p_job_ids) u(tenant_id, job_id)
-  where d.tenant_id = u.tenant_id and d.job_id = u.job_id and not d.is_child;
+  where d.tenant_id = any (p_tenant_ids) and d.job_id = any (p_job_ids)
+    and d.job_id between (select i from unnest(p_job_ids) i order by i limit 1)
+      and (select i from unnest(p_job_ids) i order by i desc limit 1)
+    and d.tenant_id = u.tenant_id and d.job_id = u.job_id and not d.is_child;
   insert into jobforge.job_dependencies as d (tenant_id, job_id, depends_on_id, on_failure, is_child, is_orphan)
   select s.tenant_id, s.job_id, s.child_id, 'continue', true, true
   from unnest(p_tenant_ids, p_job_ids) u(tenant_id, job_id)
-  join jobforge.composition_steps s on s.tenant_id = u.tenant_id and s.job_id = u.job_id
+  cross join lateral (
+    select * from jobforge.composition_steps x where x.tenant_id = u.tenant_id and x.job_id = u.job_id offset 0) s
   where exists (select from jobforge.jobs c where c.tenant_id = s.tenant_id and c.id = s.child_id and c.final_status is null offset 0)
   order by s.tenant_id, s.job_id, s.child_id
   on conflict (tenant_id, job_id, depends_on_id) do update set is_orphan = true;
@@ -275,7 +294,7 @@ begin
       else
         delete from jobforge.ready r where r.ctid = (
           select x.ctid from jobforge.ready x
-          where x.tenant_id = v_job.tenant_id and x.job_type = coalesce(v_job.lane_type, v_job.job_type) and x.priority = v_job.priority
+          where x.tenant_id = v_job.tenant_id and x.job_type = case when v_job.lane_type is null then v_job.job_type else v_job.lane_type end and x.priority = v_job.priority
             and x.run_at = v_job.run_at and x.job_id = v_job.id
           for update skip locked)
         returning r.epoch, r.attempt_no into v_place;

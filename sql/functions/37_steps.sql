@@ -161,7 +161,7 @@ begin
     v_keys := array(
       select p_job_id || '/' || u.step || case when exists (
         select from jobforge.idempotency_keys k
-        where k.tenant_id = p_tenant_id and k.project_id = coalesce(v_parent.project_id, '') and k.job_type = u.job_type
+        where k.tenant_id = p_tenant_id and k.project_id = case when v_parent.project_id is null then '' else v_parent.project_id end and k.job_type = u.job_type
           and k.idempotency_key = p_job_id || '/' || u.step) then '@' || p_epoch else '' end
       from unnest(v_new.steps, v_new.job_types) with ordinality u(step, job_type, ord) order by u.ord);
     perform jobforge.enter_trusted_scope(p_tenant_id, 'job:' || p_job_id, v_parent.job_type, v_parent.trace_id);
