@@ -23,6 +23,7 @@ KEYS = {
     "Google API key": "AIza" + "a" * 35,
     "Stripe key": "sk_live_" + "4eC39HqLyjWDarjtT1",
     "JSON web token": "eyJhbGciOiJFZERTQSJ9" + ".eyJzdWIiOiJhZ2VudCJ9." + "c2lnbmF0dXJlLW9mLXRoaXM",
+    "webhook secret": "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
     "private key": "-----BEGIN " + "PRIVATE KEY-----\nMC4CAQAwBQYDK2Vw\n-----END PRIVATE KEY-----",
     "OpenAI or Anthropic key": "sk-ant-" + "api03-" + "x" * 24,
 }

@@ -124,7 +124,7 @@ create or replace function jobforge.match_triggers(
   p_contains_pii boolean default false, p_redaction_hints jsonb default null)
 returns table (trigger_name text, version integer, job_name text, project_id text, match text, input_mapping text, input text,
   dedupe_key text, created_by text, token_id text, claims text, scopes text[], roles text[], payload text,
-  job_version text, lane_type text, definition text)
+  job_version text, lane_type text, definition text, is_removed boolean)
 language plpgsql stable
 security definer set search_path = jobforge, pg_temp
 as $$
@@ -136,11 +136,12 @@ begin
     t.dedupe_key::text, t.created_by, t.token_id, t.claims::text, t.scopes, t.roles,
     case when p_contains_pii or p_redaction_hints is not null
       then jobforge.shown_payload(p_payload::jsonb, p_contains_pii, p_redaction_hints)::text end,
-    d.job_version, d.lane_type::text, d.definition::text
+    d.job_version, d.lane_type::text, d.definition::text,
+    r.removed_at is not null
   from jobforge.find_triggers(p_tenant_id, p_event_type, p_source, p_project_id) t
-  left join jobforge.registered_jobs r on r.tenant_id = t.tenant_id and r.job_type = t.job_name and r.removed_at is null
+  left join jobforge.registered_jobs r on r.tenant_id = t.tenant_id and r.job_type = t.job_name
   left join jobforge.job_definitions d on d.tenant_id = r.tenant_id and d.job_type = r.job_type
-    and d.job_version = r.job_version and d.approved_at is not null;
+    and d.job_version = r.job_version and d.approved_at is not null and r.removed_at is null;
 end $$;
 comment on function jobforge.match_triggers(text, text, text, text, text, boolean, jsonb) is
   'Triggers that could want an event, for the server to evaluate; with the payload as they may see it, where that differs.';
@@ -271,19 +272,20 @@ drop function if exists jobforge.match_events(text[], uuid[]);
 create or replace function jobforge.match_events(p_tenant_ids text[], p_event_ids uuid[])
 returns table (event_id uuid, trigger_name text, version integer, job_name text, project_id text, match text, input_mapping text,
   input text, dedupe_key text, created_by text, token_id text, claims text, scopes text[], roles text[],
-  job_version text, lane_type text, definition text)
+  job_version text, lane_type text, definition text, is_removed boolean)
 language sql stable
 security definer set search_path = jobforge, pg_temp
 as $$
   select e.id, t.name::text, t.version, t.job_name::text, t.project_id::text, t.match::text, t.input_mapping::text, t.input::text,
     t.dedupe_key::text, t.created_by, t.token_id, t.claims::text, t.scopes, t.roles,
-    d.job_version, d.lane_type::text, d.definition::text
+    d.job_version, d.lane_type::text, d.definition::text,
+    r.removed_at is not null
   from unnest(p_tenant_ids, p_event_ids) u(tenant_id, event_id)
   join jobforge.events e on e.tenant_id = u.tenant_id and e.id = u.event_id
   cross join lateral jobforge.find_triggers(e.tenant_id, e.event_type, e.source, e.project_id) t
-  left join jobforge.registered_jobs r on r.tenant_id = t.tenant_id and r.job_type = t.job_name and r.removed_at is null
+  left join jobforge.registered_jobs r on r.tenant_id = t.tenant_id and r.job_type = t.job_name
   left join jobforge.job_definitions d on d.tenant_id = r.tenant_id and d.job_type = r.job_type
-    and d.job_version = r.job_version and d.approved_at is not null
+    and d.job_version = r.job_version and d.approved_at is not null and r.removed_at is null
 $$;
 comment on function jobforge.match_events(text[], uuid[]) is 'Triggers that could want stored events, for maintenance to evaluate.';
 

@@ -93,7 +93,7 @@ create or replace function jobforge.due_triggers(p_limit integer default 100)
 returns table (tenant_id text, trigger_name text, version integer, job_name text, project_id text, cron text, timezone text,
   catch_up text, catch_up_most integer, jitter_ms integer, match text, input_mapping text, input text, dedupe_key text,
   created_by text, token_id text, claims text, scopes text[], roles text[], next_fire_at timestamptz, observed_at timestamptz,
-  job_version text, lane_type text, definition text)
+  job_version text, lane_type text, definition text, is_removed boolean)
 language sql volatile
 security definer set search_path = jobforge, pg_temp
 as $$
@@ -109,14 +109,15 @@ as $$
   select w.tenant_id::text, w.name::text, w.version, w.job_name::text, w.project_id::text, w.cron, w.timezone, w.catch_up::text,
     w.catch_up_most, w.jitter_ms, null::text, null::text, w.input::text, null::text, w.created_by, w.token_id, w.claims::text,
     w.scopes, w.roles, w.next_fire_at, clock.observed_at,
-    d.job_version, d.lane_type::text, d.definition::text
+    d.job_version, d.lane_type::text, d.definition::text,
+    r.removed_at is not null
   from clock cross join tenant cross join lateral (
     select t.* from jobforge.triggers t
     where t.tenant_id = tenant.tenant_id and t.next_fire_at <= clock.observed_at
     order by t.next_fire_at limit greatest(p_limit / 4, 1)) w
-  left join jobforge.registered_jobs r on r.tenant_id = w.tenant_id and r.job_type = w.job_name and r.removed_at is null
+  left join jobforge.registered_jobs r on r.tenant_id = w.tenant_id and r.job_type = w.job_name
   left join jobforge.job_definitions d on d.tenant_id = r.tenant_id and d.job_type = r.job_type
-    and d.job_version = r.job_version and d.approved_at is not null
+    and d.job_version = r.job_version and d.approved_at is not null and r.removed_at is null
   order by w.next_fire_at limit p_limit
 $$;
 comment on function jobforge.due_triggers(integer) is 'Schedules that are due, and what it takes to work out their runs; tenants in turn.';

@@ -146,6 +146,7 @@ class Maintenance:
 
     def _knows(self, tenant_id: TenantId, candidates: list[Candidate]) -> bool:
         return all(
-            self._definitions.is_known(tenant_id, candidate.job_name, candidate.definition)
+            candidate.is_removed  # nobody else would know more
+            or self._definitions.is_known(tenant_id, candidate.job_name, candidate.definition)
             for candidate in candidates
         )

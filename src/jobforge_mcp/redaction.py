@@ -32,11 +32,13 @@ _SHAPES: Final[tuple[tuple[str, str], ...]] = (
     ("OpenAI or Anthropic key", r"\bsk-(?:proj-|ant-)[A-Za-z0-9_-]{20,255}"),
     ("npm token", r"\bnpm_[A-Za-z0-9]{36}\b"),
     ("PyPI token", r"\bpypi-[A-Za-z0-9_-]{50,255}"),
+    # Of Standard Webhooks and of Stripe: what signs, and never the public half.
+    ("webhook secret", r"\bwhs(?:ec|k)_[A-Za-z0-9+/_-]{24,512}"),
     # A policy token of ours is one of these.
     ("JSON web token", r"\beyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{16,}"),
 )
 _SHAPE: Final = re.compile("|".join(f"({shape})" for _, shape in _SHAPES))
-_LONG_WORD: Final = re.compile(r"[A-Za-z0-9_./-]{15}|-----BEGIN")
+_LONG_WORD: Final = re.compile(r"[A-Za-z0-9_./+-]{15}|-----BEGIN")
 """What every shape holds, and few texts do: it is found in a fifth of the time that thirteen shapes take."""
 _PRIVATE_KEY: Final = re.compile(
     r"-----BEGIN [A-Z ]{0,32}PRIVATE KEY-----.{0,20000}?(?:-----END [A-Z ]{0,32}PRIVATE KEY-----|\Z)",

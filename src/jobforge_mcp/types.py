@@ -981,6 +981,8 @@ class Candidate:
     registrar: Registrar
     definition: CurrentDefinition | None = None
     """What is registered under the name of its job, if anything is and may be run."""
+    is_removed: bool = False
+    """Whether its job was registered and removed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ def test_runs_are_counted_and_then_canceled_and_queued_again(installed: Runner) 
     assert (canceled.document["count"], canceled.document["skipped"]) == (3, [])
     assert again.document["runIds"] == planned.document["first"][:2]
     people = installed("retry", "--status", "canceled", "--dry-run")
-    assert "1 runs match" in people.out
+    assert "1 run matches" in people.out
 
 
 @pytest.mark.requirement("cli.bulk")

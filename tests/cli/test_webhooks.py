@@ -55,3 +55,21 @@ def test_an_operator_says_who_is_heard(installed: Runner) -> None:
     assert listed["config"] == {"scheme": "github", "secrets": ["k"]}
     assert "github deliveries" in installed("webhooks", "list").out
     assert installed("webhooks", "remove", "hub", "--tenant", "acme").code == 0
+
+
+def test_a_secret_itself_is_refused_where_its_name_belongs(installed: Runner) -> None:
+    key = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+    add = installed("webhooks", "add", "erp", "--url", "https://e.example/", "--secret", key)
+    hear = installed("webhooks", "hear", "hub", "--scheme", "stripe", "--secret", key)
+
+    assert (add.code, hear.code) == (1, 1)
+    assert "name of a secret" in add.err
+    assert key not in add.err + hear.err
+    assert "erp" not in installed("webhooks", "list").out
+
+
+def test_the_list_says_in_words_which_runs_are_told(installed: Runner) -> None:
+    add = ("webhooks", "add", "erp", "--url", "https://e.example/", "--secret", "k")
+    installed(*add, "--job", "shop.**", "--status", "dead", "--status", "failed")
+
+    assert "job shop.**; status dead, failed" in installed("webhooks", "list").out

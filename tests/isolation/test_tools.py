@@ -119,7 +119,7 @@ RESOURCES: dict[str, Callable[[str], str]] = {
 OF_THE_CALL = {
     *("kind", "cron", "timezone", "catchUp", "overlap", "jitterMs", "cooldownMs", "maxPerHour", "enabled", "trial"),
     *("result", "title", "description", "inputSchema", "outputSchema", "timeoutMs", "retry", "hidden", "permissions"),
-    *("effects", "idempotent", "cost"),
+    *("effects", "idempotent", "cost", "concurrency", "rateLimit", "debounce"),
     *("containsPii", "retentionDays", "occurredAt", "history"),
     "input", "limit", "since", "status", "detail", "runAt", "priority", "labels", "dryRun", "background", "waitSeconds",
     "sinceVersion", "cancelOnDisconnect", "rehearse",

@@ -489,3 +489,26 @@ async def test_nothing_of_another_tenant_is_known(stage: Stage) -> None:
     assert error_of(foreign)["code"] == error_of(unknown)["code"] == "JOB_NOT_FOUND"
     assert error_of(removed)["code"] == "JOB_NOT_FOUND"
     assert own["version"] == "1"
+
+
+async def test_limits_and_debounce_are_registered_by_tool_and_shown_in_detail(
+    client: Client,
+) -> None:
+    limits = {
+        "concurrency": {"limit": 1, "key": "/text"},
+        "rateLimit": {"count": 9, "periodMs": 60_000},
+        "debounce": {"windowMs": 60_000},
+    }
+    await client.call_tool("register-job", {**HELLO, **limits})
+
+    shown = told(await client.call_tool("list-jobs", {"query": "hello", "detail": True}))
+    first = told(await client.call_tool("execute-job", {"name": "acme.hello", "background": True}))
+    last = told(await client.call_tool("execute-job", {"name": "acme.hello", "background": True}))
+    held = told(await client.call_tool("get-job-status", {"runId": last["runId"]}))
+    replaced = told(await client.call_tool("get-job-status", {"runId": first["runId"]}))
+
+    assert shown["jobs"][0]["concurrency"] == limits["concurrency"]
+    assert shown["jobs"][0]["rateLimit"] == limits["rateLimit"]
+    assert "debounce key" in held["next"]
+    assert replaced["error"]["code"] == "DEBOUNCED"
+    assert replaced["next"].startswith("Follow the newer run that error names instead")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import psycopg
@@ -12,7 +13,7 @@ from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.catalog import Catalog
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.errors import NotFoundError
-from jobforge_mcp.maintenance import STRANGE_SECONDS, Maintenance
+from jobforge_mcp.maintenance import Maintenance
 from jobforge_mcp.router.definitions import DefinitionRouter
 from jobforge_mcp.router.maintenance import MaintenanceRouter
 from jobforge_mcp.triggers.desk import EventDesk
@@ -82,7 +83,9 @@ async def test_an_event_starts_the_version_that_runs_now(
         ("acme.hello", "2", "test.echo", "fixed"),
     ]
     assert gone.decisions[0].decision is FireDecision.ERROR
-    assert "JOB_NOT_FOUND" in (gone.decisions[0].reason or "")
+    assert gone.decisions[0].reason == (
+        "JOB_REMOVED: the job acme.hello was removed; register it again, or remove this trigger"
+    )
 
 
 @pytest.mark.requirement("registering.triggers")
@@ -135,10 +138,34 @@ async def test_a_schedule_of_a_removed_job_says_so(
     spec = TriggerSpec("hourly", TriggerKind.CRON, cron="0 * * * *", job_name="acme.hello")
     await desk.register(agent, spec)
     await registering.remove(catalog, agent, "acme.hello", origin=ORIGIN)
-    clock.advance(timedelta(hours=1, seconds=STRANGE_SECONDS))
+    clock.advance(timedelta(hours=1))
 
-    await Maintenance(maintenance, registry).fire_due()
+    await Maintenance(maintenance, registry).fire_due()  # at once: nobody else would know the job
 
     assert jobs(admin) == []
-    decisions = {fire.decision for fire in await desk.history(agent, FireFilter())}
-    assert FireDecision.ERROR in decisions
+    (fire,) = await desk.history(agent, FireFilter())
+    assert fire.decision is FireDecision.ERROR
+    assert (fire.reason or "").startswith("JOB_REMOVED: the job acme.hello was removed")
+
+
+@pytest.mark.requirement("registering.triggers")
+async def test_a_trigger_of_a_removed_job_holds_no_other_trigger_of_a_stored_event_back(
+    desk: EventDesk,
+    catalog: Catalog,
+    maintenance: MaintenanceRouter,
+    registry: Registry,
+    agent: Caller,
+    admin: psycopg.Connection,
+) -> None:
+    await registering.register(catalog, agent, HELLO, origin=ORIGIN)
+    await desk.register(agent, on_event(job_name="acme.hello"))
+    await desk.register(agent, replace(on_event(job_name="test.echo"), name="other"))
+    await registering.remove(catalog, agent, "acme.hello", origin=ORIGIN)
+    storing = EventDesk(desk.router, registry, asks_triggers=False)
+    await storing.submit(agent, new_event())
+
+    await Maintenance(maintenance, registry).process_events()
+
+    history = {fire.trigger_name: fire for fire in await desk.history(agent, FireFilter())}
+    assert (history["other"].decision, len(jobs(admin))) == (FireDecision.FIRED, 1)
+    assert (history["bill"].reason or "").startswith("JOB_REMOVED")

@@ -82,7 +82,7 @@ def act(
     """Count, or touch, and show what came of it."""
     if not given.is_dry_run and given.expected is None and given.most is None:
         raise InvalidInputError(
-            f"how many runs may be touched is not said by {verb} without a run's id",
+            f"{verb} without a run's id needs to be told how many runs it may touch",
             hint="look with --dry-run, then say --expect with the count, or --most",
         )
     wanted = given.filter()
@@ -104,7 +104,9 @@ def is_filter(run_id: str | None, given: Given) -> bool:
     is_counted = given.is_dry_run or given.expected is not None or given.most is not None
     if (run_id is None) == given.is_empty or (run_id is not None and is_counted):
         raise InvalidInputError(
-            "give a run's id, or say which runs are meant",
+            "say which runs are meant: one by its id, or several by a filter"
+            if run_id is None
+            else "give a run's id or a filter with its count, not both",
             hint="RUN_ID, or one of --type, --status, --project, --trace, --label, --since, --before",
         )
     return run_id is None
@@ -123,13 +125,20 @@ def _document(found: Batch | Bulked) -> JsonObject:
 
 def _words(verb: str, found: Batch | Bulked) -> str:
     if isinstance(found, Batch):
-        lines = [f"{found.matched} runs match", *map(str, found.job_ids)]
+        lines = [
+            f"{_runs(found.matched or 0)} match{'es' if found.matched == 1 else ''}",
+            *map(str, found.job_ids),
+        ]
         if (found.matched or 0) > len(found.job_ids):
             lines.append("…")
         return "\n".join(lines)
     skipped = f", {len(found.skipped_ids)} had moved on" if found.skipped_ids else ""
     done = {"cancel": "canceled or asked to stop", "retry": "queued again"}[verb]
-    return f"{len(found.job_ids)} runs {done}{skipped}"
+    return f"{_runs(len(found.job_ids))} {done}{skipped}"
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count:,} runs"
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -67,7 +67,8 @@ def bundle(
         {"dryRun": dry_run, "items": [_document(verdict) for verdict in verdicts]},
         is_json=json,
         people=lambda console: console.print(
-            table(("id", "outcome", "run", "status", "reason"), rows)
+            table(("id", "outcome", "run", "status", "reason"), rows),
+            *(["nothing was enqueued: this is what would come of it"] if dry_run else ()),
         ),
     )
     is_whole = all(verdict.outcome in {"created", "replayed"} for verdict in verdicts)

@@ -216,7 +216,8 @@ class _Follower:
         from jobforge_mcp.server.wire import Extras
 
         causes: list[Cause] = []
-        if found.status in {RunStatus.QUEUED, RunStatus.WAITING} and self.seconds != 0:
+        is_asked = self.seconds != 0 or self.outcome is None  # `run --background` wants no reasons
+        if found.status in {RunStatus.QUEUED, RunStatus.WAITING} and is_asked:
             causes = list(await client.explain(found.job_id))
         cause = causes[0] if causes else None
         lines = await _last_lines(client, found) if self._has_logs else None

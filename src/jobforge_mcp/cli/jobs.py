@@ -79,9 +79,16 @@ def list_(
         people=lambda console: console.print(
             table(("job", "input" if detail else "title", "description"), rows)
             if rows
-            else "no jobs"
+            else _nothing_for(query)
         ),
     )
+
+
+def _nothing_for(query: str | None) -> str:
+    if query is None:
+        return "no jobs"
+    # the word may have been meant as a command
+    return f"no job is found by {query!r}; commands: jobforge jobs --help"
 
 
 def register(

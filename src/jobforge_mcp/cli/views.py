@@ -79,7 +79,7 @@ def print_run(
     if run.progress_done is not None and run.status is not RunStatus.SUCCEEDED:
         console.print(Text(f"  progress {printable(progress_text(run))}"))
     if cause is not None and not run.status.is_final:
-        console.print(Text(f"  {printable(cause.message)}", style="yellow"))
+        console.print(Text(f"  {printable(cause.message)}{_more_of(cause)}", style="yellow"))
     if run.error is not None:
         console.print(Text(f"  {run.error.code}: {printable(run.error.message)}", style="red"))
         if run.error.hint:
@@ -145,3 +145,8 @@ def _print_json(console: Console, title: str, value: JsonValue) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False)
     console.print(Text(f"  {title}:", style="dim"))
     console.print(Text("\n".join(f"  {line}" for line in printable(text).splitlines())))
+
+
+def _more_of(cause: Cause) -> str:
+    until = "" if cause.until is None else f" Until {wire.iso(cause.until)}."
+    return until if cause.blocked_by is None else f"{until} First: run {cause.blocked_by}."

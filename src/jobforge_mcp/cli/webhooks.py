@@ -158,7 +158,11 @@ def remove(name: Name, tenant: Tenant = "local", json: Json = False) -> int:
 def _runs(name: str, config: JsonObject) -> str:
     if "scheme" in config:
         return f"{config['scheme']} deliveries"
-    jobs, statuses = config.get("jobs"), config.get("statuses")
-    words = [f"label webhook={name}" if config["scope"] == "label" else "all"]
-    words += [f"{title} {value}" for title, value in (("job", jobs), ("status", statuses)) if value]
-    return ", ".join(words)
+    words = [
+        f"{title} {', '.join(map(str, values))}"
+        for title, values in (("job", config.get("jobs")), ("status", config.get("statuses")))
+        if isinstance(values, list) and values
+    ]
+    if config["scope"] == "label":
+        words.insert(0, f"label webhook={name}")
+    return "; ".join(words) or "all"

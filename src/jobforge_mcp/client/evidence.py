@@ -19,7 +19,7 @@ from jobforge_mcp.policy.permissions import require_scope
 from jobforge_mcp.policy.scopes import Scope
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.server.next import next_step
-from jobforge_mcp.types import Artifact, Caller, JsonObject, JsonValue, Run
+from jobforge_mcp.types import Artifact, Caller, JsonObject, JsonValue, Run, RunStatus
 
 WHOLE = Range()
 
@@ -46,11 +46,13 @@ class EvidenceVerbs:
         """Return the report of a run as Markdown: what it did, why it failed and what to do next."""
         run = await self._evident(run_id)
         bound = self.registry.by_name.get(run.job_type)
+        is_held = run.status in {RunStatus.QUEUED, RunStatus.WAITING}
+        causes = await self._router.explain_run(self.caller, run.job_id) if is_held else []
         return await load_report(
             self._router,
             self.caller,
             run,
-            next=next_step(run, self.caller),
+            next=next_step(run, self.caller, cause=causes[0] if causes else None),
             effects=bound.effects.value if bound is not None else None,
             most_bytes=most_bytes,
         )

@@ -86,7 +86,9 @@ def list_limits(admin_url: str, tenant: str | None = None) -> list[LimitRecord]:
 def set_retention(admin_url: str, tenant: str, days: int) -> int:
     """Set for how many days after their end a tenant's runs are kept."""
     with administering(admin_url) as connection:
-        row = connection.execute("select jobforge.set_retention(%s, %s)", [tenant, days]).fetchone()
+        row = connection.execute(
+            "select jobforge.set_retention(%s, %s::integer)", [tenant, days]
+        ).fetchone()
     assert row is not None
     return row[0]
 

@@ -8,6 +8,8 @@ from datetime import datetime
 from psycopg.types.json import Jsonb
 
 from jobforge_mcp.db.limits import administering
+from jobforge_mcp.errors import InvalidInputError
+from jobforge_mcp.redaction import shape_of
 from jobforge_mcp.types import JsonObject
 
 
@@ -31,6 +33,7 @@ def set_webhook(
         InvalidInputError: it could not be delivered as it is written.
         SettingsError: the login may not administer the schema.
     """
+    _refuse_values(config)
     with administering(admin_url) as connection:
         row = connection.execute(
             "select jobforge.set_completion_webhook(%s, %s, %s, %s)",
@@ -48,6 +51,7 @@ def hear_webhook(
         InvalidInputError: the scheme or the secrets cannot be.
         SettingsError: the login may not administer the schema.
     """
+    _refuse_values(config)
     with administering(admin_url) as connection:
         row = connection.execute(
             "select jobforge.set_incoming_webhook(%s, %s, %s, %s)",
@@ -73,3 +77,17 @@ def remove_webhook(admin_url: str, tenant: str, name: str) -> bool:
             "select jobforge.remove_webhook(%s, %s)", [tenant, name]
         ).fetchone()
     return row is not None and row[0] is True
+
+
+def _refuse_values(config: JsonObject) -> None:
+    """Refuse a secret itself where its name belongs: it would stand in the database for everybody to read."""
+    names = config.get("secrets")
+    for name in names if isinstance(names, list) else []:
+        if isinstance(name, str) and (name.startswith(_OF_SECRETS) or shape_of(name) is not None):
+            raise InvalidInputError(
+                "a webhook is given the name of a secret, and this looks like a secret itself",
+                hint="put it into JOBFORGE_SECRET_<NAME> of the process that needs it, and give NAME here",
+            )
+
+
+_OF_SECRETS = ("whsec_", "whsk_", "secret://")

@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic import JsonValue as PydanticJson
 from pydantic.alias_generators import to_camel
 
+from jobforge_mcp.definitions.complaints import complain
 from jobforge_mcp.definitions.composition import MAX_STEPS, Composition, Map, Step, Switch
 from jobforge_mcp.definitions.durations import Duration, milliseconds
 from jobforge_mcp.definitions.mapping import check
@@ -464,9 +465,10 @@ def is_job_name(name: str) -> bool:
 
 def complaint(error: ValidationError) -> str:
     """Say in one line what pydantic found first, without the value."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in first["loc"])
-    return f"{place}: {first['msg']}" if place else first["msg"]
+    words = complain(first) or first["msg"].removeprefix("Value error, ")
+    return f"{place}: {words}" if place else words
 
 
 def _types(handler: Handler) -> tuple[TypeAdapter[object], TypeAdapter[object]]:

@@ -368,6 +368,7 @@ def to_candidate(row: Row) -> Candidate:
         dedupe_key=_from_json(row["dedupe_key"]),
         registrar=_to_registrar(row),
         definition=_to_definition(row),
+        is_removed=row["is_removed"],
     )
 
 

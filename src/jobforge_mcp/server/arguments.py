@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from jobforge_mcp.definitions.complaints import complain
 from jobforge_mcp.definitions.json_limits import check_value
 from jobforge_mcp.definitions.model import is_job_name
 from jobforge_mcp.errors import InvalidInputError
@@ -285,6 +286,13 @@ class RegisterJob(Arguments):
     effects: Literal["none", "internal", "external"] | None = None
     idempotent: bool | None = None
     cost: int | None = None
+    concurrency: Annotated[
+        _Object | None, Field(description='{limit,key}: runs at once; key "/x" for each input.x')
+    ] = None
+    rate_limit: Annotated[_Object | None, Field(description="{count,periodMs,key}")] = None
+    debounce: Annotated[
+        _Object | None, Field(description="{windowMs,maxWaitMs,key}: a newer run replaces one")
+    ] = None
     dry_run: Annotated[bool | None, Field(description="only say what would happen")] = None
 
     def definition(self) -> JsonObject:
@@ -450,29 +458,13 @@ def _schema_text(model: type[Arguments], argument: str) -> str:
 
 
 def _complaint(problem: ErrorDetails) -> str:
-    context = problem.get("ctx", {})
     kind = problem["type"]
-    if kind in _COMPLAINTS:
-        return _COMPLAINTS[kind].format(**context)
     if kind.startswith(("datetime", "timezone", "not_text")):
         return "must be a time with offset such as 2026-11-22T10:00:00Z, before the year 10000"
-    return "does not fit its schema"
+    return complain(problem, _COMPLAINTS) or "does not fit its schema"
 
 
 _COMPLAINTS = {
     "time_range": "must be a time from 1970 to 9999, in UTC",
-    "too_short": "must have a member",
-    "string_type": "must be a string",
-    "string_too_long": "is longer than {max_length} characters",
     "string_pattern_mismatch": "must be 1 to 63 letters, digits or . _ : - and begin with a letter or digit",
-    "int_type": "must be a whole number",
-    "float_type": "must be a number",
-    "finite_number": "must be a finite number",
-    "bool_type": "must be true or false",
-    "list_type": "must be a list",
-    "dict_type": "must be an object",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than_equal": "must be at most {le}",
-    "too_long": "has more than {max_length} members",
-    "literal_error": "must be {expected}",
 }

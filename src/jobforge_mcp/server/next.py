@@ -15,6 +15,9 @@ from jobforge_mcp.types import Caller, Cause, Run, RunStatus
 POLL_STEPS_MS = ((10_000, 2_000), (60_000, 5_000), (600_000, 15_000))
 """Age of the run in milliseconds up to which it is worth looking again after so many: long runs are looked at less."""
 
+_SAID_OTHERWISE = {"running", "final", "not_due", "retrying"}
+"""Causes that status and due time of a run tell already."""
+
 POLL_MOST_MS = 30_000
 DELAY_MOST_MS = 3_600_000
 SOON = timedelta(minutes=2)
@@ -42,7 +45,7 @@ def next_step(
         case RunStatus.DEAD:
             return "Out of attempts: mend the cause in error, then " + _try_again(scopes)
         case RunStatus.CANCELED:
-            return "Canceled on request: to run it after all, " + _try_again(scopes)
+            return _why_canceled(run) + _try_again(scopes)
         case _:
             assert_never(run.status)
 
@@ -88,12 +91,29 @@ def poll_after_ms(run: Run, now: datetime | None = None) -> int | None:
 def _because(run: Run, cause: Cause | None) -> str:
     if run.cancel_requested_at is not None:
         return "Cancellation is requested; the job is being stopped. "
-    if cause is not None and cause.cause not in {"running", "final"}:
-        return _sentence(cause.message) + " "
+    if cause is not None and cause.cause not in _SAID_OTHERWISE:
+        comes_first = f" First: run {cause.blocked_by}." if cause.blocked_by is not None else ""
+        return f"{_sentence(cause.message)}{comes_first}{_until(cause)} "
     if run.waiting_for is not None:
         what = "its turn in the ordering key" if run.waiting_for == "turn" else run.waiting_for
         return f"Waiting for {what}. "
     return ""
+
+
+def _until(cause: Cause) -> str:
+    if cause.until is None or cause.cause not in {"debouncing", "rate_limited"}:
+        return ""
+    return f" Not before {cause.until.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}."
+
+
+def _why_canceled(run: Run) -> str:
+    match run.error.code if run.error is not None else None:
+        case "DEBOUNCED":
+            return "Follow the newer run that error names instead; to run this one as well, "
+        case "DEPENDENCY_FAILED":
+            return "A run it depends on did not succeed: retry that one first, and then this: "
+        case _:
+            return "Canceled on request: to run it after all, "
 
 
 def _look_again(run: Run, scopes: Collection[str]) -> str:

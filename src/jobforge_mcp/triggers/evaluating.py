@@ -20,7 +20,7 @@ from jobforge_mcp.definitions.json_limits import load_limited
 from jobforge_mcp.definitions.mapping import evaluate, matches
 from jobforge_mcp.definitions.model import BoundJob
 from jobforge_mcp.definitions.registry import Registry
-from jobforge_mcp.errors import CallerError, DefinitionError, InvalidInputError
+from jobforge_mcp.errors import CallerError, DefinitionError, InvalidInputError, NotFoundError
 from jobforge_mcp.policy.permissions import ask_guards, require_job, require_type
 from jobforge_mcp.router.scope import registrar_caller
 from jobforge_mcp.types import (
@@ -90,6 +90,11 @@ def prepare_job(
     """
     caller = registrar_caller(tenant_id, candidate.registrar)
     require_type(caller, candidate.job_name)
+    if candidate.is_removed and not definitions.registry.is_installed(candidate.job_name):
+        raise NotFoundError(
+            f"the job {candidate.job_name} was removed; register it again, or remove this trigger",
+            code="JOB_REMOVED",
+        )
     bound = definitions.current(tenant_id, candidate.job_name, candidate.definition)
     return job_for(definitions.registry, caller, bound, given)
 

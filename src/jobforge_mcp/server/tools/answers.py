@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from jobforge_mcp.errors import NotFoundError
 from jobforge_mcp.server import wire
 from jobforge_mcp.server.parts import Call, ServerParts
 from jobforge_mcp.types import (
+    Caller,
     Cause,
     JobId,
     JsonObject,
@@ -31,11 +31,11 @@ def answer_run(run: Run, call: Call, extras: wire.Extras | None = None) -> wire.
     return wire.Answer(view.wire(), wire.describe_run(view), links=links)
 
 
-async def cause_of(parts: ServerParts, call: Call, run: Run) -> Cause | None:
+async def cause_of(parts: ServerParts, caller: Caller, run: Run) -> Cause | None:
     """Ask why a run that should be running is not."""
-    if run.status is not RunStatus.QUEUED or run.run_at > datetime.now(UTC):
+    if run.status not in {RunStatus.QUEUED, RunStatus.WAITING}:
         return None
-    causes = await parts.router.explain_run(call.caller, run.job_id)
+    causes = await parts.router.explain_run(caller, run.job_id)
     return causes[0] if causes else None
 
 

@@ -78,7 +78,7 @@ async def execute_job(parts: ServerParts, call: Call, given: args.ExecuteJob) ->
         )
         watch = stack.enter_context(place) if is_inline else None
         run = await _await_run(parts, call, given, job, enqueued, seconds, watch)
-    cause = await cause_of(parts, call, run) if seconds > 0 else None
+    cause = await cause_of(parts, call.caller, run) if seconds > 0 else None
     outcome = cast("Literal['created', 'replayed']", enqueued.outcome.value)
     answer = answer_run(run, call, wire.Extras(outcome=outcome, cause=cause))
     is_lost = run.status.is_final and run.status is not RunStatus.SUCCEEDED

@@ -168,7 +168,7 @@ async def _extras(
         else None,
         manifest=manifest.document(is_short=True) if manifest is not None else None,
         report=await report_of(parts, call.caller, run) if "report" in include else None,
-        cause=await cause_of(parts, call, run),
+        cause=await cause_of(parts, call.caller, run),
         is_full=bool(include),
     )
 
@@ -182,7 +182,12 @@ async def report_of(
         parts.router,
         caller,
         run,
-        next=next_step(run, caller, is_by_reference=wire.is_by_reference(run)),
+        next=next_step(
+            run,
+            caller,
+            cause=await cause_of(parts, caller, run),
+            is_by_reference=wire.is_by_reference(run),
+        ),
         effects=bound.effects.value if bound is not None else None,
         most_bytes=most_bytes,
     )
