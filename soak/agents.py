@@ -128,6 +128,13 @@ class Agent:
             return self._refused(nonce, run)
         self._history.note("told", nonce=nonce, run=run["runId"], door=self._door)
         self._seen(run)
+        if self._chance.random() < 0.2:  # as a model that does not trust its own memory
+            again = await client.call_tool("execute-job", call["arguments"])
+            run = again.structured_content or {}
+            if "runId" not in run:
+                return self._refused(nonce, run)
+            self._history.note("told", nonce=nonce, run=run["runId"], door=self._door)
+            self._seen(run)
         for _ in range(20):
             if run["status"] in FINAL:
                 return True

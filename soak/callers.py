@@ -12,6 +12,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar, cast
@@ -30,7 +31,7 @@ from jobforge_mcp.router.events import EventRouter
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.settings import load_settings
 from jobforge_mcp.triggers.desk import EventDesk
-from jobforge_mcp.types import Caller, JobId, JsonValue, RunStatus, TenantId
+from jobforge_mcp.types import Caller, JobId, JsonValue, Run, RunStatus, TenantId
 from soak.history import History
 from soak.planes import Planes
 
@@ -41,6 +42,13 @@ BULK, MOST_BULK = 20, 200
 JOBS_A_SECOND = 32
 """Of each tenant; what single calls do not make up is enqueued in bulk."""
 POLLED = 200
+BURST, BURST_MILLISECONDS = 8, 150
+"""Jobs under a limit that come at once, and how long each of them works: most have to wait for others."""
+POISONS = float(os.environ.get("SOAK_POISONS", "0.001"))
+"""Share of the jobs that kill their worker."""
+LOOK_SECONDS = 0.1
+RETRIED = 0.3
+"""Share of the bad ends whose run is tried again by whoever sees them."""
 T = TypeVar("T")
 
 
@@ -72,25 +80,32 @@ class Crowd:
                 group.start_soon(loop)
             for number in range(LOOPS):
                 group.start_soon(self._enqueue_loop, number)
+            group.start_soon(self._burst_loop)
             group.start_soon(self._order_loop)
             group.start_soon(self._poll_loop)
+            group.start_soon(self._retry_loop)
             group.start_soon(self._disturb_loop)
 
     async def _enqueue_loop(self, number: int) -> None:
         key = f"{os.getpid()}-{number}"
         sequence = 0
         while not self.is_stopping:
+            job_id = None
             kind = self.chance.random()
             if kind < 0.25:
                 sequence += 1
-                await self._enqueue("soak.quick", ordering_key=key, sequence=sequence)
+                job_id = await self._enqueue("soak.quick", ordering_key=key, sequence=sequence)
             elif kind < 0.5 and (behind := self._behind()) > BULK:
-                await self._enqueue_bulk(min(behind, MOST_BULK))
+                await self._enqueue_bulk("soak.quick", min(behind, MOST_BULK))
             else:
-                await self._enqueue(*self._any_job())
+                job_id = await self._enqueue(*self._any_job())
+            if job_id is not None:
+                self._recent.append(job_id)
             await anyio.sleep(self.chance.random() * PAUSE_SECONDS)
 
     def _any_job(self) -> tuple[str, dict[str, object]]:
+        if self.chance.random() < POISONS:
+            return "soak.poison", {}
         draw = self.chance.random()
         if draw < 0.62:
             return "soak.quick", {}
@@ -102,9 +117,7 @@ class Crowd:
             return "soak.blocking", {"milliseconds": self.chance.randrange(10, 100)}
         if draw < 0.93:
             return "soak.limited", {"milliseconds": self.chance.randrange(0, 50)}
-        if draw < 0.999:
-            return "soak.hopeless", {}
-        return "soak.poison", {}
+        return "soak.hopeless", {}
 
     async def _enqueue(
         self,
@@ -113,7 +126,7 @@ class Crowd:
         *,
         ordering_key: str | None = None,
         sequence: int | None = None,
-    ) -> None:
+    ) -> JobId | None:
         self._made += 1
         nonce = uuid4().hex
         work = {"nonce": nonce, **(more or {}), **({"sequence": sequence} if sequence else {})}
@@ -134,7 +147,7 @@ class Crowd:
             lambda: self.client.enqueue(name, cast("JsonValue", work), chosen), nonce
         )
         if enqueued is None:
-            return
+            return None
         self.told(nonce, enqueued.job_id)
         if self.chance.random() < 0.1:
             again = await self.insist(
@@ -142,21 +155,25 @@ class Crowd:
             )
             if again is not None:
                 self.told(nonce, again.job_id)
-        self._recent.append(enqueued.job_id)
+        return enqueued.job_id
 
     def _behind(self) -> int:
         """Return how many jobs are missing to the rate that this tenant is to keep up, whatever was out of reach."""
         return int((anyio.current_time() - self._began) * JOBS_A_SECOND) - self._made
 
-    async def _enqueue_bulk(self, count: int) -> None:
+    async def _burst_loop(self) -> None:
+        """Enqueue more limited jobs at once than may run at once."""
+        while not self.is_stopping:
+            await self._enqueue_bulk("soak.limited", BURST, milliseconds=BURST_MILLISECONDS)
+            await anyio.sleep(self.chance.uniform(0.5, 2.5))
+
+    async def _enqueue_bulk(self, name: str, count: int, **more: JsonValue) -> None:
         self._made += count
         nonces = [uuid4().hex for _ in range(count)]
         for nonce in nonces:
-            self.history.note(
-                "enqueue", tenant=self.tenant, nonce=nonce, name="soak.quick", bulk=True
-            )
+            self.history.note("enqueue", tenant=self.tenant, nonce=nonce, name=name, bulk=True)
         jobs = [
-            ("soak.quick", cast("JsonValue", {"nonce": nonce}), Options(idempotency_key=nonce))
+            (name, cast("JsonValue", {"nonce": nonce, **more}), Options(idempotency_key=nonce))
             for nonce in nonces
         ]
         answers = await self.insist(lambda: self.client.enqueue_many(jobs), nonces[0])
@@ -190,21 +207,45 @@ class Crowd:
         while not self.is_stopping:
             for job_id in list(self._recent):
                 try:
-                    with anyio.fail_after(10):
-                        run = await self.client.get(job_id)
+                    await self._poll(job_id)
                 except CallerError as error:
                     self.history.note("poll_refused", run=str(job_id), code=error.code)
                 except Exception:  # noqa: BLE001 - whatever the nemesis caused, the next poll tells
                     await anyio.sleep(0.1)
-                else:
-                    self.history.note(
-                        "poll", run=str(job_id), status=run.status.value, version=run.version
-                    )
                 await anyio.sleep(0.01)
             await anyio.sleep(0.1)
 
+    async def _retry_loop(self) -> None:
+        """Enqueue what fails for good, and look at it before and after it is tried again."""
+        while not self.is_stopping:
+            job_id = await self._enqueue("soak.hopeless")
+            with anyio.move_on_after(10):
+                while job_id is not None and not self.is_stopping:
+                    with suppress(Exception):  # whatever the nemesis caused, the next look tells
+                        if await self._poll(job_id, 1):
+                            break
+                    await anyio.sleep(LOOK_SECONDS)
+            await anyio.sleep(self.chance.random())
+
+    async def _poll(self, job_id: JobId, retried: float = RETRIED) -> bool:
+        """Look at a run; if it ended badly, have it tried again now and then, see what becomes of it, and say so."""
+
+        def saw(run: Run) -> Run:
+            self.history.note("poll", run=str(job_id), status=run.status.value, version=run.version)
+            return run
+
+        with anyio.fail_after(10):
+            run = saw(await self.client.get(job_id))
+            is_bad = run.status in (RunStatus.FAILED, RunStatus.DEAD)
+            if is_bad and run.job_type != "soak.poison" and self.chance.random() < retried:
+                self.history.note("retry", run=str(job_id))
+                saw(await self.client.retry(job_id, if_version=run.version))
+                saw(await self.client.get(job_id))
+                return True
+        return False
+
     async def _disturb_loop(self) -> None:
-        """Cancel some runs and retry some that ended badly."""
+        """Cancel some runs."""
         while not self.is_stopping:
             await anyio.sleep(0.3)
             if not self._recent:
@@ -217,9 +258,6 @@ class Crowd:
                         self.history.note("cancel", run=str(job_id))
                         after = await self.client.cancel(job_id)
                         self.history.note("canceled", run=str(job_id), status=after.status.value)
-                    elif run.status is RunStatus.DEAD and run.job_type != "soak.poison":
-                        self.history.note("retry", run=str(job_id))
-                        await self.client.retry(job_id, if_version=run.version)
             except Exception:  # noqa: BLE001 - unknown is an outcome here
                 await anyio.sleep(0.1)
 

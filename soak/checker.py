@@ -47,26 +47,9 @@ PROMISES: dict[str, Callable[[Record], Iterable[str]]] = {
     "audit": books.audited,
 }
 
-
-EARLY = frozenset(
-    {
-        "no ghosts",
-        "one end",
-        "fence",
-        "stale answers",
-        "attempts",
-        "one run per key",
-        "order",
-        "limits",
-        "schedules",
-        "not early",
-        "progress",
-        "polls",
-        "tenancy",
-        "audit",
-    }
-)
-"""Promises that hold at every moment; the others only when everything has come to rest."""
+LATE = frozenset({"chains", "rescue", "drain"})
+"""Promises that can be checked only when everything has come to rest; the others say at every moment what they can."""
+EARLY = PROMISES.keys() - LATE
 
 
 def check(record: Record, names: Collection[str] = tuple(PROMISES)) -> list[Breach]:

@@ -50,6 +50,8 @@ class Mutant:
     """How long it may show itself."""
     needs_agents: bool = False
     """Whether it shows only through MCP."""
+    poisons: float = 0.001
+    """Share of the jobs that kill their worker."""
     also: Mutant | None = None
     """A second function that has to be changed for one bug."""
     source: str = ""
@@ -98,8 +100,11 @@ class Mutant:
 
 
 _FROZEN = {"worker stopped past its lease": 60.0}
-_CRASHES = {"PostgreSQL stopped at once": 60.0, "PostgreSQL killed": 60.0}
+_CRASHES = {"PostgreSQL stopped at once": 100.0, "PostgreSQL killed": 20.0}
 _LOST_ANSWERS = {"replies swallowed": 100.0, "connections cut": 40.0}
+_NO_WORKER_ENDS = dict.fromkeys(
+    ("worker killed", "worker told to end", "worker stopped past its lease"), 0.0
+)
 
 MUTANTS: dict[str, Mutant] = {
     "no-fence": Mutant(
@@ -122,12 +127,15 @@ MUTANTS: dict[str, Mutant] = {
         "a job lost alone is never reaped",
         "reap_leases",
         {"if v_lost.total > 0 then": "if v_lost.total > 1 then"},
+        poisons=0.02,
+        seconds=8,
         by=frozenset({"no loss"}),
     ),
     "lost-is-free": Mutant(
         "an attempt lost with its worker is never charged",
         "reap_leases",
         {"not o.is_lost or o.is_alone": "false"},
+        poisons=0.02,
         by=frozenset({"no loss", "attempts"}),
     ),
     "attempt-not-counted": Mutant(
@@ -345,9 +353,12 @@ MUTANTS: dict[str, Mutant] = {
         {
             "            await anyio.sleep(backoff)\n            backoff": "            return\n            backoff"
         },
-        _LOST_ANSWERS,
+        # Most other faults end the worker that gave up, and its lease brings the job back.
+        {**_LOST_ANSWERS, "connections cut": 200.0, "backends terminated": 60.0, **_NO_WORKER_ENDS},
         source="worker/settling.py",
         by=frozenset({"no loss"}),
+        poisons=0,
+        seconds=8,
     ),
     "client-key-lost": Mutant(
         "the client does not pass the idempotency key on",
@@ -361,10 +372,9 @@ MUTANTS: dict[str, Mutant] = {
         "execute-job does not pass the idempotency key on",
         "",
         {"        idempotency_key=given.idempotency_key": "        idempotency_key=None"},
-        {**_LOST_ANSWERS, "server killed": 60.0, "bridge killed": 60.0},
+        _LOST_ANSWERS,
         source="server/tools/executing.py",
         by=frozenset({"no ghosts", "one run per key"}),
-        seconds=20,
         needs_agents=True,
     ),
     "own-transaction": Mutant(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
 import anyio
+import anyio.to_thread
 import psycopg
 from anyio.abc import TaskGroup
 
@@ -26,12 +28,18 @@ down."""
 HOLE_SECONDS = 3.0
 """Between two black holes: where workers take long to start, one on the other would be most of what there is."""
 _NEWEST = """
-    (select n.id::text, null::integer as ended_at_epoch
+    (select n.id::text, null::integer as ended_at_epoch, false as is_in_memory
     from jobforge.tenants t
     cross join lateral (select j.id from jobforge.jobs j where j.tenant_id = t.tenant_id order by j.id desc limit 10) n)
     union all
-    (select e.job_id::text, e.epoch from soak.ends e where e.after is not null order by e.seq desc limit 30)"""
-"""Runs that can be seen, and ends: what anybody could see is there after whatever happens next."""
+    (select a.job_id::text, null, a.lsn > pg_current_wal_flush_lsn() from soak.arrivals a order by a.seq desc limit 10)
+    union all
+    (select e.job_id::text, e.epoch, e.lsn > pg_current_wal_flush_lsn()
+    from soak.ends e where e.after is not null order by e.seq desc limit 30)"""
+"""Runs that can be seen, and ends: what anybody could see is there after whatever happens next. Least sure is what can be seen
+and is in memory alone, which nothing ever should be."""
+AIM_SECONDS = 1.0
+"""How long such a moment is looked for."""
 Act = Callable[[], Awaitable[None]]
 Fault = Callable[[TaskGroup], Awaitable[bool | None]]
 
@@ -169,16 +177,20 @@ class Nemesis:
             suppress(psycopg.Error),
             psycopg.connect(self._server.url(), autocommit=True, connect_timeout=5) as connection,
         ):
-            rows = connection.execute(_NEWEST).fetchall()
+            until = time.monotonic() + AIM_SECONDS
+            while True:
+                rows = connection.execute(_NEWEST).fetchall()
+                if any(is_in_memory for _, _, is_in_memory in rows) or time.monotonic() > until:
+                    break
             self._server.tell(number)
-            self._history.note("seen", rows=rows)
+            self._history.note("seen", rows=[(run, epoch) for run, epoch, _ in rows])
         self._server.stop(number)
 
     async def _restart(self, number: signal.Signals, _: TaskGroup) -> bool:
         began = anyio.current_time()
         if began < self._restarted_at + self._calm_seconds:
             return False
-        self._look_and_stop(number)
+        await anyio.to_thread.run_sync(self._look_and_stop, number)
         await anyio.sleep(self._chance.uniform(0, 1))
         self._server.start()
         with anyio.fail_after(RESTART_SECONDS):

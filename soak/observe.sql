@@ -1,10 +1,12 @@
 -- What the database itself saw, written by triggers of the soak in the transaction that did it. No part of the product.
 create schema soak;
 create table soak.claims (seq bigint generated always as identity, tenant_id text, job_id uuid, epoch integer, lease_id uuid,
-  worker_id text, at timestamptz not null default clock_timestamp());
+  worker_id text, is_suspect boolean, at timestamptz not null default clock_timestamp());
 create index on soak.claims (at);
 create table soak.ends (seq bigint generated always as identity primary key, tenant_id text, job_id uuid, before text, after text, epoch integer,
-  attempt_no integer, result_hash text, at timestamptz not null default clock_timestamp());
+  attempt_no integer, result_hash text, lsn pg_lsn, at timestamptz not null default clock_timestamp());
+-- One of the runs that each statement made. A transaction that can be seen is on disk beyond what lsn says.
+create table soak.arrivals (seq bigint generated always as identity primary key, job_id uuid, lsn pg_lsn);
 create table soak.retries (tenant_id text, job_id uuid, epoch integer, run_at timestamptz, at timestamptz not null default clock_timestamp());
 create table soak.expiries (tenant_id text, worker_id text, lease_until timestamptz, at timestamptz not null default clock_timestamp());
 create table soak.progress (seq bigint generated always as identity, tenant_id text, job_id uuid, epoch integer, done float8);
@@ -18,8 +20,8 @@ grant usage on schema soak to public;
 grant insert, select on soak.orders to jobforge_api;
 create function soak.note_claim() returns trigger language plpgsql security definer set search_path = soak, pg_temp as $$
 begin
-  insert into soak.claims (tenant_id, job_id, epoch, lease_id, worker_id)
-  select new.tenant_id, u.job_id, u.epoch, new.lease_id, new.worker_id from unnest(new.job_ids, new.epochs) u(job_id, epoch);
+  insert into soak.claims (tenant_id, job_id, epoch, lease_id, worker_id, is_suspect)
+  select new.tenant_id, u.job_id, u.epoch, new.lease_id, new.worker_id, new.is_suspect from unnest(new.job_ids, new.epochs) u(job_id, epoch);
   return null;
 end $$;
 create trigger soak_claims after insert on jobforge.leases for each row execute function soak.note_claim();
@@ -32,13 +34,20 @@ create trigger soak_expiries after delete on jobforge.leases for each row
   when (old.lease_until < clock_timestamp()) execute function soak.note_expiry();
 create function soak.note_end() returns trigger language plpgsql security definer set search_path = soak, pg_temp as $$
 begin
-  insert into soak.ends (tenant_id, job_id, before, after, epoch, attempt_no, result_hash)
-  values (new.tenant_id, new.id, old.final_status, new.final_status, new.epoch, new.attempt_no, md5(new.result::text));
+  insert into soak.ends (tenant_id, job_id, before, after, epoch, attempt_no, result_hash, lsn)
+  values (new.tenant_id, new.id, old.final_status, new.final_status, new.epoch, new.attempt_no, md5(new.result::text), pg_current_wal_insert_lsn());
   return null;
 end $$;
 create trigger soak_ends after update on jobforge.jobs for each row
   when (old.final_status is distinct from new.final_status or old.result is distinct from new.result)
   execute function soak.note_end();
+create function soak.note_arrival() returns trigger language plpgsql security definer set search_path = soak, pg_temp as $$
+begin
+  insert into soak.arrivals (job_id, lsn) select n.id, pg_current_wal_insert_lsn() from made n limit 1;
+  return null;
+end $$;
+create trigger soak_arrivals after insert on jobforge.jobs referencing new table as made
+  for each statement execute function soak.note_arrival();
 create function soak.note_retry() returns trigger language plpgsql security definer set search_path = soak, pg_temp as $$
 begin
   insert into soak.retries (tenant_id, job_id, epoch, run_at) values (new.tenant_id, new.id, new.epoch, new.run_at);

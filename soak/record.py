@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from soak.history import read_histories
 from soak.server import Snapshot
 
 FINAL = frozenset({"succeeded", "failed", "dead", "canceled"})
+_ANSWERS = frozenset({"told", "event_told", "order_ended", "canceled", "seen"})
+"""What tells what the database holds from then on."""
 Line = dict[str, Any]
 Breaches = Generator[str]
 
@@ -25,6 +28,10 @@ class Record:
     """Everything that was written down."""
 
     database: Snapshot
+    is_at_rest: bool = True
+    """Whether everything has ended that ever will; else only what holds at every moment can be checked."""
+    taken_at: float = 0.0
+    """When the database was asked: answers that came later may tell of what it does not hold yet."""
     enqueues: dict[str, Line] = field(default_factory=dict[str, Line])
     """What was asked for, by nonce."""
     told: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -70,9 +77,9 @@ class Record:
         return sum(max(0.0, min(until, end) - max(since, start)) for start, end in self.outages)
 
 
-def read_record(database: Snapshot, folder: Path) -> Record:
+def read_record(database: Snapshot, folder: Path, *, is_at_rest: bool = True) -> Record:
     """Read everything that was written down: first what happened, then what was asked for."""
-    record = Record(database)
+    record = Record(database, is_at_rest, time.time())
     for row in record.rows(
         """
         select j.id::text as id, j.tenant_id, j.job_type, j.final_status, j.attempt_no, j.epoch, j.max_attempts, j.ordering_key,
@@ -83,15 +90,17 @@ def read_record(database: Snapshot, folder: Path) -> Record:
     ):
         record.jobs[row["id"]] = row
     for row in record.rows(
-        "select c.job_id::text as run, c.epoch, c.worker_id, c.at from soak.claims c order by c.seq"
+        "select c.job_id::text as run, c.epoch, c.worker_id, c.is_suspect, c.at from soak.claims c order by c.seq"
     ):
         record.claims[row["run"]].append(row)
     for line in read_histories(folder, "caller"):
-        _read_caller(record, line)
+        if line["what"] not in _ANSWERS or line["t"] < record.taken_at:
+            _read_caller(record, line)
     for line in read_histories(folder, "handler"):
         record.began[line["run"], line["epoch"]] = line["t"]
     for line in read_histories(folder, "conductor"):
-        _read_conductor(record, line)
+        if line["what"] not in _ANSWERS or line["t"] < record.taken_at:
+            _read_conductor(record, line)
     return record
 
 

@@ -30,6 +30,8 @@ _SETTINGS = {
     "tcp_user_timeout": "2000",
     "idle_in_transaction_session_timeout": "5000",
     "client_connection_check_interval": "500",
+    # Whoever does not wait for the disk is seldom helped to it by others.
+    "wal_writer_delay": "10000",
     "wal_level": "replica",
     "max_wal_senders": "4",
 }

@@ -55,9 +55,9 @@ def claims(record: Record) -> Breaches:
         numbers = [claim["epoch"] for claim in record.claims.get(run, [])]
         if numbers != list(range(1, len(numbers) + 1)):
             yield f"run {run} was claimed with epochs {numbers}"
-        if job["epoch"] != len(numbers):
+        if record.is_at_rest and job["epoch"] != len(numbers):
             yield f"run {run} is at epoch {job['epoch']} after {len(numbers)} claims"
-        for number in numbers:
+        for number in numbers if record.is_at_rest else ():
             is_accepted = job["final_status"] == "succeeded" and number == job["epoch"]
             if not is_accepted and number not in tried[run] and job["job_type"] in SINGLE:
                 yield f"claim {number} of run {run} has no end"
@@ -75,15 +75,22 @@ SINGLE = frozenset(
 
 def attempts(record: Record) -> Breaches:
     """I8: nothing is lost under a living lease; I9, I23: an attempt is charged when it should be, and only then."""
+    suspects = {
+        (run, claim["epoch"])
+        for run, found in record.claims.items()
+        for claim in found
+        if claim["is_suspect"]
+    }
     charged: dict[str, int] = defaultdict(int)
     failed: dict[str, int] = defaultdict(int)
     for row in record.rows(
         """
-        select a.job_id::text as run, a.outcome, extract(epoch from a.finished_at - a.started_at)::float8 as lasted
+        select a.job_id::text as run, a.epoch, a.outcome, extract(epoch from a.finished_at - a.started_at)::float8 as lasted
         from jobforge.job_attempts a"""
     ):
         charged[row["run"]] += row["outcome"] not in ("released", "deferred")
-        failed[row["run"]] += row["outcome"] in ENDED
+        is_lost_alone = row["outcome"] == "lost" and (row["run"], row["epoch"]) in suspects
+        failed[row["run"]] += row["outcome"] in ENDED or is_lost_alone
         if row["outcome"] == "lost" and row["lasted"] < LEASE_SECONDS:
             yield f"run {row['run']} was lost after {row['lasted']:.2f} s, under a living lease"
     for run, job in record.jobs.items():
@@ -93,7 +100,7 @@ def attempts(record: Record) -> Breaches:
         if job["attempt_no"] > charged[run] + is_success:
             yield f"run {run} is at attempt {job['attempt_no']} after {charged[run]} that could be charged"
         if job["attempt_no"] < failed[run] + is_success:
-            yield f"run {run} is at attempt {job['attempt_no']} after {failed[run]} failures"
+            yield f"run {run} is at attempt {job['attempt_no']} after {failed[run]} failures and losses alone"
 
 
 def not_early(record: Record) -> Breaches:

@@ -16,6 +16,9 @@ def no_loss(record: Record) -> Breaches:
                 yield f"run {run} of {nonce} was acknowledged and does not exist"
     for run in record.seen - record.jobs.keys():
         yield f"run {run} was seen before PostgreSQL was stopped and does not exist"
+    yield from _misplaced(record)
+    if not record.is_at_rest:
+        return
     for run, job in record.jobs.items():
         if job["final_status"] is None:
             yield f"run {run} ({job['job_type']}) never ended"
@@ -29,6 +32,29 @@ def no_loss(record: Record) -> Breaches:
     ):
         if row["n"]:
             yield f"{row['n']} rows are left in {row['place']} after the drain"
+
+
+def _misplaced(record: Record) -> Breaches:
+    """At every moment an open run is in a place from which it goes on, and one that has ended is in none."""
+    places: dict[str, str] = {
+        row["run"]: row["place"]
+        for row in record.rows(
+            """
+            select r.job_id::text as run, 'ready' as place from jobforge.ready r union all
+            select u.id::text, 'leases' from jobforge.leases l cross join unnest(l.job_ids) u(id) union all
+            select w.job_id::text, 'waiting' from jobforge.waiting w"""
+        )
+    }
+    for run, job in record.jobs.items():
+        if job["final_status"] is None and run not in places:
+            yield f"run {run} ({job['job_type']}) has not ended and is nowhere"
+        elif job["final_status"] is not None and run in places:
+            yield f"run {run} is {job['final_status']} and still in {places[run]}"
+    for row in record.rows(
+        "select k.ordering_key as key, k.head_job_id::text as head from jobforge.ordering_keys k"
+    ):
+        if row["head"] in record.jobs and record.jobs[row["head"]]["final_status"] is not None:
+            yield f"ordering key {row['key']} waits for run {row['head']}, which has ended"
 
 
 def no_ghosts(record: Record) -> Breaches:
@@ -50,8 +76,11 @@ def no_ghosts(record: Record) -> Breaches:
 def one_end(record: Record) -> Breaches:
     """I3, I7, I21: a run ends once, leaves its end only by a retry, and its result never changes."""
     for run, epoch in record.seen_ends:
-        if run in record.jobs and run not in record.retried and record.jobs[run]["epoch"] != epoch:
-            yield f"run {run} was seen ended at epoch {epoch} before PostgreSQL was stopped and is at {record.jobs[run]['epoch']}"
+        job = record.jobs.get(run)
+        if job is None or run in record.retried:
+            continue
+        if job["epoch"] != epoch or job["final_status"] is None:
+            yield f"run {run} was seen ended at epoch {epoch} before PostgreSQL was stopped and is {job['final_status']} at {job['epoch']}"
     ends: dict[str, list[Line]] = defaultdict(list)
     for row in record.rows("select e.*, e.job_id::text as run from soak.ends e order by e.seq"):
         ends[row["run"]].append(row)
