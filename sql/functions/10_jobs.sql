@@ -97,6 +97,7 @@ declare
   v_is_limited boolean;
   v_may_lease boolean;
   v_is_awake boolean;
+  v_use record;
   v_counters text[];
   v_ids uuid[];
   v_new_ids uuid[];
@@ -162,8 +163,20 @@ begin
     v_is_limited := exists (select from jobforge.limited_jobs t where t.tenant_id = p_tenant_id and t.job_id = p_parent_id);
   end if;
   if v_is_limited then
-    v_counters := jobforge.check_policy(p_tenant_id, 'enqueue', p_job_types, p_payloads, p_priorities, p_project_ids,
-      p_idempotency_keys, p_parent_id, p_is_plan, p_costs);
+    if p_parent_id is null and p_is_plan is not true and (v_count = 1
+      or (p_costs is null and p_idempotency_keys is null and p_job_types[1] = all (p_job_types)))
+    then
+      v_use := jobforge.count_jobs(p_tenant_id, v_claims, v_now, p_job_types, p_payloads, p_priorities, p_costs);
+      if v_use.is_in_doubt or (v_use.counted is not null and p_idempotency_keys[1] is not null) then
+        v_counters := jobforge.check_policy(p_tenant_id, 'enqueue', p_job_types, p_payloads, p_priorities, p_project_ids,
+          p_idempotency_keys, null, false, p_costs, v_use.counted, v_use.tracked, v_use.is_in_doubt);
+      else
+        v_counters := v_use.tracked;
+      end if;
+    else
+      v_counters := jobforge.check_policy(p_tenant_id, 'enqueue', p_job_types, p_payloads, p_priorities, p_project_ids,
+        p_idempotency_keys, p_parent_id, p_is_plan, p_costs);
+    end if;
   end if;
   if p_claim_limits is not null then
     perform jobforge.require_claim_limits(p_claim_limits);
@@ -333,7 +346,11 @@ begin
     where v_outcomes is null or v_outcomes[g.ord] = 'created';
   end if;
 
-  if v_counters is not null and v_new_ids is not null then
+  if v_new_ids is not null and cardinality(v_counters) = 1 and p_parent_id is null and v_counters[1] not like 'type:%' then
+    insert into jobforge.limited_jobs (tenant_id, job_id, counter, tracked_at, token_limits)
+    select p_tenant_id, u.id, v_counters[1], v_now, (select case when v_counters[1] like 'token:%' then v_claims -> 'limits' end)
+    from unnest(v_new_ids) u(id);
+  elsif v_counters is not null and v_new_ids is not null then
     perform jobforge.track_jobs(p_tenant_id, v_ids, p_job_types, v_new_ids, v_counters, p_parent_id);
   end if;
   if p_claim_limits is not null and v_new_ids is not null

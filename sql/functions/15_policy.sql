@@ -76,16 +76,13 @@ end $$;
 comment on function jobforge.check_shape(text, jobforge.rate_limits, text[], text[], integer[]) is
   'Refuse jobs that are larger or more urgent than a limit allows.';
 
--- Limit by limit. What check_policy has counted already is named, with the units that it took. Called from there, where
--- plans are bound to the order of an index: here they are free again.
+-- Limit by limit. What count_jobs has counted already is named, with the units that it took.
 create or replace function jobforge.check_each_limit(
   p_tenant_id text, p_action text, p_job_types text[], p_payloads text[], p_priorities integer[], p_project_ids text[],
   p_idempotency_keys text[], p_parent_id uuid, p_is_plan boolean, p_costs integer[], p_counted text[], p_counted_units bigint)
 returns text[]
 language plpgsql volatile
 set search_path = jobforge, pg_temp
-set enable_seqscan = on
-set enable_bitmapscan = on
 as $$
 declare
   v_limits jobforge.rate_limits[] := jobforge.limits_of_call(p_tenant_id, p_job_types, p_parent_id);
@@ -152,91 +149,34 @@ comment on function jobforge.check_each_limit(text, text, text[], text[], intege
   bigint) is 'Check a call against one limit after the other; those counted already are only judged.';
 
 -- Returns the counters that the new jobs are to be tracked under, for track_jobs; null if none. p_action cancel takes
--- from the rates alone. A child takes from none: its handler is bound by fan-out, depth, queue and budget.
---
--- New jobs of one type are counted and judged by one update of all counters there are, because every expression and every
--- statement of a function is made ready anew in every transaction. What a limit allows stands in the row of its counter,
--- where that of a token is written when it is first used. What is found to be too much, or has to be counted anew, is then
--- looked at limit by limit. Counters are locked in the order of their index, so the plan must use it.
+-- from the rates alone. A child takes from none: its handler is bound by fan-out, depth, queue and budget. What count_jobs
+-- has counted is named; unless that is in doubt all is well but for jobs that their key had made before.
 drop function if exists jobforge.check_policy(text, text, text[], text[], integer[], text[], text[], uuid, boolean);
+drop function if exists jobforge.check_policy(text, text, text[], text[], integer[], text[], text[], uuid, boolean, integer[]);
 create or replace function jobforge.check_policy(
   p_tenant_id text, p_action text, p_job_types text[], p_payloads text[] default null, p_priorities integer[] default null,
   p_project_ids text[] default null, p_idempotency_keys text[] default null, p_parent_id uuid default null,
-  p_is_plan boolean default false, p_costs integer[] default null)
+  p_is_plan boolean default false, p_costs integer[] default null, p_counted text[] default null,
+  p_tracked text[] default null, p_is_in_doubt boolean default true)
 returns text[]
 language plpgsql volatile
 set search_path = jobforge, pg_temp
-set enable_seqscan = off
-set enable_bitmapscan = off
 as $$
-declare
-  v_count integer := cardinality(p_job_types);
-  v_now timestamptz;
-  v_claims jsonb;
-  v_limits jsonb;
-  v_bytes integer;
-  v_priority integer;
-  v_counted text[];
-  v_tracked text[];
-  v_is_in_doubt boolean;
 begin
-  if p_action = 'enqueue' and p_parent_id is null and p_is_plan is not true and (v_count = 1
-    or (p_costs is null and p_idempotency_keys is null and p_job_types[1] = all (p_job_types)))
+  -- whoever made the same key under the same counter has committed by now
+  if p_is_in_doubt is not true and not exists (
+    select from jobforge.idempotency_keys k
+    where k.tenant_id = p_tenant_id and k.project_id = case when p_project_ids[1] is null then '' else p_project_ids[1] end
+      and k.job_type = p_job_types[1]
+      and k.idempotency_key = p_idempotency_keys[1] and k.expires_at > jobforge.now())
   then
-    v_now := jobforge.now();
-    if pg_catalog.current_setting('jobforge.claims', true) <> '' then
-      v_claims := pg_catalog.current_setting('jobforge.claims', true)::jsonb;
-      v_limits := v_claims -> 'limits';
-    end if;
-    if v_count = 1 then
-      v_bytes := octet_length(p_payloads[1]);
-      v_priority := coalesce(p_priorities[1], 2);
-    else
-      select max(octet_length(u.payload)), min(coalesce(u.priority, 2)) into v_bytes, v_priority
-      from unnest(p_payloads, p_priorities) u(payload, priority);
-    end if;
-    if v_limits is null or exists (select from jobforge.limit_usage u
-      where u.tenant_id = p_tenant_id and u.counter = 'token:' || (v_claims ->> 'jti') and u.limits = v_limits)
-    then
-      with used as (
-        update jobforge.limit_usage u
-        set permits = least(u.burst, u.permits + u.rps * greatest(0, extract(epoch from v_now - u.refilled_at)::float8))
-            - case when v_claims -> 'rates' = 'false'::jsonb then 0 else v_count end,
-          refilled_at = greatest(u.refilled_at, v_now),
-          jobs = u.jobs + v_count,
-          units = u.units + case when u.budget_units is null then 0 else v_count * coalesce(p_costs[1], 1) end,
-          open_ceiling = u.open_ceiling + v_count,
-          touched_at = v_now
-        where u.tenant_id = p_tenant_id and u.counter = any (array['tenant:', 'type:' || p_job_types[1],
-            'tool:' || pg_catalog.current_setting('jobforge.tool', true),
-            case when v_limits is not null then 'token:' || (v_claims ->> 'jti') end])
-          and (u.is_counted or v_bytes > u.max_payload_bytes or v_priority < u.max_priority)
-        returning u.counter, u.is_tracked,
-          coalesce(v_bytes > u.max_payload_bytes or v_priority < u.max_priority, false)
-          or u.budget_run_seconds is not null or u.unit_cost is not null
-          or coalesce(u.permits < -0.000001 or u.jobs > u.budget_jobs or u.units > u.budget_units
-            or u.period_started_at <= v_now - u.period_seconds * interval '1 second', false)
-          or coalesce(u.open_ceiling > u.max_queued or u.counted_at <= v_now - interval '10 seconds', u.max_queued is not null)
-          as is_in_doubt
-      )
-      select array_agg(u.counter), array_agg(u.counter) filter (where u.is_tracked), bool_or(u.is_in_doubt)
-      into v_counted, v_tracked, v_is_in_doubt
-      from used u;
-      -- whoever made the same key under the same counter has committed by now
-      if v_is_in_doubt is not true and (p_idempotency_keys[1] is null or v_counted is null or not exists (
-        select from jobforge.idempotency_keys k
-        where k.tenant_id = p_tenant_id and k.project_id = case when p_project_ids[1] is null then '' else p_project_ids[1] end and k.job_type = p_job_types[1]
-          and k.idempotency_key = p_idempotency_keys[1] and k.expires_at > v_now))
-      then
-        return v_tracked;
-      end if;
-    end if;
+    return p_tracked;
   end if;
   return jobforge.check_each_limit(p_tenant_id, p_action, p_job_types, p_payloads, p_priorities, p_project_ids, p_idempotency_keys,
-    p_parent_id, p_is_plan, p_costs, v_counted, v_count * coalesce(p_costs[1], 1));
+    p_parent_id, p_is_plan, p_costs, p_counted, cardinality(p_job_types) * coalesce(p_costs[1], 1));
 end $$;
-comment on function jobforge.check_policy(text, text, text[], text[], integer[], text[], text[], uuid, boolean, integer[]) is
-  'Check a call against every limit that applies to it, before it writes anything.';
+comment on function jobforge.check_policy(text, text, text[], text[], integer[], text[], text[], uuid, boolean, integer[], text[],
+  text[], boolean) is 'Check a call against every limit that applies to it, before it writes anything.';
 
 create or replace function jobforge.check_family(
   p_tenant_id text, p_limit jobforge.rate_limits, p_scope text, p_parent_id uuid, p_job_types text[], p_project_ids text[],

@@ -21,7 +21,7 @@ def said(claims: dict[str, Any] | str) -> tuple[str, ...]:
     return ("acme", "agent", "j1", "execute-job", "t1", text)
 
 
-def attack(queue: Queue, claims: dict[str, Any], **named: object) -> list[Row]:
+def attack(queue: Queue, claims: dict[str, Any], **named: Any) -> list[Row]:
     """Enqueue one job in a scope that a server signed for a token with these claims."""
     scope = said(claims)
     return send(queue, said=scope, signature=SIGNER.sign(*scope), **named)
