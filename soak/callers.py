@@ -43,11 +43,11 @@ JOBS_A_SECOND = 32
 """Of each tenant; what single calls do not make up is enqueued in bulk."""
 POLLED = 200
 BURST, BURST_MILLISECONDS = 8, 150
-"""Jobs under a limit that come at once, and how long each of them works: most have to wait for others."""
+"""Jobs of one limit or one ordering key that come at once, and how long the limited ones work: most have to wait for others."""
 POISONS = float(os.environ.get("SOAK_POISONS", "0.001"))
 """Share of the jobs that kill their worker."""
 LOOK_SECONDS = 0.1
-RETRIED = 0.3
+RETRIED = 0.1
 """Share of the bad ends whose run is tried again by whoever sees them."""
 T = TypeVar("T")
 
@@ -162,19 +162,37 @@ class Crowd:
         return int((anyio.current_time() - self._began) * JOBS_A_SECOND) - self._made
 
     async def _burst_loop(self) -> None:
-        """Enqueue more limited jobs at once than may run at once."""
+        """Enqueue more jobs of one limit and of one ordering key at once than may run at once."""
+        key, sequence = f"{os.getpid()}-burst", 0
         while not self.is_stopping:
             await self._enqueue_bulk("soak.limited", BURST, milliseconds=BURST_MILLISECONDS)
+            await self._enqueue_bulk("soak.quick", BURST, ordering_key=key, sequence=sequence)
+            sequence += BURST
             await anyio.sleep(self.chance.uniform(0.5, 2.5))
 
-    async def _enqueue_bulk(self, name: str, count: int, **more: JsonValue) -> None:
+    async def _enqueue_bulk(
+        self,
+        name: str,
+        count: int,
+        *,
+        ordering_key: str | None = None,
+        sequence: int = 0,
+        **more: JsonValue,
+    ) -> None:
         self._made += count
         nonces = [uuid4().hex for _ in range(count)]
         for nonce in nonces:
             self.history.note("enqueue", tenant=self.tenant, nonce=nonce, name=name, bulk=True)
+        works: list[dict[str, JsonValue]] = [{"nonce": nonce, **more} for nonce in nonces]
+        if ordering_key is not None:
+            works = [{**work, "sequence": sequence + at} for at, work in enumerate(works, 1)]
         jobs = [
-            (name, cast("JsonValue", {"nonce": nonce, **more}), Options(idempotency_key=nonce))
-            for nonce in nonces
+            (
+                name,
+                cast("JsonValue", work),
+                Options(idempotency_key=nonce, ordering_key=ordering_key),
+            )
+            for nonce, work in zip(nonces, works, strict=True)
         ]
         answers = await self.insist(lambda: self.client.enqueue_many(jobs), nonces[0])
         for nonce, answer in zip(nonces, answers or [], strict=False):

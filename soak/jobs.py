@@ -58,13 +58,14 @@ def _begin(work: Work, job: JobContext) -> Outcome:
     )
 
 
+TIMEOUT = os.environ.get("SOAK_TIMEOUT", "30s")
 LONG = Retry(max_attempts=25, backoff="100ms", max_backoff="500ms")
 SOON = Retry(max_attempts=4, backoff="200ms", multiplier=2, max_backoff="1s")
 
 
 @job(
     name="soak.quick",
-    timeout="30s",
+    timeout=TIMEOUT,
     retry=LONG,
 )
 async def quick(work: Work, job: JobContext) -> Outcome:
@@ -74,7 +75,7 @@ async def quick(work: Work, job: JobContext) -> Outcome:
 
 @job(
     name="soak.slow",
-    timeout="30s",
+    timeout=TIMEOUT,
     retry=LONG,
 )
 async def slow(work: Work, job: JobContext) -> Outcome:
@@ -86,7 +87,7 @@ async def slow(work: Work, job: JobContext) -> Outcome:
     return outcome
 
 
-@job(name="soak.flaky", timeout="30s", retry=SOON)
+@job(name="soak.flaky", timeout=TIMEOUT, retry=SOON)
 async def flaky(work: Work, job: JobContext) -> Outcome:
     """Fail a few times first."""
     outcome = _begin(work, job)
@@ -95,14 +96,14 @@ async def flaky(work: Work, job: JobContext) -> Outcome:
     return outcome
 
 
-@job(name="soak.hopeless", timeout="30s", retry=SOON)
+@job(name="soak.hopeless", timeout=TIMEOUT, retry=SOON)
 async def hopeless(work: Work, job: JobContext) -> Outcome:
     """Fail for good."""
     _begin(work, job)
     raise PermanentError("this cannot work", code="HOPELESS")
 
 
-@job(name="soak.poison", timeout="30s", retry=Retry(max_attempts=2, backoff="200ms"))
+@job(name="soak.poison", timeout=TIMEOUT, retry=Retry(max_attempts=2, backoff="200ms"))
 async def poison(work: Work, job: JobContext) -> Outcome:
     """Kill the worker."""
     _begin(work, job)
@@ -112,7 +113,7 @@ async def poison(work: Work, job: JobContext) -> Outcome:
 
 @job(
     name="soak.blocking",
-    timeout="30s",
+    timeout=TIMEOUT,
     isolation="process",
     retry=LONG,
 )
@@ -123,7 +124,7 @@ def blocking(work: Work, job: JobContext) -> Outcome:
     return outcome
 
 
-@job(name="soak.limited", timeout="30s", retry=LONG, concurrency=3)
+@job(name="soak.limited", timeout=TIMEOUT, retry=LONG, concurrency=3)
 async def limited(work: Work, job: JobContext) -> Outcome:
     """Work for a moment, beside two others of its tenant at most."""
     outcome = _begin(work, job)
@@ -131,13 +132,13 @@ async def limited(work: Work, job: JobContext) -> Outcome:
     return outcome
 
 
-@job(name="soak.event", timeout="30s", retry=LONG)
+@job(name="soak.event", timeout=TIMEOUT, retry=LONG)
 async def event(work: Work, job: JobContext) -> Outcome:
     """Do what an event asked for."""
     return _begin(work, job)
 
 
-@job(name="soak.tick", timeout="30s", retry=LONG)
+@job(name="soak.tick", timeout=TIMEOUT, retry=LONG)
 async def tick(work: Work, job: JobContext) -> Outcome:
     """Do what a schedule asked for."""
     return _begin(work, job)

@@ -52,6 +52,8 @@ class Mutant:
     """Whether it shows only through MCP."""
     poisons: float = 0.001
     """Share of the jobs that kill their worker."""
+    timeout: str = "30s"
+    """What a job may take: what is stuck is taken from its worker then, and goes on."""
     also: Mutant | None = None
     """A second function that has to be changed for one bug."""
     source: str = ""
@@ -102,9 +104,11 @@ class Mutant:
 _FROZEN = {"worker stopped past its lease": 60.0}
 _CRASHES = {"PostgreSQL stopped at once": 100.0, "PostgreSQL killed": 20.0}
 _LOST_ANSWERS = {"replies swallowed": 100.0, "connections cut": 40.0}
-_NO_WORKER_ENDS = dict.fromkeys(
-    ("worker killed", "worker told to end", "worker stopped past its lease"), 0.0
-)
+_NO_WORKER_ENDS: dict[str, float] = {
+    "worker killed": 0.0,
+    "worker told to end": 0.0,
+    "worker stopped past its lease": 0.0,
+}
 
 MUTANTS: dict[str, Mutant] = {
     "no-fence": Mutant(
@@ -127,8 +131,10 @@ MUTANTS: dict[str, Mutant] = {
         "a job lost alone is never reaped",
         "reap_leases",
         {"if v_lost.total > 0 then": "if v_lost.total > 1 then"},
-        poisons=0.02,
-        seconds=8,
+        # The last job of all is lost alone; others would only be in its way.
+        _NO_WORKER_ENDS,
+        poisons=0,
+        seconds=3,
         by=frozenset({"no loss"}),
     ),
     "lost-is-free": Mutant(
@@ -322,14 +328,16 @@ MUTANTS: dict[str, Mutant] = {
         "the triggers of one stored event in three are not asked",
         "process_event",
         {
-            "decide_event_fires(v_event, p_fires": "decide_event_fires(v_event, case when random() < 0.3 then '[]' else p_fires end"
+            "perform jobforge.enter_trusted_scope": "if random() < 0.3 then return; end if; perform jobforge.enter_trusted_scope"
         },
         by=frozenset({"events"}),
     ),
     "cron-twice": Mutant(
         "two schedulers start a run each for one time",
         "decide_schedule_fires",
-        {"v_key := 'at:' ||": "v_key := 'at:' || random()::text ||"},
+        {
+            "v_key := 'at:' ||": "perform pg_catalog.pg_sleep(0.1); v_key := 'at:' || random()::text ||"
+        },
         by=frozenset({"schedules"}),
         also=Mutant(
             "",
@@ -353,8 +361,9 @@ MUTANTS: dict[str, Mutant] = {
         {
             "            await anyio.sleep(backoff)\n            backoff": "            return\n            backoff"
         },
-        # Most other faults end the worker that gave up, and its lease brings the job back.
-        {**_LOST_ANSWERS, "connections cut": 200.0, "backends terminated": 60.0, **_NO_WORKER_ENDS},
+        # Whatever ends the worker that gave up brings the job back.
+        {**_NO_WORKER_ENDS, "settles terminated": 400.0},
+        timeout="10m",
         source="worker/settling.py",
         by=frozenset({"no loss"}),
         poisons=0,

@@ -40,6 +40,9 @@ _NEWEST = """
 and is in memory alone, which nothing ever should be."""
 AIM_SECONDS = 1.0
 """How long such a moment is looked for."""
+_END_SETTLES = """
+    select pg_terminate_backend(a.pid) from pg_stat_activity a
+    where a.state = 'active' and a.pid <> pg_backend_pid() and a.query ~ 'jobforge.(complete|fail)_jobs'"""
 Act = Callable[[], Awaitable[None]]
 Fault = Callable[[TaskGroup], Awaitable[bool | None]]
 
@@ -74,6 +77,7 @@ class Nemesis:
             ("replies swallowed", 14, self._lose_replies),
             ("black hole", 5, self._hold),
             ("backends terminated", 8, self._terminate),
+            ("settles terminated", 3, self._terminate_settles),
             ("server killed", 4, partial(self._end_server, signal.SIGKILL)),
             ("server told to end", 2, partial(self._end_server, signal.SIGTERM)),
             ("node killed", 3, partial(self._end_node, signal.SIGKILL)),
@@ -170,6 +174,19 @@ class Nemesis:
                 select pg_terminate_backend(a.pid) from pg_stat_activity a
                 where a.datname = current_database() and a.pid <> pg_backend_pid() and random() < 0.4"""
             )
+
+    async def _terminate_settles(self, _: TaskGroup) -> None:
+        await anyio.to_thread.run_sync(self._end_settles)
+
+    def _end_settles(self) -> None:
+        """Let no settle through for a moment: each is to be repeated for as long as its lease lives."""
+        until = time.monotonic() + AIM_SECONDS
+        with (
+            suppress(psycopg.Error),
+            psycopg.connect(self._server.url(), autocommit=True, connect_timeout=5) as connection,
+        ):
+            while time.monotonic() < until:
+                connection.execute(_END_SETTLES)
 
     def _look_and_stop(self, number: signal.Signals) -> None:
         """Look what is newest, and stop the server before anything else can bring that to its disk."""

@@ -36,7 +36,7 @@ from soak.promises.claims import rescue_seconds
 from soak.proxy import Proxy
 from soak.record import Record, read_record
 from soak.server import Server, Snapshot, free_port
-from soak.stage import CATCH_UPS, CHAIN, issue_tokens, prepare
+from soak.stage import CATCH_UPS, CHAIN, enqueue_last, issue_tokens, prepare
 
 HERE = Path(__file__).parent
 DRAIN_SECONDS = 240.0
@@ -112,7 +112,7 @@ async def soak(
     proxy, port = Proxy(free_port(), server.port), free_port()
     environment = _environment(folder, server, proxy, port)
     if mutant is not None:
-        environment["SOAK_POISONS"] = str(mutant.poisons)
+        environment |= {"SOAK_POISONS": str(mutant.poisons), "SOAK_TIMEOUT": mutant.timeout}
         if not options.unplanted:
             environment |= mutant.change_sources(folder / "mutated")
     tokens = issue_tokens(folder / "keys", _tenants())
@@ -149,6 +149,10 @@ async def soak(
                     await anyio.to_thread.run_sync(crew.stop_callers)
                     stop_schedules(server)
                     summary.drain_seconds, summary.is_drained = await _drain(server, *drain)
+                    if summary.is_drained and (mutant is None or "no loss" in mutant.by):
+                        await _lose_one_alone(server, folder)
+                        seconds, summary.is_drained = await _drain(server, *drain)
+                        summary.drain_seconds += seconds
                 group.cancel_scope.cancel()
             # While the proxy still serves: without a database none of them ends soon.
             await anyio.to_thread.run_sync(crew.stop, KILL if breaches else END)
@@ -290,6 +294,13 @@ async def _drain(server: Server, seconds: float, still_seconds: float) -> tuple[
         if left != before:
             before, moved = left, now
     return time.monotonic() - began, False
+
+
+async def _lose_one_alone(server: Server, folder: Path) -> None:
+    """Let the last job of all be lost with its worker, as often as it may be."""
+    history = History(folder / "history", "caller")
+    url = server.url("jobforge_api")
+    await enqueue_last(url, HERE / "jobs.py", TENANTS[0][0], history)
 
 
 def _environment(folder: Path, server: Server, proxy: Proxy, port: int) -> dict[str, str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
+from jobforge_mcp.client.options import Options
 from jobforge_mcp.client.verbs import Client
 from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.loader import load_jobs
@@ -17,8 +19,10 @@ from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.settings import load_settings
 from jobforge_mcp.triggers.desk import EventDesk
 from jobforge_mcp.types import Caller, JsonObject, TenantId, TriggerKind, TriggerSpec
+from soak.history import History
 
 CHAIN = "chain.of-three"
+POISON = "soak.poison"
 EVENT = "soak.order"
 EVENT_TRIGGERS = {"each": False, "big": True}
 """Triggers of every tenant, and whether they want big orders alone."""
@@ -89,6 +93,17 @@ async def prepare(url: str, jobs: Path, tenants: list[str], scheduled: list[str]
                         overlap="queue",
                     )
                 )
+
+
+async def enqueue_last(url: str, jobs: Path, tenant: str, history: History) -> None:
+    """Enqueue a job that kills its worker while nothing else is there."""
+    nonce = uuid4().hex
+    history.note("enqueue", tenant=tenant, nonce=nonce, name=POISON)
+    async with Database(url, role="jobforge_api", max_size=1, name="soak") as database:
+        caller = Caller(TenantId(tenant), "soak", ALL_SCOPES)
+        client = Client(Router(database), Registry(load_jobs([jobs])), caller)
+        enqueued = await client.enqueue(POISON, {"nonce": nonce}, Options(idempotency_key=nonce))
+    history.note("told", nonce=nonce, run=str(enqueued.job_id))
 
 
 def issue_tokens(folder: Path, tenants: list[str]) -> dict[str, str]:
