@@ -20,6 +20,10 @@ begin
   then
     raise exception 'what can be paused is the tenant, without a name, or a type or project by its name' using errcode = 'JF400';
   end if;
+  if p_kind = 'type' and p_name ~ '[*?]' then
+    raise exception 'a job type is paused by its whole name, and % is a pattern', left(p_name, 100) using errcode = 'JF400',
+      hint = 'Pause each type by itself, or a project, or the tenant.';
+  end if;
   if v_projects is not null and not (p_kind = 'project' and p_name = any (v_projects)) then
     raise exception 'the caller is confined to projects and can pause and resume those alone' using errcode = 'JF403',
       hint = 'Name a project of the caller.';

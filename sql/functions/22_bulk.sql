@@ -37,8 +37,9 @@ declare
   v_after uuid := p_after_id;
 begin
   if not p_statuses <@ v_allowed then
-    raise exception 'runs that are % cannot be meant', array_to_string(p_statuses, ', ') using errcode = 'JF400',
-      hint = 'Some of ' || array_to_string(v_allowed, ', ') || '.';
+    raise exception 'runs that are % cannot be %', array_to_string(p_statuses, ', '),
+        case when p_is_open then 'canceled' else 'retried by a filter' end
+      using errcode = 'JF400', hint = 'Of these they can: ' || array_to_string(v_allowed, ', ') || '.';
   end if;
   if p_is_open and v_after is null then  -- what ended is older, mostly: begin at the first that has not
     select min(x.id::text)::uuid into v_after

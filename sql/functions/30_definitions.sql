@@ -30,7 +30,7 @@ language plpgsql stable
 set search_path = jobforge, pg_temp
 as $$
 begin
-  raise exception 'there is no registered job of this name' using errcode = 'JF404', detail = 'JOB_NOT_FOUND',
+  raise exception 'there is no registered job of this name, or not in this version' using errcode = 'JF404', detail = 'JOB_NOT_FOUND',
     hint = 'list-jobs shows every job that you may run.';
 end $$;
 comment on function jobforge.refuse_unknown_job(text) is 'The one answer for a definition that does not exist, or not for this caller.';

@@ -188,9 +188,10 @@ begin
 end $$;
 comment on function jobforge.refuse_used(text, text) is 'Refuse to remove a job that compositions run, and name them.';
 
+drop function if exists jobforge.register_definition(text, text, text, text, boolean);
 create or replace function jobforge.register_definition(
   p_tenant_id text, p_definition text, p_lane_type text, p_version text default null, p_is_plan boolean default false)
-returns table (job_type text, job_version text, outcome text, definition_hash text, woken_runs bigint)
+returns table (job_type text, job_version text, outcome text, definition_hash text, woken_runs bigint, needs_approval boolean)
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
 as $$
@@ -253,7 +254,8 @@ begin
   if p_is_plan then
     perform jobforge.record_audit(p_tenant_id, 'register_definition', 'planned', null, v_name,
       jsonb_build_object('version', v_version, 'outcome', v_outcome));
-    return query select v_name, v_version, case when v_outcome = 'unchanged' then 'unchanged' else 'planned' end, encode(v_hash, 'hex'), 0::bigint;
+    return query select v_name, v_version, case when v_outcome = 'unchanged' then 'unchanged' else 'planned' end, encode(v_hash, 'hex'), 0::bigint,
+      v_outcome = 'quarantined';
     return;
   end if;
 
@@ -290,7 +292,7 @@ begin
   end if;
   perform jobforge.record_audit(p_tenant_id, 'register_definition', v_outcome, null, v_name,
     jsonb_build_object('version', v_version, 'hash', encode(v_hash, 'hex')));
-  return query select v_name, v_version, v_outcome, encode(v_hash, 'hex'), v_woken;
+  return query select v_name, v_version, v_outcome, encode(v_hash, 'hex'), v_woken, v_outcome = 'quarantined';
 end $$;
 comment on function jobforge.register_definition(text, text, text, text, boolean) is
   'Register a version of a definition: created, unchanged, quarantined until it is approved, or planned.';

@@ -109,7 +109,7 @@ async def shown_names(catalog: Catalog, caller: Caller, names: Sequence[str]) ->
 def unknown_job() -> NotFoundError:
     """Return the words for a registered job that is not there, which are the database's."""
     return NotFoundError(
-        "there is no registered job of this name",
+        "there is no registered job of this name, or not in this version",
         code="JOB_NOT_FOUND",
         hint="list-jobs shows every job that you may run.",
     )

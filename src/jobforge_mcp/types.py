@@ -1235,3 +1235,5 @@ class Registration:
     definition_hash: str | None = None
     runs: int = 0
     """Queued runs that this let be claimed again, or keeps from being claimed."""
+    needs_approval: bool = False
+    """Whether the version waits for somebody else's approval, or would."""

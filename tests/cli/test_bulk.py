@@ -74,3 +74,17 @@ def test_a_type_and_a_project_are_two_queues(installed: Runner) -> None:
     ran = installed("queue", "pause", "--type", "demo.countdown", "--project", "p1", "--json")
 
     assert (ran.code, ran.document["error"]["code"]) == (1, "INVALID_INPUT")
+
+
+def test_a_pattern_is_no_name_of_a_type_that_could_be_paused(installed: Runner) -> None:
+    ran = installed("queue", "pause", "--type", "demo.**", "--json")
+
+    assert (ran.code, ran.document["error"]["code"]) == (1, "INVALID_INPUT")
+    assert "demo.** is a pattern" in ran.document["error"]["message"]
+
+
+def test_a_filter_for_what_cannot_be_touched_says_what_can(installed: Runner) -> None:
+    ran = installed("cancel", "--status", "succeeded", "--dry-run", "--json")
+
+    assert ran.document["error"]["message"] == "runs that are succeeded cannot be canceled"
+    assert "queued, waiting, running" in ran.document["error"]["hint"]

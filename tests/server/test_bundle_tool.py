@@ -126,3 +126,19 @@ async def test_a_request_whose_key_was_used_otherwise_has_a_code(
     assert [(item["outcome"], item.get("code")) for item in items] == [
         ("created", None), ("conflict", "IDEMPOTENCY_CONFLICT"),
     ]  # fmt: skip
+
+
+async def test_a_request_that_does_not_fit_is_named_by_its_place(
+    database: ScratchDatabase, tmp_path: Path
+) -> None:
+    requests = [{"id": "a", "name": "test.echo"}, {"id": "b", "nam": "test.echo"}]
+    async with (
+        open_stage(database, tmp_path, bundles_enabled=True) as stage,
+        Client(build_server(stage.parts, stage.credential())) as client,
+    ):
+        answer = await client.call_tool("execute-bundle", {"requests": requests})
+
+    assert answer.structured_content is not None
+    error = answer.structured_content["error"]
+    assert error["message"] == "in request 2: there is no argument nam"
+    assert error["hint"] == "did you mean name?"

@@ -512,3 +512,35 @@ async def test_limits_and_debounce_are_registered_by_tool_and_shown_in_detail(
     assert "debounce key" in held["next"]
     assert replaced["error"]["code"] == "DEBOUNCED"
     assert replaced["next"].startswith("Follow the newer run that error names instead")
+
+
+async def test_a_dry_run_says_that_somebody_else_would_have_to_approve(
+    client: Client, database: ScratchDatabase
+) -> None:
+    with database.connect() as connection:
+        connection.execute("select jobforge.require_approval('acme', true)")
+
+    planned = told(await client.call_tool("register-job", {**HELLO, "dryRun": True}))
+
+    assert planned["outcome"] == "planned"
+    assert "quarantined until somebody else approves" in planned["next"]
+
+
+async def test_a_dry_run_of_a_run_says_which_limits_and_scopes_apply(client: Client) -> None:
+    limited = {**HELLO, "concurrency": {"limit": 2, "key": "/text"}}
+    await client.call_tool("register-job", limited)
+
+    planned = told(
+        await client.call_tool(
+            "execute-job", {"name": "acme.hello", "input": {"text": "a"}, "dryRun": True}
+        )
+    )
+
+    assert planned["limits"] == {"concurrency": {"limit": 2, "key": "a"}}
+    assert (planned["scopes"], planned["jobVersion"]) == (["jobs:execute"], "1")
+
+
+async def test_a_page_after_the_last_says_so(client: Client) -> None:
+    page = told(await client.call_tool("list-jobs", {"cursor": "zzz"}))
+
+    assert (page["jobs"], page["next"]) == ([], "Nothing comes after this cursor.")

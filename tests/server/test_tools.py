@@ -503,3 +503,9 @@ def _has_wal_sync(admin: psycopg.Connection) -> bool:
         "select 1 from pg_attribute where attrelid = 'pg_stat_wal'::regclass and attname = 'wal_sync'"
     ).fetchone()
     return found is not None
+
+
+async def test_no_output_schema_refers_to_the_schema_that_anything_fits(client: Client) -> None:
+    tools = (await client.list_tools()).tools
+
+    assert [tool.name for tool in tools if "JsonValue" in json.dumps(tool.output_schema)] == []

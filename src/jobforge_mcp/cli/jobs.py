@@ -280,6 +280,9 @@ def _show_registration(registration: Registration, *, is_json: bool) -> None:
     version = f" version {registration.job_version}" if registration.job_version else ""
     runs = f", {registration.runs} queued runs" if registration.runs else ""
     line = f"job {registration.job_type}{version} is {registration.outcome}{runs}"
+    if registration.needs_approval:
+        would = "would wait" if registration.outcome == "planned" else "waits"
+        line += f"\nit {would} for somebody else: jobforge jobs approve {registration.job_type}"
     show(
         document,
         is_json=is_json,

@@ -209,4 +209,5 @@ def _to_registration(row: Row, runs: str) -> Registration:
         job_version=row.get("job_version"),
         definition_hash=row.get("definition_hash"),
         runs=row[runs],
+        needs_approval=row.get("needs_approval", False),
     )

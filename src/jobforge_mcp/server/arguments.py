@@ -389,13 +389,15 @@ _NOISE = frozenset({"title", "maxLength", "propertyNames", "minItems", "maxItems
 
 def explain(model: type[Arguments], problems: list[ErrorDetails]) -> InvalidInputError:
     """Say in one sentence what is wrong with the first argument that does not fit."""
-    problem = problems[0]
+    # a name that is not known is most often the one that is missing, written otherwise
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     argument = str(problem["loc"][0]) if problem["loc"] else "arguments"
     match problem["type"]:
         case "extra_forbidden":
             return _unknown(model, argument)
         case "run_id":
-            return _malformed(argument)
+            inner = [part for part in problem["loc"][1:] if isinstance(part, int)]
+            return _malformed(f"member {inner[0] + 1} of {argument}" if inner else argument)
         case "missing":
             return InvalidInputError(
                 f"the argument {argument} is required",

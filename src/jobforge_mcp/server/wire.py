@@ -192,6 +192,11 @@ class PlanView(WireModel):
     """What the call would come to."""
     run_id: str | None = None
     status: str | None = None
+    job_version: str | None = None
+    scopes: list[str] | None = None
+    """What the caller needs for it, and has."""
+    limits: PydanticJson = None
+    """What of the definition may hold the run back: concurrency, rateLimit, debounce."""
     input: PydanticJson = None
     next: str
 
@@ -418,11 +423,27 @@ def schema_of(models: tuple[type[WireModel], ...]) -> JsonObject:
     """Return the JSON Schema of what a tool answers: one of these."""
     _, schema = models_json_schema([(model, "serialization") for model in models], by_alias=True)
     definitions = cast("JsonObject", squeeze(cast("JsonObject", schema)["$defs"], is_map=True))
+    definitions = cast("JsonObject", _without_anything(definitions))
     options: list[JsonValue] = [{"$ref": f"#/$defs/{model.__name__}"} for model in models]
     if len(models) == 1:
         root = cast("JsonObject", definitions.pop(models[0].__name__))
         return {**root, "$defs": definitions} if definitions else root
     return {"type": "object", "anyOf": options, "$defs": definitions}
+
+
+def _without_anything(node: JsonValue) -> JsonValue:
+    """Leave out the reference to the schema that anything fits: clients would look it up for every member of every row."""
+    if isinstance(node, list):
+        return [_without_anything(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        name: _without_anything(member)
+        for name, member in node.items()
+        if name != "JsonValue"
+        and (name, member) != ("$ref", "#/$defs/JsonValue")
+        and (name, member) != ("additionalProperties", {"$ref": "#/$defs/JsonValue"})
+    }
 
 
 def compact(value: JsonValue) -> str:

@@ -11,6 +11,8 @@ import re
 from datetime import datetime
 from typing import Final, NoReturn
 
+from pydantic.alias_generators import to_camel
+
 from jobforge_mcp.definitions.json_limits import dump_limited
 from jobforge_mcp.definitions.mapping import check, check_condition
 from jobforge_mcp.errors import InvalidInputError
@@ -49,11 +51,11 @@ def check_spec(spec: TriggerSpec) -> None:
     is_cron = spec.kind is TriggerKind.CRON
     for name in _EVENT_ONLY if is_cron else _CRON_ONLY:
         if getattr(spec, name) is not None:
-            _refuse(f"a trigger of kind {spec.kind} takes no {name}")
+            _refuse(f"a trigger of kind {spec.kind} takes no {to_camel(name)}")
     for name, (least, most) in _RANGES.items():
         value: int | None = getattr(spec, name)
         if value is not None and not least <= value <= most:
-            _refuse(f"{name} must be from {least} to {most}")
+            _refuse(f"{to_camel(name)} must be from {least} to {most}")
     if spec.input is not None:
         dump_limited(spec.input)
     if is_cron:
@@ -74,7 +76,7 @@ def _check_cron(spec: TriggerSpec) -> None:
         _refuse("a trigger of kind cron needs a schedule", "pass cron, such as 0 9 * * 1-5")
     Schedule(spec.cron, spec.timezone or "UTC")
     if spec.catch_up is not None and spec.catch_up not in CATCH_UPS:
-        _refuse(f"catch-up is one of {', '.join(CATCH_UPS)}")
+        _refuse(f"catchUp is one of {', '.join(CATCH_UPS)}")
     if spec.overlap is not None and spec.overlap not in OVERLAPS:
         _refuse(f"overlap is one of {', '.join(OVERLAPS)}")
 
@@ -97,7 +99,7 @@ def _check_event(spec: TriggerSpec) -> None:
             check(template)
     for name, most in (("match", 16_384), ("input_mapping", 65_536), ("dedupe_key", 4_096)):
         if len(json.dumps(getattr(spec, name), ensure_ascii=False).encode(errors="replace")) > most:
-            _refuse(f"{name} is larger than {most} bytes")
+            _refuse(f"{to_camel(name)} is larger than {most} bytes")
 
 
 def _refuse(message: str, hint: str | None = None) -> NoReturn:

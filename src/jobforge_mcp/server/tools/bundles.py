@@ -21,7 +21,7 @@ async def execute_bundle(parts: ServerParts, call: Call, given: args.ExecuteBund
     """Enqueue what can be run, and say of each request what became of it."""
     if given.idempotency_key is not None:
         check_key(given.idempotency_key, "idempotencyKey")
-    requests = [_request(one) for one in given.requests]
+    requests = [_request(number, one) for number, one in enumerate(given.requests, 1)]
     prepared = [await _prepared(parts, call, one, given.idempotency_key) for one in requests]
     places = [
         Place(one.id, tuple(one.depends_on or ()), one.on_failure or "cancel") for one in requests
@@ -72,10 +72,15 @@ def _next(given: args.ExecuteBundle, *, is_empty: bool) -> str:
     return "Call get-job-status with runIds and waitSeconds."
 
 
-def _request(given: object) -> args.BundleRequest:
+def _request(number: int, given: object) -> args.BundleRequest:
     if not isinstance(given, dict):
         raise InvalidInputError("a request of a bundle is one object", code="BUNDLE_INVALID")
-    request = args.parse(args.BundleRequest, cast("JsonObject", given))
+    try:
+        request = args.parse(args.BundleRequest, cast("JsonObject", given))
+    except InvalidInputError as error:
+        raise InvalidInputError(
+            f"in request {number}: {error.message}", code=error.code, hint=error.hint
+        ) from None
     if any(getattr(request, name) is not None for name in _OF_ONE_CALL):
         raise InvalidInputError(
             "a request of a bundle is not waited for, and dryRun is for the whole",

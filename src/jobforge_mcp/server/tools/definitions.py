@@ -15,6 +15,7 @@ _NEXT = {
     "unchanged": "It was registered so before; run it with execute-job, name {name}.",
     "quarantined": "New runs are refused until somebody else approves it: jobforge jobs approve {name}.",
     "planned": "Nothing was written; call again without dryRun.",
+    "planned_approval": "Nothing was written; without dryRun it is quarantined until somebody else approves it.",
 }
 _NEXT_AFTER_REMOVAL = {
     "removed": "New runs are refused; register-job with a definition of this name brings it back.",
@@ -32,7 +33,8 @@ async def register_job(parts: ServerParts, call: Call, given: args.RegisterJob) 
         is_plan=bool(given.dry_run),
         origin=call.origin,
     )
-    return _answer(registration, _NEXT[registration.outcome])
+    is_held = registration.outcome == "planned" and registration.needs_approval
+    return _answer(registration, _NEXT["planned_approval" if is_held else registration.outcome])
 
 
 async def remove_job(parts: ServerParts, call: Call, given: args.RemoveJob) -> wire.Answer:

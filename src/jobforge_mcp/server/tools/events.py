@@ -132,7 +132,9 @@ async def list_triggers(parts: ServerParts, call: Call, given: args.ListTriggers
         next_cursor=rows[-1].name if is_more else None,
         next="More with cursor nextCursor."
         if is_more
-        else "Pass name and history for decisions and reasons.",
+        else "Pass name and history for decisions and reasons."
+        if rows
+        else "No trigger fits.",
     )
     return Answer(
         page.wire(), "\n".join([*map(_describe, rows), *more_of(page.next_cursor), page.next])

@@ -59,7 +59,7 @@ async def execute_job(parts: ServerParts, call: Call, given: args.ExecuteJob) ->
     bound = await find_job(parts, call, given)
     job = new_job(parts, call, given, bound)
     if given.dry_run:
-        return await _plan(parts, call, job)
+        return await _plan(parts, call, job, bound)
     seconds = (
         0.0
         if given.background
@@ -133,7 +133,7 @@ def _only_project(call: Call) -> str | None:
     return next(iter(projects)) if projects is not None and len(projects) == 1 else None
 
 
-async def _plan(parts: ServerParts, call: Call, job: NewJob) -> wire.Answer:
+async def _plan(parts: ServerParts, call: Call, job: NewJob, bound: BoundJob) -> wire.Answer:
     planned = await parts.router.enqueue_job(call.caller, job, origin=call.origin, is_plan=True)
     is_known = planned.outcome is EnqueueOutcome.REPLAYED
     view = wire.PlanView(
@@ -141,6 +141,12 @@ async def _plan(parts: ServerParts, call: Call, job: NewJob) -> wire.Answer:
         outcome=planned.outcome.value,
         run_id=str(planned.job_id) if is_known else None,
         status=planned.status.value if is_known else None,
+        job_version=job.job_version,
+        scopes=sorted(
+            {Scope.JOBS_EXECUTE.value, *bound.definition.required_scopes(JobAction.EXECUTE)}
+            | ({Scope.ACTION_EXECUTE.value} if bound.effects is Effects.EXTERNAL else set())
+        ),
+        limits=cast("JsonValue", json.loads(job.claim_limits)) if job.claim_limits else None,
         input=json.loads(job.payload) if len(job.payload) <= wire.RESULT_INLINE_BYTES else None,
         next=next_after_plan(planned.outcome.value),
     )

@@ -35,12 +35,21 @@ async def list_jobs(parts: ServerParts, call: Call, given: args.ListJobs) -> wir
     page = wire.JobPage(
         jobs=shown,
         next_cursor=found[len(shown) - 1].name if is_more else None,
-        next=_next_after_jobs(shown, is_more=is_more, is_detailed=bool(given.detail)),
+        next=_next_after_jobs(
+            shown,
+            is_more=is_more,
+            is_detailed=bool(given.detail),
+            is_later=given.cursor is not None,
+        ),
     )
     return wire.Answer(page.wire(), _describe_jobs(page, is_detailed=bool(given.detail)))
 
 
-def _next_after_jobs(shown: Sequence[object], *, is_more: bool, is_detailed: bool) -> str:
+def _next_after_jobs(
+    shown: Sequence[object], *, is_more: bool, is_detailed: bool, is_later: bool
+) -> str:
+    if not shown and is_later:
+        return "Nothing comes after this cursor."
     if not shown:
         return "Nothing fits: call list-jobs with fewer words."
     then = (
