@@ -105,6 +105,9 @@ comment on function jobforge.await_wakeup(text, text, integer) is
 create or replace function jobforge.tend_lanes() returns void
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
 as $$
 declare
   v_now timestamptz := jobforge.now();
@@ -115,7 +118,7 @@ begin
   where (l.tenant_id, l.job_type) in (
     select x.tenant_id, x.job_type from jobforge.lanes x
     where x.seen_at < v_now - interval '1 minute'
-      and not exists (select from jobforge.ready r where r.tenant_id = x.tenant_id and r.job_type = x.job_type)
+      and (select true from jobforge.ready r where r.tenant_id = x.tenant_id and r.job_type = x.job_type limit 1) is null
     for update skip locked);
   insert into jobforge.lanes (tenant_id, job_type, is_found, seen_at)
   with recursive lane (tenant_id, job_type) as (

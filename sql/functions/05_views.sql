@@ -49,7 +49,7 @@ from (
   where f.final_status is not null
 ) s
 cross join lateral (select x.* from jobforge.jobs x where x.tenant_id = s.tenant_id and x.id = s.job_id offset 0) j
-left join jobforge.run_progress p on p.tenant_id = s.tenant_id and p.job_id = s.job_id;
+left join lateral (select y.* from jobforge.run_progress y where y.tenant_id = s.tenant_id and y.job_id = s.job_id offset 0) p on true;
 comment on view jobforge.runs is 'Every job of the scope''s tenant with its true status, progress and version.';
 
 create or replace view jobforge.job_results as

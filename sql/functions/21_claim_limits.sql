@@ -59,7 +59,10 @@ begin
   ), due as (
     -- not before now: workers pass over what lies behind the jobs they claimed, until their next full look
     update jobforge.jobs j set run_at = greatest(j.run_at, jobforge.now())
-    from moved m where j.tenant_id = m.tenant_id and j.id = m.job_id
+    from moved m
+    where j.tenant_id = any (p_tenant_ids) and j.id = any (array(select i.job_id from moved i))
+      and j.id between (select i.job_id from moved i order by 1 limit 1) and (select i.job_id from moved i order by 1 desc limit 1)
+      and j.tenant_id = m.tenant_id and j.id = m.job_id
     returning j.tenant_id, j.id, j.job_type, j.lane_type, j.priority, j.run_at, m.epoch, m.attempt_no, m.is_suspect
   ), new_ready as (
     insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, is_suspect, own_type)
@@ -95,6 +98,7 @@ begin
       select u.tenant_id collate "C" as tenant_id, u.counter collate "C" as counter, count(*)::integer
       from unnest(p_tenant_ids, p_counters) u(tenant_id, counter) group by 1, 2) f
     join jobforge.claim_counters c on c.tenant_id = f.tenant_id and c.counter = f.counter
+    where c.tenant_id = any (p_tenant_ids) and c.counter = any (p_counters)
     order by 1, 2 for update of c
   )
   select array_agg(l.tenant_id::text) as tenant_ids, array_agg(l.counter::text) as counters, array_agg(l.running) as running,
@@ -102,16 +106,16 @@ begin
   from locked l;
   -- a statement of its own, so that it sees what was parked while we waited for the locks
   with left_over as materialized (
-    select u.*, exists (
-      select from jobforge.waiting w
-      where w.tenant_id = u.tenant_id and w.counter = u.counter and w.waiting_for = 'limit') as is_wanted
+    select u.*, coalesce((
+      select true from jobforge.waiting w
+      where w.tenant_id = u.tenant_id and w.counter = u.counter and w.waiting_for = 'limit' limit 1), false) as is_wanted
     from unnest(v_next.tenant_ids, v_next.counters, v_next.running, v_next.counts) u(tenant_id, counter, running, count)
   ), gone as (
     delete from jobforge.claim_counters c using left_over l
-    where c.tenant_id = l.tenant_id and c.counter = l.counter and l.running <= 0 and not l.is_wanted
+    where c.tenant_id = any (v_next.tenant_ids) and c.counter = any (v_next.counters) and c.tenant_id = l.tenant_id and c.counter = l.counter and l.running <= 0 and not l.is_wanted
   ), kept as (
     update jobforge.claim_counters c set running = greatest(l.running, 0) from left_over l
-    where c.tenant_id = l.tenant_id and c.counter = l.counter and (l.running > 0 or l.is_wanted)
+    where c.tenant_id = any (v_next.tenant_ids) and c.counter = any (v_next.counters) and c.tenant_id = l.tenant_id and c.counter = l.counter and (l.running > 0 or l.is_wanted)
   )
   select array_agg(l.tenant_id) as tenant_ids, array_agg(l.counter) as counters, array_agg(l.count) as counts into v_next
   from left_over l where l.is_wanted;
@@ -160,7 +164,8 @@ as $$
   left join lateral (
     select u.job_id from jobforge.leases l
     cross join lateral unnest(l.job_ids) u(job_id)
-    join jobforge.jobs o on o.tenant_id = l.tenant_id and o.id = u.job_id and o.slot_key = j.slot_key
+    cross join lateral (
+      select from jobforge.jobs x where x.tenant_id = l.tenant_id and x.id = u.job_id and x.slot_key = j.slot_key offset 0) o
     where l.tenant_id = j.tenant_id
     order by l.claimed_at, u.job_id limit 1) h on true
   where j.tenant_id = p_tenant_id and j.id = p_job_id
@@ -221,7 +226,8 @@ begin
   from (
     select distinct j.tenant_id, n.counter
     from unnest(p_tenant_ids, p_job_ids) u(tenant_id, job_id)
-    join jobforge.jobs j on j.tenant_id = u.tenant_id and j.id = u.job_id
+    cross join lateral (
+      select x.tenant_id, x.slot_key, x.rate_key from jobforge.jobs x where x.tenant_id = u.tenant_id and x.id = u.job_id offset 0) j
     cross join lateral (values (j.slot_key), (j.rate_key)) n(counter)
     where n.counter is not null) k;
   if v_counters is null then
@@ -239,6 +245,7 @@ begin
     select c.tenant_id::text, c.counter::text
     from unnest(v_tenants, v_counters) u(tenant_id, counter)
     join jobforge.claim_counters c on c.tenant_id = u.tenant_id and c.counter = u.counter
+    where c.tenant_id = any (v_tenants) and c.counter = any (v_counters)
     order by 1, 2 for update of c skip locked;
   end if;
 end $$;
@@ -274,7 +281,8 @@ begin
 
   with held as materialized (
     select c.* from unnest(v_held_tenants, v_held_counters) h(tenant_id, counter)
-    join jobforge.claim_counters c on c.tenant_id = h.tenant_id and c.counter = h.counter
+    cross join lateral (
+      select * from jobforge.claim_counters x where x.tenant_id = h.tenant_id and x.counter = h.counter offset 0) c
   ), asked as materialized (
     select u.ord, j.tenant_id, j.id, u.epoch, u.attempt_no, j.job_type, j.lane_type, j.priority, j.run_at, j.slot_key, j.slot_limit, j.rate_key,
       j.rate_limit, j.rate_period_ms, p.counter as pause, s.most as slot_most, s.most_of as slot_most_of, r.most as rate_most,
@@ -282,7 +290,7 @@ begin
       (p.counter is null and s.counter is not distinct from j.slot_key and r.counter is not distinct from j.rate_key) as is_open,
       s.running, jobforge.count_starts(r.starts_at, r.starts, j.rate_period_ms, v_now) as started
     from unnest(p_tenant_ids, p_job_ids, p_epochs, p_attempt_nos) with ordinality u(tenant_id, job_id, epoch, attempt_no, ord)
-    join jobforge.jobs j on j.tenant_id = u.tenant_id and j.id = u.job_id
+    cross join lateral (select * from jobforge.jobs x where x.tenant_id = u.tenant_id and x.id = u.job_id offset 0) j
     left join held s on s.tenant_id = j.tenant_id and s.counter = j.slot_key
     left join held r on r.tenant_id = j.tenant_id and r.counter = j.rate_key
     left join lateral (
@@ -323,7 +331,7 @@ begin
     from (
       select d.tenant_id, d.slot_key, d.most_slots, d.newest_of_slot, count(*) filter (where d.is_admitted)::integer as count
       from decided d where d.slot_key is not null and d.is_open group by 1, 2, 3, 4) n
-    where c.tenant_id = n.tenant_id and c.counter = n.slot_key
+    where c.tenant_id = any (v_held_tenants) and c.counter = any (v_held_counters) and c.tenant_id = n.tenant_id and c.counter = n.slot_key
   ), rates as (
     update jobforge.claim_counters c
     set starts_at = w.starts_at, starts = w.starts, most = n.most_starts, most_of = greatest(c.most_of, n.newest_of_rate),
@@ -344,14 +352,16 @@ begin
           select pg_catalog.to_timestamp(ceil(extract(epoch from v_now) / s.seconds) * s.seconds), n.count
           from (select extract(epoch from n.period) / 20 as seconds) s where n.count > 0) x
         group by x.at) g) w
-    where c.tenant_id = n.tenant_id and c.counter = n.rate_key
+    where c.tenant_id = any (v_held_tenants) and c.counter = any (v_held_counters) and c.tenant_id = n.tenant_id and c.counter = n.rate_key
   ), parked as (
     insert into jobforge.waiting (tenant_id, job_id, waiting_for, counter, priority, epoch, attempt_no, is_suspect)
     select d.tenant_id, d.id, 'limit', d.park_at, d.priority, d.epoch - 1, d.attempt_no - 1, p_is_suspect
     from decided d where d.park_at is not null
   ), delayed as (  -- behind what other claims have taken meanwhile, which they would not look at again
     update jobforge.jobs j set run_at = v_now from decided d
-    where d.park_at is null and not d.is_open and j.tenant_id = d.tenant_id and j.id = d.id
+    where j.tenant_id = any (p_tenant_ids) and j.id = any (p_job_ids)
+      and j.id between (select i from unnest(p_job_ids) i order by i limit 1) and (select i from unnest(p_job_ids) i order by i desc limit 1)
+      and d.park_at is null and not d.is_open and j.tenant_id = d.tenant_id and j.id = d.id
   ), put_back as (
     insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, is_suspect, own_type)
     select d.tenant_id, coalesce(d.lane_type, d.job_type), d.priority,
@@ -394,9 +404,9 @@ begin
     select d.tenant_id, d.counter, case when w.is_wanted then d.most end as most, (substring(d.counter from '^rate:[^:]*:([0-9]+):')::integer) as period_ms, d.starts_at, d.starts
     from due d
     cross join lateral (
-      select exists (
-        select from jobforge.waiting x
-        where x.tenant_id = d.tenant_id and x.counter = d.counter and x.waiting_for = 'limit') as is_wanted) w
+      select coalesce((
+        select true from jobforge.waiting x
+        where x.tenant_id = d.tenant_id and x.counter = d.counter and x.waiting_for = 'limit' limit 1), false) as is_wanted) w
   ), looked as (
     update jobforge.claim_counters c
     -- those that were brought back may need a while to start: the next look is a twentieth of the period away

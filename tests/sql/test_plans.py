@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, LiteralString
 
 import psycopg
@@ -34,14 +35,15 @@ BIG: dict[str, LiteralString] = {
 NO_STATISTICS = "none"  # nobody looked at the tables yet
 EMPTIED = "emptied"  # somebody looked when all rows were gone and their pages still there: a row costs nothing
 FEW = "few"  # somebody looked when each tenant had one
+UNSEEN = "unseen"  # somebody looks now, and sees the pages of rows that are not committed
 
 
-@pytest.fixture(scope="module", params=[NO_STATISTICS, EMPTIED, FEW])
+@pytest.fixture(scope="module", params=[NO_STATISTICS, EMPTIED, FEW, UNSEEN])
 def crowded(
     request: pytest.FixtureRequest, databases: DatabaseMaker, template: None
 ) -> Iterator[psycopg.Connection]:
     database = databases.create_migrated()
-    if request.param != NO_STATISTICS:
+    if request.param in {EMPTIED, FEW}:
         with database.connect() as admin:
             keep_statistics(admin, is_emptied=request.param == EMPTIED)
     with database.connect(autocommit=False) as connection:
@@ -70,6 +72,9 @@ def crowded(
                         sql.Identifier(table), sql.SQL(columns)
                     )
                 )
+        if request.param == UNSEEN:
+            with database.connect() as admin:
+                admin.execute("analyze")
         yield connection
         connection.rollback()
     databases.drop(database)
@@ -221,6 +226,30 @@ def test_an_end_looks_at_nothing_but_what_waits_for_it(
         lambda: queue.cancel(claimed[0].job_id),
         lambda: queue.cancel(queue.enqueue().job_id),
         lambda: queue.ask("list_runs", "acme", status="running", limit=20),
+    ):
+        assert offences(explain(act), 100) == []
+
+
+def test_limits_look_at_the_jobs_that_come_and_go(
+    crowded: psycopg.Connection, explain: Explain
+) -> None:
+    queue = Queue(within(crowded))
+    limits = json.dumps({"concurrency": {"limit": 5, "key": "k"}})
+    limited = "demo.limited"
+    queue.enqueue_many(20, job_type=limited, claim_limits=[limits] * 20)
+
+    assert offences(explain(lambda: queue.claim(20, types=[limited])), 100) == []
+    (held,) = queue.look("select * from jobforge.leases where cardinality(job_ids) = 5")
+    claimed = [
+        SimpleNamespace(
+            tenant_id=held.tenant_id, lease_id=held.lease_id, job_id=job_id, epoch=epoch
+        )
+        for job_id, epoch in zip(held.job_ids, held.epochs, strict=True)
+    ]
+    for act in (
+        lambda: queue.complete(claimed.pop()),
+        lambda: queue.fail(*[claimed.pop() for _ in range(3)]),
+        lambda: queue.cancel(claimed[0].job_id),
     ):
         assert offences(explain(act), 100) == []
 
