@@ -63,9 +63,16 @@ begin
       perform jobforge.unpark_jobs(array[p_tenant_id], array[v_job.slot_key::text], array[1]);
     end if;
     if v_place.epoch is null then
-      perform jobforge.lock_dependents(p_tenant_id, p_job_id);
-      delete from jobforge.waiting w where w.tenant_id = p_tenant_id and w.job_id = p_job_id
-      returning w.epoch, w.attempt_no into v_place;
+      begin
+        perform jobforge.lock_dependents(p_tenant_id, p_job_id);
+        delete from jobforge.waiting w where w.tenant_id = p_tenant_id and w.job_id = p_job_id
+        returning w.epoch, w.attempt_no into v_place;
+        if not found then
+          raise no_data_found;
+        end if;
+      exception when no_data_found then
+        null;  -- it moved on: the next try may wait for another row, and holds none of these meanwhile
+      end;
     end if;
     if v_place.epoch is not null then
       update jobforge.jobs j

@@ -214,25 +214,36 @@ language plpgsql volatile
 set search_path = jobforge, pg_temp
 set enable_seqscan = off
 as $$
+declare
+  v_ids uuid[];
 begin
-  if exists (select from jobforge.job_dependencies d where d.tenant_id = p_tenant_id and d.depends_on_id = p_job_id) then
+  with recursive affected (job_id) as (
+    select p_job_id
+    union
+    select d.job_id from affected a
+    cross join lateral (
+      select x.job_id from jobforge.job_dependencies x
+      where x.tenant_id = p_tenant_id and x.depends_on_id = a.job_id and not x.is_orphan offset 0) d
+  )
+  select array_agg(a.job_id) into v_ids from affected a;
+  if cardinality(v_ids) > 1 then
     perform from jobforge.waiting w
-    where w.tenant_id = p_tenant_id and w.job_id in (
-      with recursive affected (job_id) as (
-        select p_job_id
-        union
-        select d.job_id from affected a
-        cross join lateral (
-          select x.job_id from jobforge.job_dependencies x
-          where x.tenant_id = p_tenant_id and x.depends_on_id = a.job_id and not x.is_orphan offset 0) d
-      )
-      select a.job_id from affected a)
+    where w.tenant_id = p_tenant_id and w.job_id = any (v_ids)
       -- who waits for its turn is locked after ordering keys, by promote_next as well
       and w.waiting_for <> 'turn'
     order by w.job_id for update;
   end if;
+  -- so is this run, and those that depend on it may join a line because it ends
+  perform from jobforge.ordering_keys k
+  where k.tenant_id = p_tenant_id and k.ordering_key in (
+    select j.ordering_key
+    from unnest(v_ids) u(job_id)
+    cross join lateral (
+      select x.ordering_key from jobforge.jobs x
+      where x.tenant_id = p_tenant_id and x.id = u.job_id and x.ordering_key is not null offset 0) j)
+  order by k.ordering_key for update;
 end $$;
-comment on function jobforge.lock_dependents(text, uuid) is 'Lock the waiting rows of a run and of all that wait for it.';
+comment on function jobforge.lock_dependents(text, uuid) is 'Lock the waiting rows of a run and of all that wait for it, and their ordering keys.';
 
 -- Runs that ended without success wait for nothing any more; steps of theirs that are open are to be canceled. That needs
 -- locks which may not be taken here: it is left to cancel_orphans.

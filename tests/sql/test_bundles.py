@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.sql.acting import (
+    API,
     ECHO,
+    SUPERUSER,
     WORKER,
     Queue,
     Row,
@@ -278,6 +280,27 @@ def test_bundles_settled_by_a_crowd_never_deadlock_and_all_end(make_queue: MakeQ
     assert queues[0].look("select id from jobforge.jobs where final_status is null") == []
     for table in ("job_dependencies", "waiting", "ordering_keys", "leases", "ready"):
         assert queues[0].look("select count(*) as n from jobforge." + table)[0].n == 0
+
+
+def test_a_cancel_gives_up_its_turn_only_with_the_keys_that_it_needs(
+    make_queue: MakeQueue,
+) -> None:
+    queue, other, looking = make_queue(), make_queue(), make_queue()
+    queue.enqueue(ordering_key="k")
+    first, second = bundle(queue, [[], [1]], [None, "continue"], ordering_keys=["k", "k"])
+    with other.acting(API) as api:
+        canceler = api
+
+    with queue.acting(SUPERUSER) as connection:  # as a settle would that lets the next one go
+        connection.execute("select from jobforge.ordering_keys for update")
+        canceled = meanwhile(lambda: other.cancel(first.job_id))
+        wait_until_blocked(looking, canceler)
+        connection.execute(
+            "select from jobforge.waiting where job_id = %s for update nowait", [first.job_id]
+        )
+    canceled.result(60)
+
+    assert statuses(queue, [first, second]) == ["canceled", "waiting"]
 
 
 def test_two_last_dependencies_that_end_at_once_free_an_item_once(make_queue: MakeQueue) -> None:
