@@ -108,6 +108,7 @@ security definer set search_path = jobforge, pg_temp
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_sort = off
+set jit = off
 as $$
 declare
   v_now timestamptz := jobforge.now();

@@ -68,6 +68,7 @@ language plpgsql volatile
 set search_path = jobforge, pg_temp
 set enable_mergejoin = off
 set enable_nestloop = off
+set jit = off
 set enable_seqscan = off
 set plan_cache_mode = force_generic_plan
 as $$
@@ -104,6 +105,7 @@ language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
 set enable_mergejoin = off
 set enable_nestloop = off
+set jit = off
 set enable_seqscan = off
 set plan_cache_mode = force_generic_plan
 as $$
@@ -220,6 +222,7 @@ language plpgsql volatile
 set search_path = jobforge, pg_temp
 set enable_mergejoin = off
 set enable_nestloop = off
+set jit = off
 set enable_seqscan = off
 as $$
 #variable_conflict use_column
