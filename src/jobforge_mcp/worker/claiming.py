@@ -77,10 +77,11 @@ class Claimer:
         bell: Bell,
         *,
         wait_for_hint: Callable[[float], Awaitable[object]],
+        hears: Callable[[], bool],
         start: Callable[[Sequence[ClaimedJob], float], None],
         settler: Settler,
     ) -> None:
-        """Take how to wait so many seconds for a notification, and how to run what was claimed at a monotonic time."""
+        """Take how to wait so many seconds for a notification, whether they arrive, and how to run what was claimed at a monotonic time."""
         self._router = router
         self._rules = rules
         self._handlers = handlers
@@ -89,6 +90,8 @@ class Claimer:
         self._is_more = False
         self._looks = _Looks(rules.poll_ms / 1_000)
         self._wait_for_hint = wait_for_hint
+        self._hears = hears
+        self._is_all_taken = False
         self._start = start
         self._settler = settler
         self._after_tenant = ""
@@ -146,8 +149,11 @@ class Claimer:
         if self._settler.pending > MAX_UNSETTLED:
             await self._settler.wait_idle()
         if await self._claim():
-            return
-        if time.monotonic() >= self._asked_until:
+            # What was claimed begins before the next claim is made ready.
+            await anyio.lowlevel.checkpoint()
+            if not self._is_all_taken:
+                return
+        elif time.monotonic() >= self._asked_until:
             await self._ask_for_hints()
             if await self._claim():
                 return
@@ -191,6 +197,7 @@ class Claimer:
         now = time.monotonic()
         reap = now - self._reaped_at >= REAP_WITH_CLAIM_SECONDS
         start = self._frontier.start()
+        is_announced = now < self._asked_until and self._hears()
         kept = [
             (track.slots, min(wanted, track.slots.free))
             for track in (self._handlers, self._compositions)
@@ -218,6 +225,9 @@ class Claimer:
                 slots.give_back(count)
         if reap:
             self._reaped_at = now
+        # Less than was wanted, seen from the edge: what came later was announced, and it needs no second look.
+        is_full_look = COMPOSITION_TYPE in types and not start.tenants
+        self._is_all_taken = is_announced and is_full_look and len(claimed) < wanted
         if claimed:
             self._after_tenant = claimed[0].after_tenant or claimed[-1].fence.tenant_id
             self._start(claimed, now)

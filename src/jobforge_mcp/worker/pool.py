@@ -290,6 +290,7 @@ class WorkerPool:
             self._compositions,
             self._bell,
             wait_for_hint=self._hints.wait,
+            hears=lambda: self._listener.is_healthy,
             start=self._start_claimed,
             settler=self._settler,
         )
