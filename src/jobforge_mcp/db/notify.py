@@ -109,6 +109,7 @@ class Listener:
         self._test_seconds = test_seconds
         self._test_channel = f"jobforge_test_{uuid4().hex}"
         self._subscriptions: list[Subscription] = []
+        self._heard: set[str] = set()
         self._health = _Health()
         self._opened = AsyncExitStack()
 
@@ -176,6 +177,8 @@ class Listener:
                 await connection.execute(sql.SQL("set role {}").format(sql.Identifier(self._role)))
             for channel in (*self._channels, self._test_channel):
                 await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+            # for what arrives with the answer to a statement
+            connection.add_notify_handler(lambda notification: self._hand_on(notification.channel))
             self._wake_all()
             while True:
                 await self._test(connection, is_pooled=pooled)
@@ -190,6 +193,7 @@ class Listener:
         Through a pooler from another connection: what we sent ourselves would come with the answer to the sending, also
         where nothing is passed on between two statements.
         """
+        self._heard.clear()
         with anyio.fail_after(_ECHO_SECONDS * 5):
             if is_pooled:
                 async with await psycopg.AsyncConnection.connect(
@@ -206,16 +210,24 @@ class Listener:
     async def _hear(
         self, connection: psycopg.AsyncConnection, seconds: float, until: str | None = None
     ) -> bool:
-        """Hand on what arrives for so long, or until this channel is heard; tell whether it was."""
-        heard = connection.notifies(timeout=seconds)
-        try:
-            async for notification in heard:
-                self._wake(notification.channel)
-                if notification.channel == until:
+        """Hand on what arrives for so long, or until this channel is heard; tell whether it was.
+
+        Read from the socket itself: the library's own loop would look ten times a second whether there is anything.
+        """
+        pgconn = connection.pgconn
+        with anyio.move_on_after(seconds):
+            while True:
+                while notification := pgconn.notifies():
+                    self._hand_on(notification.relname.decode())
+                if until in self._heard:
                     return True
-        finally:
-            await heard.aclose()
+                await anyio.wait_readable(pgconn.socket)
+                pgconn.consume_input()
         return False
+
+    def _hand_on(self, channel: str) -> None:
+        self._heard.add(channel)
+        self._wake(channel)
 
     def _wake(self, channel: str) -> None:
         for subscription in self._subscriptions:

@@ -94,7 +94,7 @@ class Claimer:
         self._is_all_taken = False
         self._start = start
         self._settler = settler
-        self._after_tenant = ""
+        self._after_tenant: str = ""
         self._frontier = Frontier()
         self._reaped_at = 0.0
         self._asked_until = 0.0
