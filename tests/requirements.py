@@ -185,6 +185,10 @@ REQUIREMENTS: dict[str, Requirement] = {
     "worker.child-knows-nothing": Requirement(
         "security", "A child process holds no database URL, no token and no secret."
     ),
+    "worker.light": Requirement(
+        "development",
+        "A worker loads what the jobs that it runs need, and nothing of servers, clients and commands.",
+    ),
     "worker.drain": Requirement(
         "operations", "SIGTERM finishes or releases every job, burns no attempt, and ends in time."
     ),

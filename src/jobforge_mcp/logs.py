@@ -11,9 +11,18 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from typing import Literal
+from types import ModuleType
+from typing import Literal, cast
 
-import structlog
+if not {"structlog", "rich"} & sys.modules.keys():
+    # structlog loads rich for tracebacks that are never asked for here: 5 MB and 50 ms of every worker. To it there is none.
+    sys.modules["rich"] = cast("ModuleType", None)
+    try:
+        import structlog
+    finally:
+        del sys.modules["rich"]
+else:
+    import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from jobforge_mcp.redaction import redact_event, redact_line

@@ -11,6 +11,6 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 the caller's mistake, 2 wrong usage, 3 the operator's turn."""
-    from jobforge_mcp.cli.program import run_program
+    from jobforge_mcp.cli.running import run_program
 
     return run_program(arguments)

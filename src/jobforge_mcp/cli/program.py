@@ -1,11 +1,8 @@
-"""All commands in one table, and what becomes of whatever they raise."""
+"""All commands in one table. What becomes of whatever they raise is `running`'s."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
 
 import typer
 
@@ -25,59 +22,17 @@ from jobforge_mcp.cli import (
     queues,
     retention,
     runs,
-    serving,
     steering,
     token_life,
     tokens,
     webhooks,
 )
-from jobforge_mcp.cli.output import (
-    CALLER_EXIT,
-    INTERRUPTED_EXIT,
-    OPERATOR_EXIT,
-    USAGE_EXIT,
-    show_error,
-)
-from jobforge_mcp.errors import CallerError, JobForgeError
-
-
-def run_program(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line, errors included."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    is_json = "--json" in given
-    try:
-        command = typer.main.get_command(build_program())
-        code = command.main(given, prog_name="jobforge", standalone_mode=False)
-        sys.stdout.flush()
-    except typer.TyperException as error:
-        return show_error("USAGE", error.format_message(), _help_for(given), is_json, USAGE_EXIT)
-    except (KeyboardInterrupt, typer.Abort):
-        return INTERRUPTED_EXIT
-    except Exception as error:
-        if isinstance(_innermost(error), BrokenPipeError):
-            # Whoever read our output has enough; without this the interpreter complains at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return CALLER_EXIT
-        known = _known(error)
-        if known is None:
-            raise
-        return show_error(*known, is_json, _exit_code(error))
-    return code if isinstance(code, int) else 0
+from jobforge_mcp.cli.services import SERVICES, new_program
 
 
 def build_program() -> typer.Typer:
     """Assemble the commands."""
-    program = typer.Typer(
-        name="jobforge",
-        help="Jobs for AI agents: work that survives the call that asked for it, on Postgres.",
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-    for name, command in COMMANDS.items():
-        program.command(name)(command)
+    program = new_program(COMMANDS)
     for name, text, members in (
         ("jobs", "Jobs that may be run; those that are data are registered and approved.", JOBS),
         ("node", "The local node: the one process that owns embedded Postgres and workers.", NODE),
@@ -102,14 +57,11 @@ def build_program() -> typer.Typer:
         for verb, command in members:
             group.command(verb)(command)
         program.add_typer(group, name=name)
-    program.callback()(_describe_version)
     return program
 
 
 COMMANDS: Mapping[str, Callable[..., object]] = {
-    "serve": serving.serve,
-    "worker": serving.worker,
-    "demo": serving.demo,
+    **SERVICES,
     "install": node.install,
     "migrate": migration.migrate,
     "doctor": diagnosis.doctor,
@@ -196,23 +148,7 @@ AUDIT: tuple[tuple[str, Callable[..., object]], ...] = (
 )
 
 
-def _print_version(is_wanted: bool) -> None:
-    if is_wanted:
-        from importlib.metadata import version
-
-        print(f"jobforge-mcp {version('jobforge-mcp')}")
-        raise typer.Exit
-
-
-def _describe_version(
-    _: bool = typer.Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
-    ),
-) -> None:
-    pass
-
-
-def _help_for(given: Sequence[str]) -> str:
+def help_for(given: Sequence[str]) -> str:
     """Name the help of the command that was meant, as far as one was."""
     groups = {
         "audit": AUDIT,
@@ -233,25 +169,3 @@ def _help_for(given: Sequence[str]) -> str:
     for group in (groups[word] for word in known if word in groups):
         known += [word for word in words[1:2] if word in dict(group)]
     return " ".join(("jobforge", *known, "--help"))
-
-
-def _known(error: BaseException) -> tuple[str, str, str | None] | None:
-    """Return code, message and hint of an error that was raised for people; ``None`` for a fault of ours."""
-    error = _innermost(error)
-    if isinstance(error, JobForgeError):
-        return error.code, error.message, error.hint
-    if node.is_node_error(error):
-        return "NODE", error.message, error.hint or None
-    return None
-
-
-def _exit_code(error: BaseException) -> int:
-    return CALLER_EXIT if isinstance(_innermost(error), CallerError) else OPERATOR_EXIT
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """Task groups wrap what is raised in them, even a single error."""
-    if not isinstance(error, BaseExceptionGroup):
-        return error
-    group = cast("BaseExceptionGroup[BaseException]", error)
-    return _innermost(group.exceptions[0]) if len(group.exceptions) == 1 else group

@@ -3,6 +3,8 @@
 A name is resolved once, all its addresses are judged, and the connection goes to one of those, under the name's own TLS
 identity: a name that resolves differently a moment later gains nothing. Each redirect is a new request with the same
 checks. Nothing is read from the environment: no proxy, no ``.netrc``. Receivers' bodies never get into messages.
+
+The library is loaded by the first request: every worker knows jobs that could send one, and most never run them.
 """
 
 from __future__ import annotations
@@ -13,17 +15,20 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from socket import SOCK_STREAM, gaierror
+from typing import TYPE_CHECKING
 
 import anyio
-import httpx2
 
 from jobforge_mcp.egress.addresses import why_refused
 from jobforge_mcp.egress.urls import Target, host_is_allowed, parse_url
 from jobforge_mcp.errors import PermanentError, RetryableError
 
+if TYPE_CHECKING:
+    import httpx2
+
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _KEPT_ACROSS_ORIGINS = frozenset({"accept", "accept-language", "user-agent"})
-_TIMEOUT = httpx2.Timeout(None, connect=5)
+_CONNECT_SECONDS = 5
 """The caller bounds the whole; the connection alone is bounded here, so that one dead address does not use it up."""
 _MAX_RATIO = 200
 _RATIO_COUNTS_FROM = 256 * 1024
@@ -144,13 +149,16 @@ async def _exchange(
     policy: EgressPolicy,
 ) -> AsyncGenerator[httpx2.Response]:
     """Connect to the first judged address that answers, and send."""
+    import httpx2
+
     addresses = await judge(target, policy)
     # No connection is kept: the pool knows it by address, and another name on that address must not get it.
     limits = httpx2.Limits(max_connections=1, max_keepalive_connections=0)
     transport = httpx2.AsyncHTTPTransport(
         verify=policy.tls if policy.tls is not None else True, trust_env=False, limits=limits
     )
-    async with httpx2.AsyncClient(transport=transport, trust_env=False, timeout=_TIMEOUT) as client:
+    timeout = httpx2.Timeout(None, connect=_CONNECT_SECONDS)
+    async with httpx2.AsyncClient(transport=transport, trust_env=False, timeout=timeout) as client:
         response = await _first_answer(client, target, addresses, method, headers, content)
         try:
             yield response
@@ -166,6 +174,8 @@ async def _first_answer(
     headers: Mapping[str, str],
     content: bytes | None,
 ) -> httpx2.Response:
+    import httpx2
+
     for address in addresses:
         request = client.build_request(
             method,
@@ -194,6 +204,8 @@ async def _first_answer(
 
 def _redirect(response: httpx2.Response, target: Target, method: str) -> Target | None:
     """Return where to go next; ``None`` if the answer is to be taken as it is."""
+    import httpx2
+
     location = response.headers.get("location")
     if response.status_code not in _REDIRECTS or location is None:
         return None
@@ -209,6 +221,8 @@ def _redirect(response: httpx2.Response, target: Target, method: str) -> Target 
 
 
 async def _read(response: httpx2.Response, limit: int, target: Target) -> tuple[bytes, bool]:
+    import httpx2
+
     encodings = [
         part.strip() for part in response.headers.get("content-encoding", "").lower().split(",")
     ]

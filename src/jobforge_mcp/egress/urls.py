@@ -10,10 +10,12 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
-
-import httpx2
+from typing import TYPE_CHECKING
 
 from jobforge_mcp.errors import PermanentError
+
+if TYPE_CHECKING:
+    import httpx2
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _URL = re.compile(
@@ -54,6 +56,8 @@ def parse_url(text: str) -> Target:
     Raises:
         PermanentError: ``URL_INVALID``, if the text has another form or two readers disagree about it.
     """
+    import httpx2
+
     if len(text) > _MAX_LENGTH:
         raise _invalid(f"it has more than {_MAX_LENGTH} characters")
     bare = text.partition("#")[0]
