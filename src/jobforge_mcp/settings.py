@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -22,24 +22,15 @@ from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
-    AliasChoices,
+    BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
     model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
-from pydantic_settings import (
-    SettingsError as UnreadableSettingError,
-)
 
 from jobforge_mcp.errors import SettingsError
 
@@ -56,10 +47,8 @@ def _split(value: object) -> object:
     return value
 
 
-_Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-_Ports = Annotated[
-    tuple[Annotated[int, Field(ge=1, le=65535)], ...], NoDecode, BeforeValidator(_split)
-]
+_Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
+_Ports = Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], BeforeValidator(_split)]
 
 
 def _absolute(path: Path) -> Path:
@@ -84,23 +73,18 @@ def default_state_dir() -> Path:
     return (Path(base) if base.startswith("/") else Path.home() / ".local" / "share") / "jobforge"
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Every setting of a server, worker, node or command. Frozen: a process keeps what it started with."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="JOBFORGE_",
-        env_ignore_empty=True,
+    model_config = ConfigDict(
         extra="forbid",
         frozen=True,
         hide_input_in_errors=True,
-        populate_by_name=True,
-        toml_file=SETTINGS_FILE,
         use_attribute_docstrings=True,
+        validate_default=True,
     )
 
-    database_url: SecretStr | None = Field(
-        default=None, validation_alias=AliasChoices("JOBFORGE_DATABASE_URL", "DATABASE_URL")
-    )
+    database_url: SecretStr | None = None
     """Postgres for callers: a connection that is, or may become, role ``jobforge_api``. Unset: the embedded Postgres."""
 
     worker_database_url: SecretStr | None = None
@@ -323,11 +307,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _follow_the_oauth_server(cls, given: object) -> object:
-        """Let issuer and audience of tokens be those of the OAuth server, unless they were named."""
+    def _read_sources(cls, given: object) -> object:
+        """Add what environment and file say, and let issuer and audience of tokens be those of the OAuth server, unless named."""
         if not isinstance(given, Mapping):
             return given
-        found = cast("Mapping[str, object]", given)
+        told = cast("Mapping[str, object]", given)
+        found = {**_read_file(), **_read_environment(cls.model_fields), **told}
         pairs = (("token_issuer", "oauth_issuer"), ("token_audience", "resource_url"))
         return {**{name: found[source] for name, source in pairs if found.get(source)}, **found}
 
@@ -429,18 +414,6 @@ class Settings(BaseSettings):
         url = special[role] or self.database_url
         return url.get_secret_value() if url is not None else None
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Order the sources; ``.env`` files are left out, because they belong to whoever started us."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
-
 
 def load_settings(**overrides: object) -> Settings:
     """Read all sources; ``overrides`` win, and an override that is ``None`` was not given.
@@ -454,13 +427,29 @@ def load_settings(**overrides: object) -> Settings:
     except ValidationError as error:
         # Not chained: pydantic's own text would show in a traceback beside ours.
         raise _explain(error.errors(include_url=False, include_input=False)[0]) from None
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(
-            f"{SETTINGS_FILE} is not valid TOML: {error}",
-            hint=f"mend or remove {Path(SETTINGS_FILE).absolute()}",
+
+
+def _read_environment(fields: Iterable[str]) -> dict[str, str]:
+    """Return what is set by variables; an empty one is not set, and capitals do not matter."""
+    variables = {name.upper(): value for name, value in os.environ.items() if value}
+    found = {
+        field: variables[f"JOBFORGE_{field.upper()}"]
+        for field in fields
+        if f"JOBFORGE_{field.upper()}" in variables
+    }
+    if "DATABASE_URL" in variables:
+        found.setdefault("database_url", variables["DATABASE_URL"])
+    return found
+
+
+def _read_file() -> dict[str, object]:
+    file = Path(SETTINGS_FILE)
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise _unsafe(
+            f"{SETTINGS_FILE} is not valid TOML: {error}", f"mend or remove {file.absolute()}"
         ) from None
-    except UnreadableSettingError as error:
-        raise SettingsError(f"a setting cannot be read: {error}") from None
 
 
 def clear_token_from_environment() -> None:
@@ -511,7 +500,7 @@ def _explain(detail: ErrorDetails) -> SettingsError:
         return SettingsError(detail["msg"], hint=str(detail.get("ctx", {}).get("hint")))
     if detail["type"] == "contradiction":
         return SettingsError(detail["msg"], hint="change one of the two")
-    field = _field_of(str(detail["loc"][0]))
+    field = str(detail["loc"][0])
     if detail["type"] == "extra_forbidden":
         close = get_close_matches(field, Settings.model_fields, n=1)
         return SettingsError(
@@ -525,12 +514,6 @@ def _explain(detail: ErrorDetails) -> SettingsError:
         f"{variable_name(field)} {_complaint(detail)}",
         hint=" ".join((info.description if info and info.description else "").split()) or None,
     )
-
-
-def _field_of(location: str) -> str:
-    """Undo the alias that pydantic reports for a field that has one."""
-    is_alias = location in {"DATABASE_URL", "JOBFORGE_DATABASE_URL"}
-    return "database_url" if is_alias else location
 
 
 def _complaint(detail: ErrorDetails) -> str:

@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 
+from jobforge_mcp.cli.services import SERVICES, new_program
+from jobforge_mcp.cli.working import WorkerOptions, plain_options
 from tests.cli.conftest import Runner
 
 NEVER_NEEDED = {
-    "asyncpg",
     "cryptography",
     "httpx2",
     "jobforge_mcp.app",
@@ -22,12 +25,13 @@ NEVER_NEEDED = {
     "jwt",
     "mcp",
     "mcp_types",
-    "numpy",
     "opentelemetry",
     "prometheus_client",
+    "pydantic_settings",
     "pygments",
     "rich",
     "starlette",
+    "typer",
     "uvicorn",
 }
 """Modules that no simple job needs. One that a worker does need leaves this list with a figure of what it costs."""
@@ -63,3 +67,37 @@ def test_a_worker_that_runs_a_job_has_loaded_nothing_of_servers_and_commands(
 
     assert "jobforge_mcp.worker.pool" in loaded
     assert NEVER_NEEDED & loaded == set()
+
+
+def test_a_worker_reads_by_itself_every_option_that_the_program_knows() -> None:
+    program = get_command(new_program(SERVICES))
+    assert isinstance(program, TyperGroup)
+    known = [option for each in program.commands["worker"].params for option in each.opts]
+
+    read = [plain_options(["worker", option, "7"]) for option in known]
+
+    assert read == [WorkerOptions(7), WorkerOptions(tenants=("7",)), WorkerOptions(types=("7",))]
+
+
+def test_options_are_read_with_and_without_an_equals_sign_and_more_than_once() -> None:
+    words = ["--concurrency=2", "--type", "a.*", "--type=b=c", "--concurrency", "3"]
+
+    assert plain_options(["worker", *words]) == WorkerOptions(3, types=("a.*", "b=c"))
+    assert plain_options(["worker"]) == WorkerOptions()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["serve"],
+        ["worker", "--help"],
+        ["worker", "--type"],
+        ["worker", "--type", "--tenant"],
+        ["worker", "--typ", "a"],
+        ["worker", "--concurrency", "0"],
+        ["worker", "--concurrency", "many"],
+        ["worker", "a"],
+    ],
+)
+def test_what_is_not_plain_is_left_to_the_whole_program(words: list[str]) -> None:
+    assert plain_options(words) is None

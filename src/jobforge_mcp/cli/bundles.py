@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from jobforge_mcp.cli.output import CALLER_EXIT, Json, show
+from jobforge_mcp.cli.options import Json
+from jobforge_mcp.cli.output import CALLER_EXIT, show
 from jobforge_mcp.cli.runs import parse_time
 from jobforge_mcp.cli.session import call, open_client, read_settings
 from jobforge_mcp.errors import InvalidInputError

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from jobforge_mcp.cli.output import Json, say, show
+from jobforge_mcp.cli.options import Json
+from jobforge_mcp.cli.output import say, show
 from jobforge_mcp.cli.session import admin_url
 
 KeyId = Annotated[str, typer.Argument(help="Name of the key, as context-key list shows it.")]

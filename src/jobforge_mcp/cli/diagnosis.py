@@ -8,7 +8,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from jobforge_mcp.cli.output import OPERATOR_EXIT, Json, say, show
+from jobforge_mcp.cli.options import Json
+from jobforge_mcp.cli.output import OPERATOR_EXIT, say, show
 from jobforge_mcp.cli.session import call, open_client, read_settings
 from jobforge_mcp.errors import JobForgeError, PolicyDeniedError
 from jobforge_mcp.types import JsonObject, JsonValue, RunFilter, RunStatus

@@ -9,7 +9,8 @@ from uuid import UUID
 
 import typer
 
-from jobforge_mcp.cli.output import Json, show
+from jobforge_mcp.cli.options import Json
+from jobforge_mcp.cli.output import show
 from jobforge_mcp.cli.runs import parse_time
 from jobforge_mcp.cli.session import call, open_client, read_settings
 from jobforge_mcp.errors import InvalidInputError

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobforge_mcp.cli.output import Json, say, show, table
+from jobforge_mcp.cli.options import Json
+from jobforge_mcp.cli.output import say, show, table
 from jobforge_mcp.cli.runs import RunId
 from jobforge_mcp.cli.session import call, open_client, read_settings
 from jobforge_mcp.errors import InvalidInputError

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from jobforge_mcp.cli.output import CALLER_EXIT, INTERRUPTED_EXIT, Json, printable, say, show
+from jobforge_mcp.cli.options import Json
+from jobforge_mcp.cli.output import CALLER_EXIT, INTERRUPTED_EXIT, printable, say, show
 from jobforge_mcp.cli.runs import RunId, parse_time
 from jobforge_mcp.cli.session import call, open_client, read_settings
 from jobforge_mcp.errors import InvalidInputError

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from typer.core import TyperGroup
 
-from jobforge_mcp.cli.output import Json, show
+from jobforge_mcp.cli.options import Json
+from jobforge_mcp.cli.output import show
 from jobforge_mcp.cli.session import admin_url, call, open_client, read_settings, require_living
 from jobforge_mcp.errors import InvalidInputError
 from jobforge_mcp.types import JsonObject

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobforge_mcp.cli.output import CALLER_EXIT, Json, show
+from jobforge_mcp.cli.options import Json
+from jobforge_mcp.cli.output import CALLER_EXIT, show
 from jobforge_mcp.cli.session import admin_url
 from jobforge_mcp.errors import InvalidInputError
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from jobforge_mcp.cli.output import Json, say, show
+from jobforge_mcp.cli.options import Json
+from jobforge_mcp.cli.output import say, show
 from jobforge_mcp.cli.session import admin_url, read_settings
 from jobforge_mcp.errors import InvalidInputError
 from jobforge_mcp.policy.scopes import Scope, expand_scopes

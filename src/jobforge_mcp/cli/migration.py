@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from jobforge_mcp.cli.output import CALLER_EXIT, Json, say, show
+from jobforge_mcp.cli.options import Json
+from jobforge_mcp.cli.output import CALLER_EXIT, say, show
 from jobforge_mcp.cli.session import read_settings
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Protocol, TypeGuard
 
 import typer
 
-from jobforge_mcp.cli.output import Json, show
+from jobforge_mcp.cli.options import Json
+from jobforge_mcp.cli.output import show
 from jobforge_mcp.cli.session import read_settings
 from jobforge_mcp.errors import SettingsError
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from jobforge_mcp.types import JsonValue
 
@@ -25,8 +23,6 @@ USAGE_EXIT = 2
 OPERATOR_EXIT = 3
 """The installation needs a person."""
 INTERRUPTED_EXIT = 130
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 _PIPE_WIDTH = 200
 

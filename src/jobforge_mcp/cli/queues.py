@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from jobforge_mcp.cli.output import Json, show
+from jobforge_mcp.cli.options import Json
+from jobforge_mcp.cli.output import show
 from jobforge_mcp.cli.session import call, open_client, read_settings
 from jobforge_mcp.errors import InvalidInputError
 from jobforge_mcp.types import JsonObject, Pause, QueueStats

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from jobforge_mcp.cli.output import Json, show
+from jobforge_mcp.cli.options import Json
+from jobforge_mcp.cli.output import show
 from jobforge_mcp.cli.session import admin_url
 
 

@@ -1,6 +1,7 @@
 """Runs one command line, and says what becomes of whatever it raises.
 
-A process that stays loads the one command that it is, and not the thirty that answer and end: `program` is for those.
+A process that stays loads the one command that it is, and not the thirty that answer and end: `program` is for those. A
+worker does not even load a parser.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ import sys
 from collections.abc import Sequence
 from typing import cast
 
-import typer
-
 from jobforge_mcp.cli.output import (
     CALLER_EXIT,
     INTERRUPTED_EXIT,
@@ -19,7 +18,7 @@ from jobforge_mcp.cli.output import (
     USAGE_EXIT,
     show_error,
 )
-from jobforge_mcp.cli.services import SERVICES, new_program
+from jobforge_mcp.cli.working import plain_options, work
 from jobforge_mcp.errors import CallerError, JobForgeError
 
 
@@ -28,12 +27,11 @@ def run_program(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     is_json = "--json" in given
     try:
-        command = typer.main.get_command(_program_for(given))
-        code = command.main(given, prog_name="jobforge", standalone_mode=False)
-        sys.stdout.flush()
-    except typer.TyperException as error:
-        return show_error("USAGE", error.format_message(), _help_for(given), is_json, USAGE_EXIT)
-    except (KeyboardInterrupt, typer.Abort):
+        if (options := plain_options(given)) is not None:
+            work(options)
+            return 0
+        return _parse_and_run(given, is_json)
+    except KeyboardInterrupt:
         return INTERRUPTED_EXIT
     except Exception as error:
         if isinstance(_innermost(error), BrokenPipeError):
@@ -44,15 +42,29 @@ def run_program(arguments: Sequence[str] | None = None) -> int:
         if known is None:
             raise
         return show_error(*known, is_json, _exit_code(error))
-    return code if isinstance(code, int) else 0
 
 
-def _program_for(given: Sequence[str]) -> typer.Typer:
+def _parse_and_run(given: list[str], is_json: bool) -> int:
+    import typer
+
+    from jobforge_mcp.cli.services import SERVICES, new_program
+
     if given and given[0] in SERVICES:
-        return new_program(SERVICES)
-    from jobforge_mcp.cli.program import build_program
+        program = new_program(SERVICES)
+    else:
+        from jobforge_mcp.cli.program import build_program
 
-    return build_program()
+        program = build_program()
+    try:
+        code = typer.main.get_command(program).main(
+            given, prog_name="jobforge", standalone_mode=False
+        )
+    except typer.TyperException as error:
+        return show_error("USAGE", error.format_message(), _help_for(given), is_json, USAGE_EXIT)
+    except typer.Abort:
+        return INTERRUPTED_EXIT
+    sys.stdout.flush()
+    return code if isinstance(code, int) else 0
 
 
 def _help_for(given: Sequence[str]) -> str:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
 from jobforge_mcp.cli.output import say
+from jobforge_mcp.cli.working import WorkerOptions, run_on_loop, work
 from jobforge_mcp.logs import configure_logging
 from jobforge_mcp.settings import Settings, clear_token_from_environment, load_settings
-
-if TYPE_CHECKING:
-    from jobforge_mcp.db.notify import Listener
-    from jobforge_mcp.db.pool import Database
-    from jobforge_mcp.worker.pool import WorkerPool
 
 
 def serve(
@@ -37,7 +32,7 @@ def serve(
         worker_concurrency=workers or None,
     )
     configure_logging(settings.log_level, settings.log_format)
-    _run(_serve_http if http else _serve_stdio, settings)
+    run_on_loop(_serve_http if http else _serve_stdio, settings)
 
 
 def worker(
@@ -52,61 +47,7 @@ def worker(
     ] = None,
 ) -> None:
     """Run jobs until told to stop: SIGTERM lets them finish, a second one releases them at once."""
-    import anyio
-
-    from jobforge_mcp.db.installation import open_installation, scheduler_database
-    from jobforge_mcp.definitions.composition import COMPOSITION_TYPE
-    from jobforge_mcp.definitions.features import fires_triggers
-    from jobforge_mcp.definitions.installed import load_registry
-    from jobforge_mcp.errors import InvalidInputError
-    from jobforge_mcp.evidence.stores import open_store
-    from jobforge_mcp.maintenance import Maintenance
-    from jobforge_mcp.purging import Purger
-    from jobforge_mcp.router.evidence import ArtifactRouter
-    from jobforge_mcp.router.maintenance import MaintenanceRouter
-    from jobforge_mcp.types import TenantId
-    from jobforge_mcp.worker.main import run_worker
-
-    settings = load_settings(worker_concurrency=concurrency)
-    configure_logging(settings.log_level, settings.log_format)
-    # No handler and no child process may find it.
-    clear_token_from_environment()
-    registry = load_registry(settings)
-    patterns = type or ["*"]
-
-    def announce(pool: WorkerPool) -> None:
-        if not set(pool.job_types) - {COMPOSITION_TYPE}:
-            raise InvalidInputError(
-                f"no job is named like {', '.join(patterns)}", hint="jobforge jobs lists them"
-            )
-        say(f"worker {pool.worker_id}: {len(pool.job_types)} job types, ready")
-
-    async def maintain(database: Database, listener: Listener) -> None:
-        router = MaintenanceRouter(database)
-        async with (
-            scheduler_database(installation, database) as schedules,
-            anyio.create_task_group() as tasks,
-        ):
-            tasks.start_soon(Purger(router, ArtifactRouter(database), open_store(settings)).run)
-            if fires_triggers(settings):
-                keeper = MaintenanceRouter(schedules)
-                maintenance = Maintenance(keeper, registry, most_depth=settings.event_depth_most)
-                tasks.start_soon(maintenance.run, listener)
-
-    with open_installation(settings, on_progress=say) as installation:
-
-        async def work(settings: Settings) -> None:
-            await run_worker(
-                settings,
-                registry,
-                url=installation.worker_url,
-                tenant_ids=[TenantId(name) for name in tenant] if tenant else None,
-                type_patterns=patterns,
-                on_started=announce,
-                beside=maintain,
-            )
-
-        _run(work, settings)
+    work(WorkerOptions(concurrency, tuple(tenant or ()), tuple(type or ())))
 
 
 def demo(
@@ -172,11 +113,3 @@ def _announce(accepts_tokens: bool) -> Callable[[str], None]:
         )
 
     return announce
-
-
-def _run(work: Callable[[Settings], Awaitable[None]], settings: Settings) -> None:
-    """Run to the end on uvloop where there is one."""
-    import anyio
-
-    options = {"use_uvloop": True} if sys.platform != "win32" else {}
-    anyio.run(work, settings, backend_options=options)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobforge_mcp.cli.output import CALLER_EXIT, Json, say, show
+from jobforge_mcp.cli.options import Json
+from jobforge_mcp.cli.output import CALLER_EXIT, say, show
 from jobforge_mcp.cli.session import read_settings
 from jobforge_mcp.errors import DefinitionError, InvalidInputError, SettingsError
 from jobforge_mcp.policy.scopes import ALL_SCOPES, Scope
