@@ -20,7 +20,7 @@ def ended(count: int, tenant: str = "acme") -> list[Attempt]:
         claimed = ClaimedJob(fence, "t", "1", "{}", None, None, 1, 3, 1_000, False, False, now, now)
         attempt = Attempt(claimed, lease)
         attempt.verdict = Completion(fence, "null")
-        lease.attempts[fence.job_id] = attempt
+        lease.attempts[fence.job_id.int] = attempt
         attempts.append(attempt)
     return attempts
 

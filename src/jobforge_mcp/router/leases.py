@@ -6,7 +6,7 @@ an attempt may be repeated when its answer was lost: the database recognises it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal, LiteralString
 from uuid import UUID
@@ -17,6 +17,7 @@ from jobforge_mcp.router.errors import translated
 from jobforge_mcp.router.evidence import ArtifactRouter
 from jobforge_mcp.router.rows import (
     CLAIMED_COLUMNS,
+    accepted,
     error_json,
     fence_arrays,
     labels_json,
@@ -37,12 +38,10 @@ from jobforge_mcp.types import (
     Enqueued,
     Failure,
     Fence,
-    JobId,
     NewEvent,
     NewJob,
     Report,
     ReportAnswer,
-    RunStatus,
     Settled,
     SettleOutcome,
     TenantId,
@@ -178,8 +177,12 @@ class WorkerRouter:
         if is_one:
             return [to_settled(row) for row in rows]
         # Of many only those are told that were not accepted, which mostly are none.
+        if not rows:
+            return [accepted(completion.fence) for completion in completions]
         others = {(row["job_id"], row["epoch"]): to_settled(row) for row in rows}
-        return [_accepted(c.fence, others) for c in completions]
+        return [
+            others.get((c.fence.job_id, c.fence.epoch)) or accepted(c.fence) for c in completions
+        ]
 
     async def fail_jobs(self, failures: Sequence[Failure]) -> list[Settled]:
         """Settle attempts that did not succeed; the database decides what follows. Answers in the order given."""
@@ -347,12 +350,6 @@ class JobTransaction:
                 hint="stop; whatever this attempt wrote in the transaction is rolled back",
             )
         return settled
-
-
-def _accepted(fence: Fence, others: Mapping[tuple[JobId, int], Settled]) -> Settled:
-    if others and (answer := others.get((fence.job_id, fence.epoch))) is not None:
-        return answer
-    return Settled(fence.job_id, fence.epoch, SettleOutcome.ACCEPTED, RunStatus.SUCCEEDED)
 
 
 def _completion_arguments(completions: Sequence[Completion]) -> list[object]:

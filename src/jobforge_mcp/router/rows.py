@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, LiteralString
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, LiteralString, cast
 from uuid import UUID
 
 from jobforge_mcp.db.pool import Row
@@ -30,6 +30,9 @@ from jobforge_mcp.types import (
 )
 
 _NO_ID = UUID(int=0)
+
+# Makes a named tuple without its own constructor, which is Python: claims and settles make hundreds.
+_NEW = cast("Callable[..., Any]", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]  # of any members
 
 # Looked up rather than called: a bulk answers with thousands.
 _OUTCOMES = {outcome.value: outcome for outcome in EnqueueOutcome}
@@ -155,7 +158,7 @@ CLAIMED_COLUMNS: LiteralString = """r.tenant_id, r.lease_id, r.job_id, r.epoch, 
 
 def to_claimed_job(row: tuple[Any, ...]) -> ClaimedJob:
     """Read one claimed job; its payload stays text, so that only its own attempt can fail on it."""
-    return ClaimedJob._make((Fence._make(row[:4]), *row[4:]))
+    return _NEW(ClaimedJob, (_NEW(Fence, row[:4]), *row[4:]))
 
 
 def to_report_answer(row: Row) -> ReportAnswer:
@@ -172,6 +175,11 @@ def to_settled(row: Row) -> Settled:
         status=RunStatus(row["status"]),
         finished_at=row.get("finished_at"),
     )
+
+
+def accepted(fence: Fence) -> Settled:
+    """Say that a completion was accepted."""
+    return _NEW(Settled, (fence[2], fence[3], SettleOutcome.ACCEPTED, RunStatus.SUCCEEDED, None))
 
 
 def to_held_lease(row: Row) -> HeldLease:
@@ -232,8 +240,8 @@ def fence_arrays(fences: Sequence[Fence]) -> list[object]:
     """List the array arguments that every worker's call begins with: tenants, leases, jobs, epochs."""
     return [
         text_array([fence.tenant_id for fence in fences]),
-        _plain_array([fence.lease_id.hex for fence in fences]),
-        _plain_array([fence.job_id.hex for fence in fences]),
+        _plain_array([f"{fence.lease_id.int:032x}" for fence in fences]),
+        _plain_array([f"{fence.job_id.int:032x}" for fence in fences]),
         _plain_array([str(fence.epoch) for fence in fences]),
     ]
 

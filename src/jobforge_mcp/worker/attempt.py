@@ -107,16 +107,16 @@ class LeaseHold:
     lease_id: LeaseId
     until: float
     """Monotonic time at which it surely ends unless it is extended: never later than the database thinks."""
-    attempts: dict[JobId, Attempt] = field(default_factory=dict[JobId, "Attempt"])
-    """Attempts of it that are not settled yet."""
+    attempts: dict[int, Attempt] = field(default_factory=dict[int, "Attempt"])
+    """Attempts of it that are not settled yet, by their run's id as a number: hashing a UUID is Python."""
     is_lost: bool = False
     not_begun: int = 0
     """How many of them still wait for their turn."""
 
     @property
-    def key(self) -> tuple[str, LeaseId]:
+    def key(self) -> tuple[str, int]:
         """What names it among all leases."""
-        return self.tenant_id, self.lease_id
+        return self.tenant_id, self.lease_id.int
 
 
 class Attempt:

@@ -19,7 +19,7 @@ import structlog
 
 from jobforge_mcp.definitions.json_limits import MAX_RESULT_BYTES, load_limited
 from jobforge_mcp.definitions.model import BoundJob
-from jobforge_mcp.definitions.registry import check_output
+from jobforge_mcp.definitions.registry import Fill, check_output
 from jobforge_mcp.errors import (
     CallerError,
     DefinitionError,
@@ -74,7 +74,9 @@ async def execute(execution: Execution) -> Verdict | None:
     try:
         load(execution)
         if execution.told is None:
-            await check(execution)
+            attempt, job = execution.attempt, execution.job
+            needs_secrets = job.definition.input or may_refer(attempt.claimed.payload)
+            check(execution, await resolve(execution) if needs_secrets else None)
         if execution.told is None:
             await run(execution)
     except Exception as error:
@@ -94,24 +96,35 @@ def load(execution: Execution) -> None:
     attempt.isolation = execution.bound.isolation
 
 
-async def check(execution: Execution) -> None:
-    """Validate the input again: the definition may have changed since, and the row may come from psql."""
-    services, attempt, job = execution.services, execution.attempt, execution.job
-    registry, payload = services.registry, attempt.claimed.payload
+async def resolve(execution: Execution) -> Fill | None:
+    """Fetch the secrets that the input names."""
     try:
-        fill = None
-        if job.definition.input or may_refer(payload):
-            fill = await services.resolve_references(attempt, job)
-        if attempt.isolation is Isolation.PROCESS:
-            execution.payload = registry.handler_input(job, payload, fill)
-        else:
-            execution.validated = registry.check_input(job, payload, fill)
-    except (PermanentError, RetryableError) as error:
-        execution.told = tell(error)
+        return await execution.services.resolve_references(execution.attempt, execution.job)
     except Exception as error:  # noqa: BLE001 - whatever a row holds, it fails alone
-        told = tell(error)
-        code = told.error.code if told.error.code != "HANDLER_ERROR" else "INVALID_INPUT"
-        execution.told = refusal(code, told.error.message, hint=told.error.hint)
+        execution.told = _refused_input(error)
+        return None
+
+
+def check(execution: Execution, fill: Fill | None) -> None:
+    """Validate the input again: the definition may have changed since, and the row may come from psql."""
+    if execution.told is not None:
+        return
+    attempt, registry = execution.attempt, execution.services.registry
+    try:
+        if attempt.isolation is Isolation.PROCESS:
+            execution.payload = registry.handler_input(execution.job, attempt.claimed.payload, fill)
+        else:
+            execution.validated = registry.check_input(execution.job, attempt.claimed.payload, fill)
+    except Exception as error:  # noqa: BLE001 - whatever a row holds, it fails alone
+        execution.told = _refused_input(error)
+
+
+def _refused_input(error: Exception) -> Told:
+    told = tell(error)
+    if isinstance(error, PermanentError | RetryableError):
+        return told
+    code = told.error.code if told.error.code != "HANDLER_ERROR" else "INVALID_INPUT"
+    return refusal(code, told.error.message, hint=told.error.hint)
 
 
 async def run(execution: Execution) -> None:
@@ -121,7 +134,11 @@ async def run(execution: Execution) -> None:
         attempt.has_seen_stop = True
         return
     try:
-        result = attempt.redact_json(await _run_isolated(execution))
+        if attempt.isolation is Isolation.ASYNC:
+            text = check_output(execution.job, await call_on_loop(attempt, execution))
+        else:
+            text = await _run_elsewhere(execution)
+        result = attempt.redact_json(text)
         if not fits_row(result):
             result = await execution.services.keeper.keep_result(attempt, result)
         execution.result = result
@@ -195,18 +212,10 @@ class _ToldInChild(Exception):
         self.told = told
 
 
-async def _run_isolated(execution: Execution) -> str:
-    isolation = execution.job.isolation
-    match isolation:
-        case Isolation.ASYNC:
-            value = await call_on_loop(execution.attempt, execution)
-        case Isolation.THREAD:
-            value = await _call_on_thread(execution)
-        case Isolation.PROCESS:
-            return await _run_in_child(execution)
-        case _:
-            assert_never(isolation)
-    return check_output(execution.job, value)
+async def _run_elsewhere(execution: Execution) -> str:
+    if execution.attempt.isolation is Isolation.THREAD:
+        return check_output(execution.job, await _call_on_thread(execution))
+    return await _run_in_child(execution)
 
 
 async def call_on_loop(attempt: Attempt, execution: Execution) -> object:

@@ -87,22 +87,16 @@ class Frontier:
         elif not claimed:
             # Nothing is left behind the frontier: before going to sleep, see what is in front of it.
             self._full_look_at = self._earliest_full_look_at
-        for job in claimed:
-            if job.is_suspect or job.run_at is None:
-                continue
-            place = (job.fence.tenant_id, job.lane_type or job.job_type, job.priority)
+        for place, (taken, run_at, job_id) in _taken(claimed).items():
             reached = self._places.get(place)
             if reached is None or (
                 now - reached.since > FORGET_SECONDS and reached.taken < WORTH_IT
             ):
-                self._places[place] = _Reached(job.run_at, job.fence.job_id, 1, now)
+                self._places[place] = _Reached(run_at, job_id, taken, now)
                 continue
-            reached.taken += 1
-            if (job.run_at, job.fence.job_id) > (
-                reached.run_at,
-                reached.job_id,
-            ) or not start.tenants:
-                reached.run_at, reached.job_id = job.run_at, job.fence.job_id
+            reached.taken += taken
+            if not start.tenants or (run_at, job_id) > (reached.run_at, reached.job_id):
+                reached.run_at, reached.job_id = run_at, job_id
         if len(self._places) > 4 * MOST_PLACES:
             self._forget(now)
 
@@ -112,3 +106,23 @@ class Frontier:
             for place, reached in self._places.items()
             if reached.taken >= WORTH_IT or now - reached.since <= FORGET_SECONDS
         }
+
+
+def _taken(claimed: Sequence[ClaimedJob]) -> dict[Place, tuple[int, datetime, JobId]]:
+    """Say of each place how many rows were taken from it, and which was the last."""
+    found: dict[Place, tuple[int, datetime, JobId]] = {}
+    for job in claimed:
+        run_at = job.run_at
+        if job.is_suspect or run_at is None:
+            continue
+        (tenant_id, _, job_id, _), lane = job.fence, job.lane_type or job.job_type
+        before = found.get(place := (tenant_id, lane, job.priority))
+        if before is None:
+            found[place] = (1, run_at, job_id)
+            continue
+        taken, last, last_id = before
+        # compared as numbers: comparing UUIDs is Python
+        if run_at > last or (run_at == last and job_id.int > last_id.int):
+            last, last_id = run_at, job_id
+        found[place] = (taken + 1, last, last_id)
+    return found

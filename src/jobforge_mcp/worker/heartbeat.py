@@ -85,7 +85,7 @@ class Heartbeat:
         self._mailbox = mailbox
         self._news = news
         # One claim of many tenants is a lease of each, all with one id.
-        self._leases: dict[tuple[str, LeaseId], LeaseHold] = {}
+        self._leases: dict[tuple[str, int], LeaseHold] = {}
         self._stopping = threading.Event()
         self._loop_thread = threading.get_ident()
         self._ticked_at = time.monotonic()
@@ -109,7 +109,7 @@ class Heartbeat:
 
     def hold(self, fence: Fence, until: float) -> LeaseHold:
         """Begin to extend a lease, and return it; the same one for every job of it."""
-        key = (fence.tenant_id, fence.lease_id)
+        key = (fence.tenant_id, fence.lease_id.int)
         lease = self._leases.get(key)
         if lease is None:
             lease = LeaseHold(TenantId(fence.tenant_id), fence.lease_id, until)
@@ -118,10 +118,11 @@ class Heartbeat:
 
     def drop(self, attempt: Attempt) -> None:
         """Let go of one job of a lease, and of the lease with its last job."""
-        lease = attempt.lease
-        if lease.attempts.get(attempt.fence.job_id) is attempt:
-            del lease.attempts[attempt.fence.job_id]
-        if not lease.attempts:
+        lease, number = attempt.lease, attempt.fence.job_id.int
+        attempts = lease.attempts
+        if attempts.get(number) is attempt:
+            del attempts[number]
+        if not attempts:
             self._leases.pop(lease.key, None)
 
     def extend(self, lease: LeaseHold, sent_at: float) -> None:
@@ -173,7 +174,7 @@ class Heartbeat:
             [(lease.tenant_id, lease.lease_id) for lease in asked],
             self._times.lease_ms,
         )
-        held = {(str(answer.tenant_id), answer.lease_id): answer for answer in answers}
+        held = {(str(answer.tenant_id), answer.lease_id.int): answer for answer in answers}
         lost: list[LeaseHold] = []
         canceled: list[tuple[LeaseHold, frozenset[JobId]]] = []
         for lease in asked:
@@ -196,8 +197,8 @@ class Heartbeat:
             if self._leases.get(lease.key) is lease:
                 self._news.on_lost(lease)
         for lease, job_ids in canceled:
-            for job_id in job_ids & lease.attempts.keys():
-                self._news.on_cancel(lease.attempts[job_id])
+            for number in {job_id.int for job_id in job_ids} & lease.attempts.keys():
+                self._news.on_cancel(lease.attempts[number])
 
     def blocking_attempt(self) -> tuple[Attempt | None, str]:
         """Find on the loop's stack which attempt's handler is being executed, and where."""

@@ -341,7 +341,7 @@ class WorkerPool:
         until = claimed_at + self._times.lease_ms / 1_000
         lease = self._heartbeat.hold(claimed.fence, until)
         attempt = Attempt(claimed, lease)
-        lease.attempts[claimed.fence.job_id] = attempt
+        lease.attempts[claimed.fence.job_id.int] = attempt
         lease.not_begun += 1
         return attempt
 
@@ -382,15 +382,13 @@ class WorkerPool:
 
     def _end_attempt(self, attempt: Attempt) -> None:
         attempt.end()
-        self._running.discard(attempt)
+        running = self._running
+        running.discard(attempt)
         track = self._track(attempt.claimed.lane_type)
-        track.backlog.note_end(attempt.received_at)
-        if track.backlog and not track.slots.is_overbooked:
-            self._run(track.backlog.pop())  # in the same slot
-            self._bell.ring()
-        else:
-            track.slots.give_back()
-        if not self._running:
+        following = track.note_end(attempt.received_at)
+        if following is not None:
+            self._run(following)  # in the same slot
+        elif not running:
             self._idle.set()
 
     async def _wait_until_idle(self) -> None:

@@ -42,6 +42,11 @@ class Reporter:
         """Tell whether something of an attempt is not yet in the database: unsaid, or on its way there."""
         return attempt.is_dirty or attempt in self._under_way
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether that is so of no attempt at all."""
+        return not (self._dirty or self._under_way)
+
     def mark(self, attempt: Attempt) -> None:
         """Note that an attempt has something to say."""
         self._dirty[attempt] = None

@@ -7,6 +7,7 @@ Whatever a handler binds to its task (scopes, task groups, cancellation) therefo
 
 from __future__ import annotations
 
+import asyncio  # noqa: TID251 - anyio tells of a cancellation by walking all scopes around, for each short job
 import contextvars
 import time
 from collections import deque
@@ -44,17 +45,23 @@ class Runners:
             self._start(self._serve)
 
     async def _serve(self) -> None:
-        task = anyio.get_current_task()
+        task = asyncio.current_task()
+        assert task is not None
         turn_ends = time.monotonic() + TURN_SECONDS
         with anyio.CancelScope() as scope:
             while self._due:
                 attempt = self._due.popleft()
                 attempt.scope = scope
-                work = _OwnContext(self._run(attempt), on_wait=self._pass_on)
-                await work
-                if work.has_waited:
+                work, context = self._run(attempt), contextvars.copy_context()
+                try:
+                    waits_for = context.run(work.send, None)
+                except StopIteration:
+                    pass
+                else:
+                    self._pass_on()
+                    await _Rest(work, context, waits_for)
                     return
-                if scope.cancel_called or task.has_pending_cancellation():
+                if scope.cancel_called or task.cancelling():
                     break  # what is left of it must not hit the next one
                 if time.monotonic() >= turn_ends:
                     await anyio.lowlevel.checkpoint()
@@ -68,20 +75,19 @@ class Runners:
             self._start(self._serve)
 
 
-class _OwnContext:
-    """Awaits a coroutine in the current task, with context variables of its own, and tells when it waits first."""
+class _Rest:
+    """Awaits what is left of a coroutine that waits for something, with context variables of its own."""
 
-    def __init__(self, work: Coroutine[object, object, None], on_wait: Callable[[], None]) -> None:
-        self.has_waited = False
+    def __init__(
+        self, work: Coroutine[object, object, None], context: contextvars.Context, waits_for: object
+    ) -> None:
         self._work = work
-        self._on_wait = on_wait
+        self._run = context.run
+        self._waits_for = waits_for
 
     def __await__(self) -> Generator[Any, Any, None]:
-        run, work = contextvars.copy_context().run, self._work
+        run, work, waits_for = self._run, self._work, self._waits_for
         try:
-            waits_for = run(work.send, None)
-            self.has_waited = True
-            self._on_wait()
             while True:
                 try:
                     answer = yield waits_for

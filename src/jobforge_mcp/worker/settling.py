@@ -9,6 +9,7 @@ may live; a row that the database refuses must not take the others of its statem
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import assert_never
 
@@ -74,10 +75,13 @@ class Settler:
         attempt.is_settling = True
         attempt.verdict = verdict
         attempt.ended_at = time.monotonic()
-        self._waiting.append(attempt)
-        if len(self._waiting) == 1:
+        waiting = self._waiting
+        waiting.append(attempt)
+        if len(waiting) == 1:
             self._idle = anyio.Event() if self._idle.is_set() else self._idle
-        self._woken.set()
+            self._woken.set()
+        elif not attempt.lease.not_begun or type(verdict) is not Completion:
+            self._woken.set()
 
     async def wait_idle(self) -> None:
         """Return when nothing is left to settle."""
@@ -91,9 +95,10 @@ class Settler:
             while self._waiting:
                 batch = self._take_batch()
                 if not batch:
-                    with anyio.move_on_after(HOLD_SECONDS):
-                        await self._woken.wait()
                     self._woken = anyio.Event()
+                    held_for = time.monotonic() - self._waiting[0].ended_at
+                    with anyio.move_on_after(max(HOLD_SECONDS - held_for, 0.001)):
+                        await self._woken.wait()
                     continue
                 self._under_way = len(batch)
                 await self._settle_batch(batch)
@@ -122,13 +127,14 @@ class Settler:
 
     async def _settle_batch(self, batch: list[Attempt]) -> None:
         # Also what is on its way: it would arrive after the settle, and be refused.
-        if any(self._reporter.has_word_of(attempt) for attempt in batch):
-            await self._reporter.flush(batch)
-        by_kind: dict[type[Verdict | None], list[Attempt]] = {}
+        reporter = self._reporter
+        if not reporter.is_silent and any(map(reporter.has_word_of, batch)):
+            await reporter.flush(batch)
+        by_kind: defaultdict[type[Verdict | None], list[Attempt]] = defaultdict(list)
         for attempt in batch:
-            by_kind.setdefault(type(attempt.verdict), []).append(attempt)
+            by_kind[type(attempt.verdict)].append(attempt)
         for kind in (Completion, Failure, Release, Wait):
-            for same in divide(by_kind.get(kind, [])):
+            for same in divide(by_kind[kind]):
                 await self._settle(same)
 
     async def _settle(self, attempts: list[Attempt]) -> None:
@@ -185,14 +191,14 @@ def divide(attempts: list[Attempt]) -> list[list[Attempt]]:
     """Divide attempts into statements: whole leases, if large, by themselves and in their own order, then the rest."""
     if len(attempts) < WHOLE_LEASE:
         return [attempts] if attempts else []
-    by_lease: dict[int, list[Attempt]] = {}
+    by_lease: defaultdict[int, list[Attempt]] = defaultdict(list)
     for attempt in attempts:
-        by_lease.setdefault(id(attempt.lease), []).append(attempt)
+        by_lease[id(attempt.lease)].append(attempt)
     statements: list[list[Attempt]] = []
     rest: list[Attempt] = []
     for same in by_lease.values():
         whole = list(same[0].lease.attempts.values())
-        if len(same) >= WHOLE_LEASE and set(map(id, same)) == set(map(id, whole)):
+        if len(same) >= WHOLE_LEASE and set(same) == set(whole):
             statements.append(whole)
         else:
             rest += same

@@ -14,6 +14,7 @@ from typing import Self
 import anyio
 
 from jobforge_mcp.types import ClaimedJob
+from jobforge_mcp.worker.attempt import Attempt
 from jobforge_mcp.worker.backlog import Backlog
 
 COMPOSITION_SLOTS = 3
@@ -66,6 +67,10 @@ class Slots:
         """Take slots, free or not."""
         self._taken += count
 
+    def ring(self) -> None:
+        """Wake who waits: there is room for one more job, if not a slot."""
+        self._bell.ring()
+
     def give_back(self, count: int = 1) -> None:
         """Give slots back, and wake who waits."""
         self._taken -= count
@@ -79,6 +84,16 @@ class Track:
     def __init__(self, total: int, bell: Bell) -> None:
         self.slots = Slots(total, bell)
         self.backlog = Backlog(total)
+
+    def note_end(self, began_at: float) -> Attempt | None:
+        """Learn that an attempt has ended; return the one that gets its slot, else the slot is free."""
+        backlog = self.backlog
+        backlog.note_end(began_at)
+        if not backlog or self.slots.is_overbooked:
+            self.slots.give_back()
+            return None
+        self.slots.ring()
+        return backlog.pop()
 
     @property
     def room(self) -> int:
