@@ -32,7 +32,7 @@ from jobforge_mcp.types import (
 _NO_ID = UUID(int=0)
 
 # Makes a named tuple without its own constructor, which is Python: claims and settles make hundreds.
-_NEW = cast("Callable[..., Any]", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]  # of any members
+_NEW = cast("Callable[..., Any]", tuple.__new__)
 
 # Looked up rather than called: a bulk answers with thousands.
 _OUTCOMES = {outcome.value: outcome for outcome in EnqueueOutcome}
