@@ -246,11 +246,14 @@ begin
     if v_may_lease then
       lease_id := jobforge.lease_new_job(p_tenant_id, job_id, p_worker_id, p_lease_ms, coalesce(p_timeout_ms[1], 300000), v_now);
       lease_until := v_now + p_lease_ms * interval '1 millisecond';
+      if p_lease_ms < 6000 then
+        perform jobforge.wake('ready');  -- else who rests does not know when it ends
+      end if;
     else
       if not v_is_awake then
         perform jobforge.touch_lanes(array[p_tenant_id], v_lanes);
       end if;
-      if run_at <= v_now then
+      if run_at <= v_now + interval '6 seconds' then  -- longer than workers rest who know of nothing
         perform jobforge.wake('ready');
       end if;
     end if;
@@ -340,7 +343,7 @@ begin
   if v_outcomes is not null or p_ordering_keys is not null or not v_is_due then
     select array_agg(v_ids[g.ord] order by g.ord),
       array_agg(v_ids[g.ord] order by g.ord) filter (where p_ordering_keys[g.ord] is not null),
-      bool_or(coalesce(p_run_ats[g.ord], v_now) <= v_now)
+      bool_or(coalesce(p_run_ats[g.ord], v_now) <= v_now + interval '6 seconds')
     into v_new_ids, v_ordered_ids, v_is_due
     from generate_series(1, v_count) g(ord)
     where v_outcomes is null or v_outcomes[g.ord] = 'created';

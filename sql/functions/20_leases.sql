@@ -283,7 +283,7 @@ declare
   v_may_wait boolean := true;
   v_round integer := 0;
   v_is_more boolean := false;
-  v_lanes record;
+  v_look record;
   v_lease_id uuid;
 begin
   if coalesce(p_limit, 0) not between 1 and 1000 or coalesce(p_lease_ms, 0) not between 100 and 3600000 then
@@ -292,38 +292,47 @@ begin
   if p_reap then
     v_may_wait := jobforge.reap_expired(100) = 0;  -- after that it holds locks already
   end if;
-  -- Alone in its transaction a claim need not wait for the disk: one lost in a crash took its lease id with it.
-  perform pg_catalog.set_config('synchronous_commit', 'off', true)
-    where pg_catalog.pg_current_xact_id_if_assigned() is null;
   v_now := jobforge.now();
   v_start_at := v_now;
-  if exists (select from jobforge.claim_counters c where c.next_at <= v_now) then
+  -- All that a claim asks before it takes anything, in one statement: to make one ready costs more than what it reads.
+  -- Alone in its transaction a claim need not wait for the disk: one lost in a crash took its lease id with it.
+  for v_round in 1..2 loop
+    select case when pg_catalog.pg_current_xact_id_if_assigned() is null then pg_catalog.set_config('synchronous_commit', 'off', true) end,
+      exists (select from jobforge.claim_counters c where c.next_at <= v_now) as has_parked,
+      exists (select from jobforge.ready r where r.is_suspect and r.run_at <= v_now and r.job_type = any (p_job_types)) as has_suspect,
+      n.tenant_id, n.job_type,
+      n.tenant_id = n.last_tenant and n.job_type = n.last_type
+        and not exists (select from jobforge.limited_tenants t where t.tenant_id = n.tenant_id)
+        and not exists (select from jobforge.pauses p where p.tenant_id = n.tenant_id)
+        and not exists (select from jobforge.running_limits u where u.tenant_id = n.tenant_id) as is_one_lane
+    into v_look
+    from (
+      select min(l.tenant_id) as tenant_id, max(l.tenant_id) as last_tenant, min(l.job_type) as job_type, max(l.job_type) as last_type
+      from jobforge.lanes l
+      where l.job_type = any (p_job_types) and (p_tenant_ids is null or l.tenant_id = any (p_tenant_ids))) n;
+    exit when not v_look.has_parked or v_round = 2;
     perform jobforge.unpark_rates(v_now);
     v_may_wait := false;
     v_now := jobforge.now();  -- what came back is due from then on
-  end if;
+  end loop;
 
-  select * into v_suspect from jobforge.take_suspect(p_worker_id, p_job_types, p_tenant_ids, v_now);
-  if v_suspect.job_id is not null and jobforge.is_holding_back(array[v_suspect.tenant_id]) then
-    select a.job_ids[1], a.decided_at into v_suspect.job_id, v_start_at
-    from jobforge.admit_jobs(array[v_suspect.tenant_id], array[v_suspect.job_id], array[v_suspect.epoch],
-      array[v_suspect.attempt_no], 1, true, v_may_wait) a;
-    v_may_wait := false;
-  end if;
-  if v_suspect.job_id is not null then
-    v_left := v_left - 1;
-    return query select * from jobforge.lease_jobs(p_worker_id, array[v_suspect.tenant_id], array[v_suspect.job_id],
-      array[v_suspect.epoch], array[v_suspect.attempt_no], p_lease_ms, true, null, v_start_at);
+  if v_look.has_suspect then
+    select * into v_suspect from jobforge.take_suspect(p_worker_id, p_job_types, p_tenant_ids, v_now);
+    if v_suspect.job_id is not null and jobforge.is_holding_back(array[v_suspect.tenant_id]) then
+      select a.job_ids[1], a.decided_at into v_suspect.job_id, v_start_at
+      from jobforge.admit_jobs(array[v_suspect.tenant_id], array[v_suspect.job_id], array[v_suspect.epoch],
+        array[v_suspect.attempt_no], 1, true, v_may_wait) a;
+      v_may_wait := false;
+    end if;
+    if v_suspect.job_id is not null then
+      v_left := v_left - 1;
+      return query select * from jobforge.lease_jobs(p_worker_id, array[v_suspect.tenant_id], array[v_suspect.job_id],
+        array[v_suspect.epoch], array[v_suspect.attempt_no], p_lease_ms, true, null, v_start_at);
+    end if;
   end if;
 
   -- One lane has nobody to be fair to: what is due of it is taken and leased in one statement, without a look before.
-  select min(l.tenant_id) as tenant_id, max(l.tenant_id) as last_tenant, min(l.job_type) as job_type, max(l.job_type) as last_type into v_lanes
-  from jobforge.lanes l
-  where l.job_type = any (p_job_types) and (p_tenant_ids is null or l.tenant_id = any (p_tenant_ids));
-  if v_left > 0 and v_lanes.tenant_id = v_lanes.last_tenant and v_lanes.job_type = v_lanes.last_type
-    and not jobforge.is_holding_back(array[v_lanes.tenant_id])
-    and not exists (select from jobforge.running_limits u where u.tenant_id = v_lanes.tenant_id)
-  then
+  if v_left > 0 and v_look.is_one_lane then
     v_lease_id := pg_catalog.gen_random_uuid();
     return query
     with looks as materialized (
@@ -331,7 +340,7 @@ begin
       from (values (0::smallint), (1::smallint), (2::smallint), (3::smallint)) p(priority)
       left join unnest(p_from_tenants, p_from_types, p_from_priorities, p_from_run_ats, p_from_ids)
         f(tenant_id, job_type, priority, run_at, job_id)
-        on f.tenant_id = v_lanes.tenant_id and f.job_type = v_lanes.job_type and f.priority = p.priority
+        on f.tenant_id = v_look.tenant_id and f.job_type = v_look.job_type and f.priority = p.priority
       order by p.priority
     ), locked as materialized (
       -- rows come, and are locked, one by one until there are enough
@@ -340,7 +349,7 @@ begin
       cross join lateral (
         select r.ctid as row_id
         from jobforge.ready r
-        where r.tenant_id = v_lanes.tenant_id and r.job_type = v_lanes.job_type and r.priority = l.priority
+        where r.tenant_id = v_look.tenant_id and r.job_type = v_look.job_type and r.priority = l.priority
           and r.run_at <= v_now and (r.run_at, r.job_id) > (l.from_at, l.from_id) and not r.is_suspect
         order by r.run_at, r.job_id limit v_left for update skip locked) k
       limit v_left
@@ -357,7 +366,7 @@ begin
     ), new_leases as (
       insert into jobforge.leases (tenant_id, lease_id, worker_id, is_suspect, claimed_at, lease_until, overdue_at, job_ids,
         epochs, attempt_nos, deadlines)
-      select v_lanes.tenant_id, v_lease_id, p_worker_id, false, v_now, v_now + p_lease_ms * interval '1 millisecond', min(h.deadline),
+      select v_look.tenant_id, v_lease_id, p_worker_id, false, v_now, v_now + p_lease_ms * interval '1 millisecond', min(h.deadline),
         array_agg(h.job_id), array_agg(h.epoch), array_agg(h.attempt_no), array_agg(h.deadline)
       from held h having count(*) > 0
     )
@@ -367,7 +376,7 @@ begin
       case when h.lane_type is not null then (
         select d.definition::text from jobforge.job_definitions d
         where d.tenant_id = h.tenant_id and d.job_type = h.job_type and d.job_version = h.job_version) end,
-      h.priority::integer, h.run_at, v_lanes.tenant_id::text
+      h.priority::integer, h.run_at, v_look.tenant_id::text
     from held h;
     return;
   end if;

@@ -75,6 +75,7 @@ grant execute on function
   jobforge.reap_expired(integer),
   jobforge.has_work(text[], integer),
   jobforge.tend_lanes(),
+  jobforge.look_for_work(text, text[], text[], integer, integer, integer, boolean),
   jobforge.enqueue_child(text, uuid, uuid, integer, text, text, text, text, text, integer, timestamptz, text, text, integer, integer,
     float8, integer, integer, integer, text, text)
   to jobforge_worker;

@@ -219,7 +219,8 @@ class Settings(BaseModel):
     """Milliseconds between heartbeats, at most half the lease. Unset: a third of the lease."""
 
     poll_ms: int = Field(default=1_000, ge=10, le=60_000)
-    """Milliseconds after which an idle worker looks for jobs although no wake-up came."""
+    """Milliseconds after which an idle worker looks for jobs although no wake-up came; five times as many, at most 5 s, where it
+    hears wake-ups and knows of nothing that is due before."""
 
     drain_grace_seconds: float = Field(default=30, ge=0, le=3_600)
     """Seconds that running jobs get to finish after SIGTERM before they are released."""

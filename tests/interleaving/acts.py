@@ -165,6 +165,7 @@ ACTS: list[Act] = [
     heartbeat("w6", "pair1"),
     of_worker("reap_expired", "reap_expired"),
     of_worker("tend_lanes", "tend_lanes"),
+    of_worker("look_for_work", "look_for_work", "w1", [ECHO], None, 1_000, 1_000, 5_000, True),
     of_claim(
         "enqueue_child", "enqueue_child", "turn", ECHO, marked("child"), "{}", "c1", "o5", 2, None, None, "1", 1, 0, 1.0, 0, 60_000
     ),
@@ -208,7 +209,7 @@ EXCUSED = {
 """Volatile functions that change no row, or nothing that two could change at once."""
 
 PASSING_OVER = {
-    "claim_jobs", "reap_expired", "tend_lanes", "claim_events", "fire_due_triggers", "purge_finished", "purge_events",
+    "claim_jobs", "reap_expired", "tend_lanes", "look_for_work", "claim_events", "fire_due_triggers", "purge_finished", "purge_events",
     "purge_artifacts", "cancel_runs", "retry_runs", "await_wakeup", "wait_for_steps",
 }  # fmt: skip
 """Functions that pass over what others hold (`skip locked`), or do a limited part: what they did not see is left to the next call, so

@@ -43,6 +43,7 @@ OF_THE_INSTALLATION = {
     "claim_jobs": "a worker works for all tenants, or for those that it names",
     "has_work": "a worker's question whether to claim",
     "reap_expired": "frees what lost workers held, of all tenants",
+    "look_for_work": "says when something is due, and nothing else of it",
     "tend_lanes": "finds tenants whose waking was skipped",
     "scan_settings": "the database itself",
     "scan_database": "the database itself",

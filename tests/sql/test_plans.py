@@ -272,6 +272,16 @@ def test_a_worker_tends_lanes_without_reading_their_rows(
     assert offences(explain(lambda: queue.work("tend_lanes")), 100) == []
 
 
+def test_an_idle_worker_asks_when_something_is_due_without_reading_it(
+    crowded: psycopg.Connection, explain: Explain
+) -> None:
+    queue = Queue(within(crowded))
+    queue.claim(10)
+    arguments = ["w1", [ECHO], None, 1_000, 1_000, 5_000, False]
+
+    assert offences(explain(lambda: queue.work("look_for_work", *arguments)), 100) == []
+
+
 def test_a_heartbeat_reads_none_of_it(crowded: psycopg.Connection, explain: Explain) -> None:
     queue = Queue(within(crowded))
     claimed = queue.claim(10)

@@ -212,6 +212,7 @@ WORKER_CALLS: list[tuple[str, tuple[Any, ...]]] = [
     ("report_progress", ([], [], [], [], [], [], [], [])),
     ("reap_expired", (1,)),
     ("tend_lanes", ()),
+    ("look_for_work", ("w", [], None, 1, 1, 1, True)),
     ("register_worker", ("w", "h", 1, "1", [], 1)),
     ("forget_worker", ("w",)),
     ("tell_installed_jobs", ([], [], [])),

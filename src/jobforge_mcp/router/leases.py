@@ -70,7 +70,9 @@ _SUBMIT_RUN_EVENT: LiteralString = """
     select r.* from jobforge.submit_run_event(%s::text, %s::uuid, %s::uuid, %s::int, %s::text, %s::jsonb, %s::text, %s::text,
       %s::text, %s::timestamptz, %s::boolean, %s::jsonb, %s::jsonb) as r"""
 _REGISTER_WORKER: LiteralString = "select from jobforge.register_worker(%s::text, %s::text, %s::int, %s::text, %s::text[], %s::int)"
-
+_LOOK_FOR_WORK: LiteralString = """
+    select r.rest_ms from jobforge.look_for_work(%s::text, %s::text[], %s::text[], %s::int, %s::int, %s::int, %s::boolean)
+      as r(rest_ms)"""
 _TELL_INSTALLED_JOBS: LiteralString = (
     "select from jobforge.tell_installed_jobs(%s::text[], %s::int[], %s::text[])"
 )
@@ -295,6 +297,23 @@ class WorkerRouter:
             [listener_id, topic, for_ms],
             is_repeatable=True,
         )
+
+    async def look_for_work(
+        self,
+        worker_id: WorkerId,
+        job_types: Sequence[str],
+        tenant_ids: Sequence[TenantId] | None,
+        *,
+        listen_ms: int,
+        poll_ms: int,
+        rest_ms: int,
+        tend: bool,
+    ) -> int:
+        """Ask to be notified for so long, and tell for how many milliseconds nothing is due that would not be announced."""
+        arguments = [worker_id, list(job_types), tenant_ids, listen_ms, poll_ms, rest_ms, tend]
+        rows = await self._fetch(_LOOK_FOR_WORK, arguments, is_repeatable=True)
+        rest: int = rows[0]["rest_ms"]
+        return rest
 
     @asynccontextmanager
     async def transaction(self, fence: Fence) -> AsyncGenerator[JobTransaction]:

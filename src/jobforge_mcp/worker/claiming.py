@@ -1,7 +1,9 @@
 """The loop that claims: for the slots that are free and a little ahead, in turn from the tenants; asleep when idle.
 
 Polling is the truth, the notification a hint. Before it sleeps, a worker asks to be notified and then looks once more,
-so that a job enqueued in between is either seen by that look or announced.
+so that a job enqueued in between is either seen by that look or announced. While notifications arrive, an idle worker does
+not claim for nothing: one statement asks anew, tends the lanes and tells when something is due; where nothing is known to
+be, the next is five polls away.
 """
 
 from __future__ import annotations
@@ -43,6 +45,9 @@ MAX_UNSETTLED = 1_000
 ASK_FOR_POLLS = 5
 """Polls that one request to be notified lasts, so that an idle worker writes little."""
 
+REST_SECONDS = 5.0
+"""Longest rest of a worker that polls more often than that; the database announces jobs of the next six seconds."""
+
 COMPOSITIONS_SECONDS = 0.1
 """Between two looks for compositions while no slot is free for handlers, as long as there were some lately."""
 
@@ -76,7 +81,7 @@ class Claimer:
         compositions: Track,
         bell: Bell,
         *,
-        wait_for_hint: Callable[[float], Awaitable[object]],
+        wait_for_hint: Callable[[float], Awaitable[bool]],
         hears: Callable[[], bool],
         start: Callable[[Sequence[ClaimedJob], float], None],
         settler: Settler,
@@ -97,6 +102,8 @@ class Claimer:
         self._after_tenant: str = ""
         self._frontier = Frontier()
         self._reaped_at = 0.0
+        self._tended_at = time.monotonic() - TEND_SECONDS * random.random()
+        self._resting_until = 0.0
         self._asked_until = 0.0
         self._scope = anyio.CancelScope()
         self._stopped = anyio.Event()
@@ -115,16 +122,17 @@ class Claimer:
 
     async def tend(self) -> None:
         """Look after leases and lanes when no claim does: all slots may be taken for a long time."""
-        tended_at = time.monotonic() - TEND_SECONDS * random.random()
         while True:
-            due_at = self._reaped_at + REAP_SECONDS
-            await anyio.sleep(max(due_at - time.monotonic(), 0.01))
+            due_at = max(self._reaped_at + REAP_SECONDS, self._resting_until)
+            # A hint may end a rest at any time.
+            await anyio.sleep(min(max(due_at - time.monotonic(), 0.01), REAP_SECONDS))
+            now = time.monotonic()
             try:
-                if self._reaped_at + REAP_SECONDS <= time.monotonic():
-                    self._reaped_at = time.monotonic()
+                if now >= self._resting_until and now >= self._reaped_at + REAP_SECONDS:
+                    self._reaped_at = now
                     await self._router.reap_expired()
-                if time.monotonic() - tended_at >= TEND_SECONDS:
-                    tended_at = time.monotonic()
+                if now >= self._resting_until and now >= self._tended_at + TEND_SECONDS:
+                    self._tended_at = now
                     await self._router.tend_lanes()
             except Exception as error:  # noqa: BLE001 - the next turn tries again
                 self._complain(error)
@@ -157,13 +165,53 @@ class Claimer:
             await self._ask_for_hints()
             if await self._claim():
                 return
+        await self._sleep()
+
+    async def _sleep(self) -> None:
+        """Rest until a hint comes, or something is due that no hint tells of."""
         seconds = self._rules.poll_ms / 1_000 * random.uniform(0.8, 1.0)
-        if self._compositions.room > 0:
-            await self._wait_for_hint(seconds)
-        else:
+        if self._compositions.room == 0:
             # Those that were left out just now may be claimed when one of the others ends, which takes milliseconds.
             with anyio.move_on_after(seconds):
                 await self._bell.wait()
+            return
+        try:
+            while not await self._wait_for_hint(seconds) and self._is_announced:
+                seconds = await self._look()
+                if seconds == 0 or self._compositions.room == 0:
+                    return
+        finally:
+            self._resting_until = 0.0
+
+    @property
+    def _is_announced(self) -> bool:
+        """Whether what becomes due is told of now, and heard."""
+        return time.monotonic() < self._asked_until and self._hears()
+
+    async def _look(self) -> float:
+        """Ask anew to be notified, and return for how long nothing is due."""
+        now = time.monotonic()
+        poll_ms = self._rules.poll_ms
+        tend = now >= self._tended_at + TEND_SECONDS / 2
+        listen_ms = poll_ms * ASK_FOR_POLLS
+        rest_ms = await self._router.look_for_work(
+            self._rules.worker_id,
+            [*self._rules.job_types, COMPOSITION_TYPE],
+            self._rules.tenant_ids,
+            listen_ms=listen_ms + 2_000,
+            poll_ms=poll_ms,
+            rest_ms=max(poll_ms, min(listen_ms, int(REST_SECONDS * 1_000))),
+            tend=tend,
+        )
+        self._asked_until = now + listen_ms / 1_000 + 1
+        if tend:
+            self._tended_at = now
+        if rest_ms == 0:
+            return 0
+        seconds = rest_ms / 1_000 * (random.uniform(0.8, 1.0) if rest_ms >= poll_ms else 1.0)
+        # Nothing ends before that, and whoever takes a lease meanwhile was announced to this worker too. Then this looks first.
+        self._resting_until = time.monotonic() + min(seconds, REST_SECONDS) + REAP_SECONDS / 2
+        return seconds
 
     async def _look_for_compositions(self) -> None:
         """While there is no room for handlers: claim compositions now and then, or wait for a slot."""
@@ -197,7 +245,7 @@ class Claimer:
         now = time.monotonic()
         reap = now - self._reaped_at >= REAP_WITH_CLAIM_SECONDS
         start = self._frontier.start()
-        is_announced = now < self._asked_until and self._hears()
+        is_announced = self._is_announced
         kept = [
             (track.slots, min(wanted, track.slots.free))
             for track in (self._handlers, self._compositions)
