@@ -13,9 +13,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-import tomllib
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, cast
 from urllib.parse import urlsplit
@@ -445,8 +443,12 @@ def _read_environment(fields: Iterable[str]) -> dict[str, str]:
 
 def _read_file() -> dict[str, object]:
     file = Path(SETTINGS_FILE)
+    if not file.is_file():
+        return {}
+    import tomllib
+
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise _unsafe(
             f"{SETTINGS_FILE} is not valid TOML: {error}", f"mend or remove {file.absolute()}"
@@ -503,6 +505,8 @@ def _explain(detail: ErrorDetails) -> SettingsError:
         return SettingsError(detail["msg"], hint="change one of the two")
     field = str(detail["loc"][0])
     if detail["type"] == "extra_forbidden":
+        from difflib import get_close_matches
+
         close = get_close_matches(field, Settings.model_fields, n=1)
         return SettingsError(
             f"there is no setting {field!r}",

@@ -14,7 +14,8 @@ import pytest
 
 from jobforge_mcp.errors import ConflictError, InvalidInputError
 from jobforge_mcp.evidence.purging import purge_artifacts
-from jobforge_mcp.evidence.reading import Range, read_artifact, read_result, reference_of
+from jobforge_mcp.evidence.reading import Range, read_artifact, read_result
+from jobforge_mcp.evidence.references import reference_of
 from jobforge_mcp.evidence.stores import DirectoryStore, lay_down, sweep_incoming
 from jobforge_mcp.router.leases import WorkerRouter
 from jobforge_mcp.types import RunStatus

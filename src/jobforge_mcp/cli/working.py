@@ -63,7 +63,6 @@ def work(options: WorkerOptions) -> None:
     from jobforge_mcp.definitions.installed import load_registry
     from jobforge_mcp.errors import InvalidInputError
     from jobforge_mcp.evidence.stores import open_store
-    from jobforge_mcp.maintenance import Maintenance
     from jobforge_mcp.purging import Purger
     from jobforge_mcp.router.evidence import ArtifactRouter
     from jobforge_mcp.router.maintenance import MaintenanceRouter
@@ -92,6 +91,8 @@ def work(options: WorkerOptions) -> None:
         ):
             tasks.start_soon(Purger(router, ArtifactRouter(database), open_store(settings)).run)
             if fires_triggers(settings):
+                from jobforge_mcp.maintenance import Maintenance
+
                 keeper = MaintenanceRouter(schedules)
                 maintenance = Maintenance(keeper, registry, most_depth=settings.event_depth_most)
                 tasks.start_soon(maintenance.run, listener)

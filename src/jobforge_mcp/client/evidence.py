@@ -12,7 +12,8 @@ from anyio.from_thread import BlockingPortal
 from jobforge_mcp.client.answers import RunRef, to_job_id
 from jobforge_mcp.definitions.registry import Registry
 from jobforge_mcp.evidence.manifest import load_manifest
-from jobforge_mcp.evidence.reading import Part, Range, read_artifact, read_result, reference_of
+from jobforge_mcp.evidence.reading import Part, Range, read_artifact, read_result
+from jobforge_mcp.evidence.references import reference_of
 from jobforge_mcp.evidence.report import REPORT_BYTES, load_report
 from jobforge_mcp.evidence.stores import ContentStore
 from jobforge_mcp.policy.permissions import require_scope

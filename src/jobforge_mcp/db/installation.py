@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from jobforge_mcp.db.context import ContextKey, ContextSigner, ensure_own_key
-from jobforge_mcp.db.migrate import migrate
 from jobforge_mcp.db.pool import Database
-from jobforge_mcp.embedded import Cluster, ensure_running
 from jobforge_mcp.settings import Settings
+
+if TYPE_CHECKING:
+    from jobforge_mcp.embedded import Cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,10 @@ def open_installation(
             scheduler_url=settings.scheduler_url,
         )
         return
+    # Nobody with a database of their own, which is every large fleet, needs the embedded one's keeper in memory.
+    from jobforge_mcp.db.migrate import migrate
+    from jobforge_mcp.embedded import ensure_running
+
     with ensure_running(settings.state_dir, on_progress=on_progress) as cluster:
         admin_url = cluster.url("jobforge_admin")
         if is_migrated:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal, TypeAlias, cast
 
 import structlog
@@ -244,6 +243,8 @@ class Registry:
         )
 
     def _meant(self, name: str, is_visible: Callable[[BoundJob], bool] | None) -> str:
+        from difflib import get_close_matches
+
         shown = [bound.name for bound in self.list(is_visible=is_visible)]
         close = get_close_matches(name[:200].casefold(), shown, n=3, cutoff=0.6)
         listed = "list-jobs shows every job that you may run"

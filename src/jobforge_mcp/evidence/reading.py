@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import anyio.to_thread
 
 from jobforge_mcp.errors import ConflictError, InvalidInputError
+from jobforge_mcp.evidence.references import RESULT_NAME, reference_of
 from jobforge_mcp.evidence.stores import ContentStore
 from jobforge_mcp.router.jobs import Router
-from jobforge_mcp.types import Artifact, Caller, JobId, JsonObject
+from jobforge_mcp.types import Artifact, Caller, JobId
 
 WHOLE_BYTES = 8 * 1024 * 1024
 """What is longer is read by ranges, so that one call does not take a process's memory."""
-
-RESULT_NAME = "$result"
-"""Artifact that holds a result which was too large for its run."""
-
-_REFERENCE = '{"$artifact": {'
-"""How a result begins that says where the whole one is; Postgres writes jsonb with these blanks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +44,6 @@ class Part:
         """Where the next part begins; ``None`` after the last."""
         end = self.offset + len(self.data)
         return end if end < self.size else None
-
-
-@dataclass(frozen=True, slots=True)
-class ResultReference:
-    """What a run's result says when the whole one is an artifact."""
-
-    size: int
-    sha256: str
-    preview: str
 
 
 async def read_artifact(
@@ -110,33 +94,6 @@ async def read_result(
     end = len(data) if range.limit is None else range.offset + range.limit
     digest = hashlib.sha256(data).hexdigest()
     return Part(data[range.offset : end], range.offset, len(data), "application/json", digest)
-
-
-def reference_of(result: str | None) -> ResultReference | None:
-    """Return what a result refers to when it is not the whole one itself."""
-    if result is None or not result.startswith(_REFERENCE):
-        return None
-    said = cast("JsonObject", json.loads(result))["$artifact"]
-    if not isinstance(said, dict) or said.get("name") != RESULT_NAME:
-        return None
-    size, sha256, preview = said.get("size"), said.get("sha256"), said.get("preview")
-    if not isinstance(size, int) or not isinstance(sha256, str) or not isinstance(preview, str):
-        return None
-    return ResultReference(size, sha256, preview)
-
-
-def reference_text(job_id: JobId, size: int, sha256: str, preview: str) -> str:
-    """Write the result of a run whose whole result is an artifact."""
-    said: JsonObject = {
-        "$artifact": {
-            "name": RESULT_NAME,
-            "uri": f"jobforge://runs/{job_id}/result",
-            "size": size,
-            "sha256": sha256,
-            "preview": preview,
-        }
-    }
-    return json.dumps(said, ensure_ascii=False)
 
 
 def checked(range: Range, size: int) -> Range:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import cast
 
 from jobforge_mcp.evidence.manifest import artifact_uri, own_artifacts
-from jobforge_mcp.evidence.reading import reference_of
+from jobforge_mcp.evidence.references import reference_of
 from jobforge_mcp.redaction import redact_text
 from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.types import (

@@ -21,7 +21,7 @@ from pydantic.json_schema import models_json_schema
 
 from jobforge_mcp.definitions.model import JobDefinition
 from jobforge_mcp.errors import CallerError, LimitError
-from jobforge_mcp.evidence.reading import reference_of
+from jobforge_mcp.evidence.references import reference_of
 from jobforge_mcp.server.arguments import squeeze
 from jobforge_mcp.server.next import next_step, poll_after_ms
 from jobforge_mcp.types import (

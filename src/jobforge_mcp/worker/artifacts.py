@@ -21,7 +21,7 @@ import anyio
 import anyio.to_thread
 
 from jobforge_mcp.errors import PermanentError
-from jobforge_mcp.evidence.reading import RESULT_NAME, reference_text
+from jobforge_mcp.evidence.references import RESULT_NAME, reference_text
 from jobforge_mcp.evidence.stores import ContentStore, lay_down
 from jobforge_mcp.router.evidence import ArtifactRouter
 from jobforge_mcp.settings import Settings

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from fnmatch import fnmatchcase
-from importlib.metadata import version
 from types import TracebackType
 from typing import Literal, Self
 
@@ -30,7 +29,7 @@ from jobforge_mcp.definitions.catalog import BoundDefinitions
 from jobforge_mcp.definitions.composition import COMPOSITION_TYPE
 from jobforge_mcp.definitions.features import EVENTS
 from jobforge_mcp.definitions.registry import Registry
-from jobforge_mcp.evidence.environment import describe_environment
+from jobforge_mcp.evidence.environment import describe_environment, package_version
 from jobforge_mcp.evidence.stores import open_store
 from jobforge_mcp.logs import whose
 from jobforge_mcp.router.heartbeat import HeartbeatConnection
@@ -526,7 +525,7 @@ class WorkerPool:
             self.worker_id,
             host=socket.gethostname(),
             pid=os.getpid(),
-            version=version("jobforge-mcp"),
+            version=package_version("jobforge-mcp"),
             job_types=self.job_types,
             concurrency=self._handlers.slots.total,
         )
