@@ -51,7 +51,8 @@ def load_limited(
         _check_size(len(text), what, max_bytes)
     elif _is_harmless(text, what, max_bytes):
         try:
-            return cast("JsonValue", from_json(text, allow_inf_nan=False))
+            value: JsonValue = from_json(text, allow_inf_nan=False)
+            return value
         except (ValueError, TypeError):
             pass  # what is wrong with it is said below
     try:

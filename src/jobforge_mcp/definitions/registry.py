@@ -317,15 +317,15 @@ def _to_model(bound: BoundJob, checked: JsonObject, fill: Fill | None = None) ->
     """Make the handler's input, with the fixed part of a declarative definition underneath."""
     merged = handler_values(bound, checked)
     try:
-        return cast(
-            "BaseModel",
-            bound.input_type.validator.validate_python(merged if fill is None else fill(merged)),
+        model: BaseModel = bound.input_type.validator.validate_python(
+            merged if fill is None else fill(merged)
         )
     except ValidationError as error:
         raise InvalidInputError(
             f"the input of {bound.name} does not fit: {complaint(error)}",
             hint=_expected(bound.definition),
         ) from None
+    return model
 
 
 def handler_values(bound: BoundJob, checked: JsonObject) -> JsonObject:

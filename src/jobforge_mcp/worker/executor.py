@@ -52,7 +52,6 @@ class Execution:
     attempt: Attempt
     services: Services
     children: ChildPool
-    bound: BoundJob | None = None
     validated: object = None
     """Input as the handler gets it."""
     payload: str = ""
@@ -62,59 +61,53 @@ class Execution:
     told: Told | None = None
     """What went wrong; ends the chain."""
 
-    @property
-    def job(self) -> BoundJob:
-        """Return the definition, once it is loaded."""
-        assert self.bound is not None
-        return self.bound
-
 
 async def execute(execution: Execution) -> Verdict | None:
     """Take an attempt through the chain and say how it ended; ``None`` when there is nothing to settle."""
     try:
-        load(execution)
-        if execution.told is None:
-            attempt, job = execution.attempt, execution.job
-            needs_secrets = job.definition.input or may_refer(attempt.claimed.payload)
-            check(execution, await resolve(execution) if needs_secrets else None)
-        if execution.told is None:
-            await run(execution)
+        job = load(execution)
+        if job is not None:
+            names_secrets = job.definition.input or may_refer(execution.attempt.claimed.payload)
+            check(execution, job, await resolve(execution, job) if names_secrets else None)
+            if execution.told is None:
+                await run(execution, job)
     except Exception as error:
         log.exception("attempt_broke", **execution.attempt.names)
         execution.told = tell(error)
     return conclude(execution)
 
 
-def load(execution: Execution) -> None:
+def load(execution: Execution) -> BoundJob | None:
     """Find the definition of the claimed type."""
     attempt = execution.attempt
     try:
-        execution.bound = attempt.job = execution.services.definitions.of(attempt.claimed)
+        attempt.job = job = execution.services.definitions.of(attempt.claimed)
     except (CallerError, DefinitionError) as error:
         execution.told = refusal(error.code, error.message, hint=error.hint)
-        return
-    attempt.isolation = execution.bound.isolation
+        return None
+    attempt.isolation = job.isolation
+    return job
 
 
-async def resolve(execution: Execution) -> Fill | None:
+async def resolve(execution: Execution, job: BoundJob) -> Fill | None:
     """Fetch the secrets that the input names."""
     try:
-        return await execution.services.resolve_references(execution.attempt, execution.job)
+        return await execution.services.resolve_references(execution.attempt, job)
     except Exception as error:  # noqa: BLE001 - whatever a row holds, it fails alone
         execution.told = _refused_input(error)
         return None
 
 
-def check(execution: Execution, fill: Fill | None) -> None:
+def check(execution: Execution, job: BoundJob, fill: Fill | None) -> None:
     """Validate the input again: the definition may have changed since, and the row may come from psql."""
     if execution.told is not None:
         return
     attempt, registry = execution.attempt, execution.services.registry
     try:
         if attempt.isolation is Isolation.PROCESS:
-            execution.payload = registry.handler_input(execution.job, attempt.claimed.payload, fill)
+            execution.payload = registry.handler_input(job, attempt.claimed.payload, fill)
         else:
-            execution.validated = registry.check_input(execution.job, attempt.claimed.payload, fill)
+            execution.validated = registry.check_input(job, attempt.claimed.payload, fill)
     except Exception as error:  # noqa: BLE001 - whatever a row holds, it fails alone
         execution.told = _refused_input(error)
 
@@ -127,7 +120,7 @@ def _refused_input(error: Exception) -> Told:
     return refusal(code, told.error.message, hint=told.error.hint)
 
 
-async def run(execution: Execution) -> None:
+async def run(execution: Execution, job: BoundJob) -> None:
     """Call the handler, and stop it when its scope is cancelled."""
     attempt = execution.attempt
     if attempt.stop_reason is not None:
@@ -135,9 +128,9 @@ async def run(execution: Execution) -> None:
         return
     try:
         if attempt.isolation is Isolation.ASYNC:
-            text = check_output(execution.job, await call_on_loop(attempt, execution))
+            text = check_output(job, await call_on_loop(attempt, execution, job))
         else:
-            text = await _run_elsewhere(execution)
+            text = await _run_elsewhere(execution, job)
         result = attempt.redact_json(text)
         if not fits_row(result):
             result = await execution.services.keeper.keep_result(attempt, result)
@@ -212,21 +205,21 @@ class _ToldInChild(Exception):
         self.told = told
 
 
-async def _run_elsewhere(execution: Execution) -> str:
+async def _run_elsewhere(execution: Execution, job: BoundJob) -> str:
     if execution.attempt.isolation is Isolation.THREAD:
-        return check_output(execution.job, await _call_on_thread(execution))
-    return await _run_in_child(execution)
+        return check_output(job, await _call_on_thread(execution, job))
+    return await _run_in_child(execution, job)
 
 
-async def call_on_loop(attempt: Attempt, execution: Execution) -> object:
+async def call_on_loop(attempt: Attempt, execution: Execution, job: BoundJob) -> object:
     """Call an async handler. The heartbeat looks for this frame, and for ``attempt`` in it, on a blocked loop's stack."""
     link = LocalLink(execution.services, attempt, is_async=True)
     context = JobContext(attempt, execution.validated, link=link)
-    work = cast("Awaitable[object]", execution.job.handler(execution.validated, context))
+    work = cast("Awaitable[object]", job.handler(execution.validated, context))
     return await work
 
 
-async def _call_on_thread(execution: Execution) -> object:
+async def _call_on_thread(execution: Execution, job: BoundJob) -> object:
     """Call a def handler on a daemon thread: it cannot be stopped, and must not keep the process from ending."""
     attempt, mailbox = execution.attempt, execution.services.mailbox
     link = LocalLink(execution.services, attempt, is_async=False)
@@ -236,7 +229,7 @@ async def _call_on_thread(execution: Execution) -> object:
 
     def body() -> None:
         try:
-            outcome.append((execution.job.handler(execution.validated, context), None))
+            outcome.append((job.handler(execution.validated, context), None))
         except BaseException as error:  # noqa: BLE001 - raised again in the task that waits
             outcome.append((None, error))
         attempt.evidence.metrics["cpuMs"] = round(time.thread_time() * 1_000)
@@ -253,8 +246,7 @@ async def _call_on_thread(execution: Execution) -> object:
     return value
 
 
-async def _run_in_child(execution: Execution) -> str:
-    job = execution.job
+async def _run_in_child(execution: Execution, job: BoundJob) -> str:
     answer = await execution.children.run(execution.attempt, job, execution.payload)
     if isinstance(answer, Told):
         raise _ToldInChild(answer)

@@ -67,10 +67,6 @@ class Slots:
         """Take slots, free or not."""
         self._taken += count
 
-    def ring(self) -> None:
-        """Wake who waits: there is room for one more job, if not a slot."""
-        self._bell.ring()
-
     def give_back(self, count: int = 1) -> None:
         """Give slots back, and wake who waits."""
         self._taken -= count
@@ -84,6 +80,7 @@ class Track:
     def __init__(self, total: int, bell: Bell) -> None:
         self.slots = Slots(total, bell)
         self.backlog = Backlog(total)
+        self._bell = bell
 
     def note_end(self, began_at: float) -> Attempt | None:
         """Learn that an attempt has ended; return the one that gets its slot, else the slot is free."""
@@ -92,7 +89,7 @@ class Track:
         if not backlog or self.slots.is_overbooked:
             self.slots.give_back()
             return None
-        self.slots.ring()
+        self._bell.ring()
         return backlog.pop()
 
     @property
