@@ -43,17 +43,29 @@ set local role jobforge_owner;
 -- HMAC-SHA256 out of what every Postgres has. Each part is preceded by its length, so that no two lists of parts make one
 -- message; what is null is empty. Every part is what the scope says, and the last is when the signature ends, in seconds. Called immutable it would
 -- not be put in the place of its call, because convert_to is only stable.
+create or replace function jobforge.scope_digest(
+  p_inner_pad bytea, p_outer_pad bytea, p_tenant_id text, p_actor text, p_token_id text, p_tool text, p_trace_id text,
+  p_claims text, p_expires_at text)
+returns bytea
+language sql stable
+as $$
+  select pg_catalog.sha256(p_outer_pad || pg_catalog.sha256(p_inner_pad || pg_catalog.convert_to(pg_catalog.concat(
+    'jobforge-scope-1 ', pg_catalog.length(p_tenant_id), ':', p_tenant_id, coalesce(pg_catalog.length(p_actor), 0), ':', p_actor,
+    coalesce(pg_catalog.length(p_token_id), 0), ':', p_token_id, coalesce(pg_catalog.length(p_tool), 0), ':', p_tool,
+    coalesce(pg_catalog.length(p_trace_id), 0), ':', p_trace_id, coalesce(pg_catalog.length(p_claims), 0), ':', p_claims,
+    pg_catalog.length(p_expires_at), ':', p_expires_at), 'UTF8')))
+$$;
+comment on function jobforge.scope_digest(bytea, bytea, text, text, text, text, text, text, text) is
+  'The signature of a scope under a key.';
+
 create or replace function jobforge.scope_mac(
   p_inner_pad bytea, p_outer_pad bytea, p_tenant_id text, p_actor text, p_token_id text, p_tool text, p_trace_id text,
   p_claims text, p_expires_at text)
 returns text
 language sql stable
 as $$
-  select pg_catalog.encode(pg_catalog.sha256(p_outer_pad || pg_catalog.sha256(p_inner_pad || pg_catalog.convert_to(pg_catalog.concat(
-    'jobforge-scope-1 ', pg_catalog.length(p_tenant_id), ':', p_tenant_id, coalesce(pg_catalog.length(p_actor), 0), ':', p_actor,
-    coalesce(pg_catalog.length(p_token_id), 0), ':', p_token_id, coalesce(pg_catalog.length(p_tool), 0), ':', p_tool,
-    coalesce(pg_catalog.length(p_trace_id), 0), ':', p_trace_id, coalesce(pg_catalog.length(p_claims), 0), ':', p_claims,
-    pg_catalog.length(p_expires_at), ':', p_expires_at), 'UTF8'))), 'hex')
+  select pg_catalog.encode(jobforge.scope_digest(p_inner_pad, p_outer_pad, p_tenant_id, p_actor, p_token_id, p_tool, p_trace_id,
+    p_claims, p_expires_at), 'hex')
 $$;
 comment on function jobforge.scope_mac(bytea, bytea, text, text, text, text, text, text, text) is
   'The signature of a scope under a key, in hexadecimal.';
@@ -145,6 +157,27 @@ begin
 end $$;
 comment on function jobforge.is_signed(text, text, text, text, text, text, text, timestamptz) is
   'Whether a scope has this signature, at this time, and the login is bound to no tenant.';
+
+-- The same of a scope that comes with a call, its signature in parts: for functions that have to ask nothing else of it.
+create or replace function jobforge.is_signed_with(
+  p_tenant_id text, p_actor text, p_token_id text, p_tool text, p_trace_id text, p_claims text, p_key_id text, p_signed_until bigint,
+  p_mac bytea, p_now timestamptz)
+returns boolean
+language plpgsql stable parallel safe
+security definer set search_path = jobforge, pg_temp
+set plan_cache_mode = force_generic_plan
+as $$
+begin
+  return exists (
+    select from jobforge.context_keys k
+    where k.key_id = p_key_id
+      and sha256(p_mac) = sha256(jobforge.scope_digest(k.inner_pad, k.outer_pad, p_tenant_id, p_actor, p_token_id, p_tool, p_trace_id,
+        p_claims, p_signed_until::text))
+      and p_signed_until - date_part('epoch', p_now) between 0 and 60
+      and not exists (select from jobforge.tenant_logins l where l.login_name = session_user));
+end $$;
+comment on function jobforge.is_signed_with(text, text, text, text, text, text, text, bigint, bytea, timestamptz) is
+  'Whether a scope has a signature that is given in its parts, at this time, and the login is bound to no tenant.';
 
 -- A login that is bound is in its scope by itself; what it may have set beforehand is overwritten. For others: null.
 create or replace function jobforge.enter_own_scope() returns text

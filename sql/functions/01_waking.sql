@@ -54,26 +54,7 @@ begin
 end $$;
 comment on function jobforge.wake(text) is 'Notify those who listen for a topic, if anybody does.';
 
--- All that an enqueue of a plain job asks of the tables, in one statement and of this role: of three expressions that look
--- whether there is a row, row policies cost as much as the rows.
-create or replace function jobforge.plain_call(p_tenant_id text, p_claims jsonb, p_job_type text, p_now timestamptz)
-returns boolean[]
-language plpgsql stable
-security definer set search_path = jobforge, pg_temp
-set plan_cache_mode = force_generic_plan
-as $$
-begin
-  return (
-    select array[
-      exists (select from jobforge.lanes n
-        where n.tenant_id = p_tenant_id and n.job_type = p_job_type and n.seen_at > p_now - interval '10 seconds'),
-      exists (select from jobforge.listeners l where l.topic = 'ready' and l.expires_at > p_now)]
-    where not exists (select from jobforge.rate_limits r where r.tenant_id = p_tenant_id)
-      and not exists (select from jobforge.revocations(p_tenant_id, p_claims)));
-end $$;
-comment on function jobforge.plain_call(text, jsonb, text, timestamptz) is
-  'Whether a lane is awake, and whether anybody listens for jobs; null for a caller who is limited or whose token was revoked.';
-
+drop function if exists jobforge.plain_call(text, jsonb, text, timestamptz);
 create or replace function jobforge.await_wakeup(p_listener_id text, p_topic text, p_for_ms integer) returns void
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp

@@ -19,6 +19,7 @@ create policy owner_rows on jobforge.tenant_logins to jobforge_owner using (true
 grant execute on function jobforge.verified_scope(), jobforge.is_context_signed() to jobforge_rpc, jobforge_sys, jobforge_api,
   jobforge_worker, jobforge_scheduler, jobforge_readonly, jobforge_auditor, jobforge_tenant, jobforge_tenant_views;
 grant execute on function jobforge.is_signed(text, text, text, text, text, text, text, timestamptz) to jobforge_rpc;
+grant execute on function jobforge.is_signed_with(text, text, text, text, text, text, text, bigint, bytea, timestamptz) to jobforge_sys;
 grant execute on function jobforge.enter_own_scope() to jobforge_rpc, jobforge_tenant;
 grant execute on function jobforge.enter_trusted_scope(text, text, text, text), jobforge.leave_scope() to jobforge_rpc, jobforge_sys;
 

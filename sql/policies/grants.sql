@@ -32,7 +32,9 @@ grant execute on function jobforge.now(), jobforge.current_tenant(), jobforge.cu
   jobforge_scheduler, jobforge_readonly, jobforge_auditor;
 grant execute on function jobforge.enter_scope(text, text, text, text, text, text, text) to jobforge_sys, jobforge_api, jobforge_readonly;
 grant execute on function jobforge.new_id(), jobforge.deadline_of(timestamptz, integer), jobforge.require_small_json(text[], integer, text),
-  jobforge.promote_next(text[], text[], uuid[]), jobforge.revocations(text, jsonb), jobforge.token_ids(jsonb) to jobforge_sys;
+  jobforge.promote_next(text[], text[], uuid[]), jobforge.revocations(text, jsonb), jobforge.token_ids(jsonb),
+  jobforge.require_fitting_jobs(text[], text[], text[], text[], text[], text[], integer[], integer[], integer[], integer[], integer[],
+    float8[], timestamptz[], integer[]) to jobforge_sys;
 grant execute on function
   jobforge.enqueue_jobs(text, text[], text[], text[], text[], text[], integer[], timestamptz[], text[], text[], text[], text[],
     integer[], integer[], float8[], integer[], integer[], boolean[], text, integer, boolean, uuid, integer[], text[], text[],
@@ -58,9 +60,12 @@ grant select on jobforge.runs, jobforge.job_results to jobforge_readonly;
 reset role;
 set local role jobforge_sys;
 
-grant execute on function jobforge.touch_lanes(text[], text[]), jobforge.wake(text), jobforge.plain_call(text, jsonb, text, timestamptz),
-  jobforge.has_worker(text),
+grant execute on function jobforge.touch_lanes(text[], text[]), jobforge.wake(text), jobforge.has_worker(text),
   jobforge.reap_tenant(text) to jobforge_rpc;
+grant execute on function
+  jobforge.enqueue_plain_jobs(text, text, text, text, text, text, text, bigint, bytea, text, text[], text[], integer[], text[], text[], integer[],
+    integer[], float8[], integer[], integer[], boolean[])
+  to jobforge_api;
 grant execute on function jobforge.await_wakeup(text, text, integer) to jobforge_api, jobforge_worker, jobforge_scheduler;
 grant execute on function
   jobforge.register_worker(text, text, integer, text, text[], integer),

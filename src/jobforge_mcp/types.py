@@ -267,7 +267,7 @@ class CallOrigin:
 class NewJob:
     """One job to enqueue, already validated against its definition.
 
-    Not frozen, and nobody changes it: a bulk makes thousands, and freezing takes three quarters of the time.
+    Not frozen, and changed by nobody but who makes it: a bulk makes thousands, and freezing takes three quarters of the time.
     """
 
     job_type: str

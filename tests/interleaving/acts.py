@@ -10,12 +10,14 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from jobforge_mcp.router.scope import split_signature
 from tests.interleaving.world import (
     BOUNCE,
     HOUR_MS,
     PAUSED,
     RATE,
     REGISTERED,
+    SIGNER,
     SLOT,
     TENANT,
     World,
@@ -60,6 +62,17 @@ def on_run(function: str, *letters: str, **named: object) -> list[Act]:
 
 def of_worker(name: str, function: str, *arguments: object, **named: object) -> Act:
     return Act(name, function, WORKER, lambda _: list(arguments), named)
+
+
+def enqueueing_plain(name: str, *payloads: str) -> Act:
+    """Enqueue with the scope in the call, signed with the key that the world knows."""
+
+    def arguments(world: World) -> list[object]:
+        said = ("agent", None, None, None, None)
+        signature = SIGNER.sign(TENANT, *said)
+        return [*said, *split_signature(signature), ECHO, list(payloads)]
+
+    return Act(name, "enqueue_plain_jobs", API, arguments)
 
 
 def settling(name: str, function: str, letters: str, *columns: object) -> Act:
@@ -120,7 +133,9 @@ NO_FIRE = json.dumps({"version": 1, "payload": marked("by hand")})
 ACTS: list[Act] = [
     # --- callers
     of_caller("enqueue_job", "enqueue_job", ECHO, marked("new"), idempotency_key="k1"),
-    of_caller("enqueue plain", "enqueue_jobs", [ECHO] * 2, [marked("plain 0"), marked("plain 1")]),
+    of_caller("enqueue two", "enqueue_jobs", [ECHO] * 2, [marked("plain 0"), marked("plain 1")]),
+    enqueueing_plain("enqueue plain", marked("plain 2")),
+    enqueueing_plain("enqueue plain two", marked("plain 3"), marked("plain 4")),
     enqueueing("enqueue keyed", ["key", "k1"], ["o1", "o5"], project_ids=["p1", None]),
     enqueueing("enqueue crossed", ["k1", "key"], ["o5", "o1"], project_ids=[None, "p1"]),
     enqueueing("enqueue slots", [None] * 2, ["o2", None], claim_limits=[SLOT, RATE]),

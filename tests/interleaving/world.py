@@ -14,12 +14,15 @@ from uuid import UUID
 
 import psycopg
 
+from jobforge_mcp.db.context import ContextKey, ContextSigner
 from tests.sql.acting import ECHO, SUPERUSER, Queue, Row, leave_artifact, leave_event
 from tests.sql.test_bundles import bundle
 from tests.sql.test_dependencies import fence
 from tests.sql.test_dependencies import steps as enqueue_steps
 
 TENANT = "acme"
+KEY = ContextKey("k1", bytes(range(32)))
+SIGNER = ContextSigner(KEY)
 HOUR_MS = 3_600_000
 SLOT = json.dumps({"concurrency": {"limit": 1, "key": "k"}})
 RATE = json.dumps({"rateLimit": {"count": 1, "periodMs": 60_000, "key": "r"}})
@@ -86,6 +89,12 @@ def marked(letter: str) -> str:
 def settle_in(queue: Queue) -> World:
     """Arrange the world and remember it."""
     world = World(queue)
+    queue.look(
+        """insert into jobforge.context_keys (key_id, slot, inner_pad, outer_pad, is_enforced, created_at)
+        values (%s, 1, %s, %s, false, jobforge.now())""",
+        KEY.key_id,
+        *KEY.pads(),
+    )
 
     def add(letter: str, job_type: str = ECHO, **named: object) -> None:
         row = queue.enqueue(TENANT, job_type, marked(letter), max_attempts=2, backoff_ms=0, **named)

@@ -14,7 +14,7 @@ PLAIN = Caller(TenantId("acme"), "agent", frozenset({"jobs:read"}))
 def test_a_plain_caller_has_no_claims() -> None:
     arguments = scope_arguments(PLAIN, CallOrigin("execute-job", "t1"))
 
-    assert arguments == ["acme", "agent", None, "execute-job", "t1", None, None]
+    assert arguments == ("acme", "agent", None, "execute-job", "t1", None, None)
 
 
 def test_the_claims_are_what_the_token_carries_and_nothing_else() -> None:

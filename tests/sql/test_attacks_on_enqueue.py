@@ -357,13 +357,13 @@ def test_those_who_log_in_elsewhere_do_not_enqueue_as_servers_do(queue: Queue) -
     for login in ("jobforge_worker", "jobforge_readonly", "jobforge_scheduler", "jobforge_auditor"):
         for query in (
             "select * from jobforge.enqueue_jobs('acme', array['demo.echo'], array['{}'])",
-            "select jobforge.plain_call('acme', '{}', 'demo.echo', now())",
+            "select jobforge.enqueue_plain_jobs('acme', '', '', '', '', '', 'k1', 1, '', 'demo.echo', '{}')",
             "select jobforge.enqueue_any_jobs('acme', array['demo.echo'], array['{}'])",
         ):
             with refused("42501"), queue.acting(login) as connection:
                 connection.execute(query.encode())
     for query in (
-        "select jobforge.plain_call('globex', '{}', 'demo.echo', now())",
+        "select jobforge.scope_digest('', '', 'acme', '', '', '', '', '', '1')",
         "select jobforge.enqueue_any_jobs('acme', array['demo.echo'], array['{}'])",
         "select jobforge.is_signed('acme', '', '', '', '', '', '', now())",
     ):

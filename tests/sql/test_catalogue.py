@@ -153,12 +153,15 @@ def test_what_callers_call_asks_whether_the_tenant_is_the_scopes(functions: list
 
     def asks_by_itself(source: str) -> bool:
         """Tell whether it asks for the tenant, and for the token in a statement that asks for more."""
+        asks_scope = (
+            "v_claims := jobforge.require_claims(p_tenant_id);" in source
+            or "where jobforge.is_signed_with(p_tenant_id," in source
+        )
         asks_token = (
-            r"jobforge\.(revocations\(p_tenant_id, v_claims\)|plain_call\(p_tenant_id, v_claims,)"
+            "jobforge.revocations(p_tenant_id, v_claims)" in source
+            or "jobforge.enqueue_any_jobs(p_tenant_id," in source  # which begins with it
         )
-        return "v_claims := jobforge.require_claims(p_tenant_id);" in source and bool(
-            re.search(asks_token, source)
-        )
+        return asks_scope and asks_token
 
     assert names(functions, is_wrong) == []
 

@@ -9,12 +9,25 @@ from typing import Any
 import pytest
 
 from jobforge_mcp.db.context import ContextKey, ContextSigner
+from jobforge_mcp.router.scope import split_signature
 from tests.sql.acting import API, ECHO, Queue, Row, call, enter, refused
 
 KEY = ContextKey("k1", bytes(range(32)))
 SIGNER = ContextSigner(KEY)
 SAID: tuple[str, ...] = ("acme", "agent", "j1", "execute-job", "t1", '{"jti":"j1"}')
 AUTHOR = ("agent", "j1", "execute-job", "t1")
+CHOSEN = {
+    "priorities",
+    "trace_ids",
+    "job_versions",
+    "max_attempts",
+    "backoff_ms",
+    "backoff_multipliers",
+    "max_backoff_ms",
+    "timeout_ms",
+    "dry_runs",
+    "call_traces",
+}
 SCOPE = ("actor", "token_id", "tool", "trace_id", "token_claims", "signature")
 
 
@@ -37,9 +50,18 @@ def send(
     signature: str | None = None,
     **named: object,
 ) -> list[Row]:
-    """Enqueue with the scope in the call; signed, unless something is said of the signature."""
-    scope = dict(zip(SCOPE, [*said[1:], signature or SIGNER.sign(*SAID)], strict=True))
+    """Enqueue with the scope in the call; signed, unless something is said of the signature.
+
+    What says more than plain jobs do is for `enqueue_jobs`.
+    """
+    signature = signature or SIGNER.sign(*SAID)
     with queue.acting(API) as connection:
+        if named.keys() <= CHOSEN:
+            return call(
+                connection, "enqueue_plain_jobs", *said, *split_signature(signature), ECHO,
+                list(payloads), **named,
+            )  # fmt: skip
+        scope = dict(zip(SCOPE, [*said[1:], signature], strict=True))
         return call(
             connection, "enqueue_jobs", said[0], [ECHO] * len(payloads), list(payloads),
             **scope, **named,
@@ -131,22 +153,73 @@ def test_inputs_of_one_call_stay_in_their_order(strict: Queue) -> None:
 
 @pytest.mark.requirement("sql.signed-scope")
 @pytest.mark.parametrize("place", range(len(SAID)))
-@pytest.mark.parametrize("costs", [None, [1]], ids=["plain", "not plain"])
+@pytest.mark.parametrize("named", [{}, {"costs": [1]}], ids=["plain", "not plain"])
 def test_a_call_whose_scope_is_not_what_was_signed_is_refused(
-    strict: Queue, place: int, costs: list[int] | None
+    strict: Queue, place: int, named: dict[str, Any]
 ) -> None:
     said: list[str | None] = [*SAID]
     said[place] = '{"jti":"j2"}' if place == 5 else "globex"
 
     with refused("JF403"):
-        send(strict, said=said, costs=costs)
+        send(strict, said=said, **named)
 
 
 @pytest.mark.requirement("sql.signed-scope")
 @pytest.mark.parametrize("signature", ["k1", "k1..", "k1.x.y", "k2.1.1", "\N{SNOWMAN}.1.1"])
 def test_a_call_without_a_good_signature_is_refused(strict: Queue, signature: str) -> None:
     with refused("JF403"):
-        send(strict, signature=signature)
+        send(strict, signature=signature, costs=[1])
+
+
+@pytest.mark.requirement("sql.signed-scope")
+@pytest.mark.parametrize(
+    "signature",
+    [
+        (None, None, None),
+        ("k1", None, None),
+        ("k1", 1, b""),
+        ("k2", 1, b"1"),
+        ("\N{SNOWMAN}", -(2**63), b"\0"),
+        ("k1", 2**63 - 1, bytes(32)),
+    ],
+)
+def test_a_plain_call_without_a_good_signature_is_refused(
+    strict: Queue, signature: tuple[str | None, int | None, bytes | None]
+) -> None:
+    with refused("JF403"), strict.acting(API) as connection:
+        call(connection, "enqueue_plain_jobs", *SAID, *signature, ECHO, ["{}"])
+
+
+@pytest.mark.parametrize(
+    ("payloads", "state"),
+    [(None, "JF400"), ([], "JF400"), ([None], "JF400"), (["{"], "22P02"), (["{}"] * 10_001, "JF400")],
+    ids=["null", "none", "null among them", "no JSON", "too many"],
+)  # fmt: skip
+def test_a_plain_call_with_other_inputs_is_refused_as_any_other(
+    strict: Queue, payloads: list[str | None] | None, state: str
+) -> None:
+    signature = split_signature(SIGNER.sign(*SAID))
+    with refused(state), strict.acting(API) as connection:
+        call(connection, "enqueue_plain_jobs", *SAID, *signature, ECHO, payloads)
+
+
+@pytest.mark.parametrize(
+    "claims", ['{"jti":"j1","denyTypes":["demo.*"]}', '{"jti":"j1","jobTypes":["other.*"]}']
+)
+def test_a_token_with_restrictions_is_asked_about_them_by_a_plain_call_too(
+    strict: Queue, claims: str
+) -> None:
+    said = ("acme", "agent", "j1", "execute-job", "t1", claims)
+    with refused("JF403"):
+        send(strict, said=said, signature=SIGNER.sign(*said))
+
+
+def test_a_plain_call_of_a_tenant_with_limits_is_counted(strict: Queue) -> None:
+    strict.look("select jobforge.set_limit('acme', 'tenant', null, '{\"max_queued\": 1}')")
+    send(strict)
+
+    with refused("JF429"):
+        send(strict)
 
 
 @pytest.mark.requirement("sql.signed-scope")
@@ -176,8 +249,8 @@ def test_a_call_that_brings_a_scope_acts_in_no_other(strict: Queue) -> None:
         connection.execute(
             "select jobforge.enter_scope('globex', 'a', null, null, null, null, 'k1.1.1')"
         )
-        scope = dict(zip(SCOPE, [*SAID[1:], SIGNER.sign(*SAID)], strict=True))
-        (row,) = call(connection, "enqueue_jobs", "acme", [ECHO], ["{}"], **scope)
+        signature = split_signature(SIGNER.sign(*SAID))
+        (row,) = call(connection, "enqueue_plain_jobs", *SAID, *signature, ECHO, ["{}"])
         with refused("JF403"), connection.transaction():
             call(connection, "list_runs", "acme")
     (said,) = audited(strict, row)
@@ -199,12 +272,14 @@ def test_a_revoked_token_enqueues_no_plain_job(strict: Queue) -> None:
 @pytest.mark.parametrize("payload", ["1e400", "[" + "1" * 309 + "]", '{"a": 1e131071}'])
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_plain_job_has_no_number_that_is_no_double(
-    queue: Queue, payload: str, count: int
+    strict: Queue, payload: str, count: int
 ) -> None:
     for _ in range(2):  # asleep, and awake
         with refused("JF400"):
-            queue.ask("enqueue_jobs", "acme", [ECHO] * count, [payload] * count)
-        queue.ask("enqueue_jobs", "acme", [ECHO], ["1e300"])
+            send(strict, [payload] * count, costs=[1] * count)
+        with refused("JF400"):
+            send(strict, [payload] * count)
+        send(strict, ["1e300"])
 
 
 def test_a_type_that_is_none_is_refused_before_anything_is_written(queue: Queue) -> None:

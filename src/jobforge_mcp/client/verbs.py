@@ -11,7 +11,6 @@ from contextlib import (
     asynccontextmanager,
     nullcontext,
 )
-from dataclasses import replace
 from datetime import datetime
 from typing import cast
 
@@ -481,17 +480,16 @@ class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs, BulkVerbs):
         prepared = self.registry.prepare_bound(bound, input)
         if bound.guards:
             ask_guards(self.caller, bound, JobAction.EXECUTE, json.loads(prepared.payload))
-        return replace(
-            job_of(prepared, bound.lane_type),
-            idempotency_key=options.idempotency_key,
-            ordering_key=options.ordering_key,
-            priority=options.priority,
-            run_at=options.run_at,
-            project_id=options.project_id or _only_project(self.caller),
-            labels=options.labels,
-            trace_id=options.trace_id,
-            is_dry_run=options.is_dry_run,
-        )
+        job = job_of(prepared, bound.lane_type)
+        job.idempotency_key = options.idempotency_key
+        job.ordering_key = options.ordering_key
+        job.priority = options.priority
+        job.run_at = options.run_at
+        job.project_id = options.project_id or _only_project(self.caller)
+        job.labels = options.labels
+        job.trace_id = options.trace_id
+        job.is_dry_run = options.is_dry_run
+        return job
 
 
 def _only_project(caller: Caller) -> str | None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import random
 import select
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -50,6 +51,7 @@ Connection: TypeAlias = psycopg.AsyncConnection[DictRow]
 _AnyRow = TypeVar("_AnyRow")
 _REPEATS = 3
 _SPARE_SECONDS = 2.0
+_AT_HAND_SECONDS = 60.0
 
 
 class Database:
@@ -82,6 +84,12 @@ class Database:
         self._statement_seconds = statement_timeout_seconds
         self._acquire_seconds = acquire_timeout_seconds
         self._refusal: OperatorError | None = None
+        self._at_hand: Connection | None = None
+        """The connection that was used last, out of the pool: going from one to the next would find each backend's caches cold."""
+        self._at_hand_until = 0.0
+        """By the monotonic clock: from then on the pool is given it back, which closes those that are old."""
+        self._waiting = 0
+        """Callers who wait for a connection of the pool."""
         self._options: dict[str, Any] = {**CONNECTION_OPTIONS, "application_name": name}
         self._pool = AsyncConnectionPool[Connection](
             url,
@@ -97,7 +105,7 @@ class Database:
             open=False,
             name=name,
             configure=self._configure,
-            check=_refuse_dead,
+            check=_check,
             timeout=acquire_timeout_seconds,
             reconnect_timeout=acquire_timeout_seconds,
             num_workers=1,
@@ -130,6 +138,9 @@ class Database:
     ) -> None:
         """Close the pool; what is still running on it loses its connection."""
         with anyio.CancelScope(shield=True):
+            if self._at_hand is not None:
+                await self._pool.putconn(self._at_hand)
+                self._at_hand = None
             await self._pool.close(timeout=2.0)
 
     async def fetch(
@@ -167,12 +178,11 @@ class Database:
             tries += 1
             try:
                 await anyio.lowlevel.checkpoint_if_cancelled()
-                with anyio.CancelScope(shield=True):
-                    connection = await self._acquire()
-                    try:
-                        return await self._execute(connection, query, parameters, rows)
-                    finally:
-                        await self._pool.putconn(connection)
+                connection = await self._acquire()
+                try:
+                    return await self._execute(connection, query, parameters, rows)
+                finally:
+                    await self._release(connection)
             except _BrokenConnection as broken:
                 if not may_break_again:
                     raise _after_break(broken, is_repeatable) from broken.__cause__
@@ -214,16 +224,50 @@ class Database:
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[Connection]:
         await anyio.lowlevel.checkpoint_if_cancelled()
-        connection = await _shielded(self._acquire)
+        connection = await self._acquire()
         try:
             yield connection
         finally:
-            with anyio.CancelScope(shield=True):
-                await self._pool.putconn(connection)
+            await self._release(connection)
 
     async def _acquire(self) -> Connection:
+        """Take the connection at hand or one of the pool; a cancellation waits for it, because in the middle one would be lost."""
+        at_hand, self._at_hand = self._at_hand, None
+        if at_hand is not None:
+            try:
+                _refuse_dead(at_hand)
+            except psycopg.OperationalError:
+                await self._give_back(at_hand)
+            else:
+                return at_hand
+        self._waiting += 1
         try:
-            return await self._pool.getconn()
+            with anyio.CancelScope(shield=True):
+                return await self._ask_pool()
+            raise AssertionError("a shield lets nothing through")
+        finally:
+            self._waiting -= 1
+
+    async def _release(self, connection: Connection) -> None:
+        """Keep one connection at hand, unless somebody waits for it or the pool should look at it again."""
+        if (
+            self._at_hand is None
+            and not self._waiting
+            and connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
+            and time.monotonic() < self._at_hand_until
+            and not self._pool.closed
+        ):
+            self._at_hand = connection
+        else:
+            await self._give_back(connection)
+
+    async def _give_back(self, connection: Connection) -> None:
+        with anyio.CancelScope(shield=True):
+            await self._pool.putconn(connection)
+
+    async def _ask_pool(self) -> Connection:
+        try:
+            connection = await self._pool.getconn()
         except PoolTimeout as error:
             if self._refusal is not None:
                 raise self._refusal from error
@@ -237,6 +281,8 @@ class Database:
             ) from error
         except psycopg.OperationalError as error:
             raise unreachable(error) from error
+        self._at_hand_until = time.monotonic() + _AT_HAND_SECONDS
+        return connection
 
     async def _run(
         self, connection: Connection, query: LiteralString, parameters: Parameters = ()
@@ -361,14 +407,11 @@ def _after_break(broken: _BrokenConnection, is_repeatable: bool) -> OperatorErro
     return unreachable(broken.reason) if is_repeatable else interrupted()
 
 
-async def _shielded(acquire: Callable[[], Awaitable[Connection]]) -> Connection:
-    """Wait out what a cancellation in the middle would make lose a connection; its own timeout bounds it."""
-    with anyio.CancelScope(shield=True):
-        return await acquire()
-    raise AssertionError("a shield lets nothing through")
+async def _check(connection: Connection) -> None:
+    _refuse_dead(connection)
 
 
-async def _refuse_dead(connection: Connection) -> None:
+def _refuse_dead(connection: Connection) -> None:
     """Find out, without a round trip, that the server closed a connection while it was idle.
 
     Otherwise the first statement on it would fail with nobody knowing whether it was carried out.

@@ -1,20 +1,21 @@
-"""The statement that enqueues, and its arguments: the scope goes with the call, so that one function does it all."""
+"""The statements that enqueue, and their arguments: the scope goes with the call, so that one function does it all."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
 from operator import attrgetter
-from typing import LiteralString
+from typing import LiteralString, TypeAlias
 
 from jobforge_mcp.router.rows import (
+    chosen_arrays,
     job_arrays,
     job_claim_limits,
     job_costs,
     job_lanes,
     text_array,
 )
-from jobforge_mcp.router.scope import ScopeSigner, scope_arguments
+from jobforge_mcp.router.scope import ScopeSigner, scope_arguments, split_signature
 from jobforge_mcp.types import Caller, CallOrigin, InlineLease, NewJob
 
 ENQUEUE_JOBS: LiteralString = """
@@ -24,8 +25,19 @@ ENQUEUE_JOBS: LiteralString = """
       %s::text[], %s::text[], %s::text[], %s, %s, %s, %s, %s, %s) as r"""
 """Answers in the order of the jobs."""
 
+_ENQUEUE_PLAIN_JOBS: LiteralString = """
+    select r.* from jobforge.enqueue_plain_jobs(%s, %s, %s, %s, %s, %s, %s, %s::bigint, %s::bytea, %s, %s::text[], %s::text[]) as r"""
+"""Jobs of one type that say nothing else: each value that a statement has costs both sides something."""
 
-def enqueue_arguments(
+_ENQUEUE_CHOSEN_JOBS: LiteralString = """
+    select r.* from jobforge.enqueue_plain_jobs(%s, %s, %s, %s, %s, %s, %s, %s::bigint, %s::bytea, %s, %s::text[], %s::text[], %s::int[], %s::text[],
+      %s::text[], %s::int[], %s::int[], %s::float8[], %s::int[], %s::int[], %s::boolean[]) as r"""
+"""Jobs of one type that choose what every job has."""
+
+Call: TypeAlias = tuple[LiteralString, list[object]]
+
+
+def enqueue_call(
     caller: Caller,
     jobs: Sequence[NewJob],
     origin: CallOrigin,
@@ -34,26 +46,71 @@ def enqueue_arguments(
     inline: InlineLease | None = None,
     is_plan: bool = False,
     traces: list[str | None] | None = None,
-) -> list[object]:
-    """List what `ENQUEUE_JOBS` takes; traces are those of calls that go together."""
-    tenant_id, *scope, signature = scope_arguments(caller, origin, signer)
-    lease = [inline.worker_id, inline.lease_ms] if inline else [None, 30_000]
-    if all(_options(job) == _USUAL and job.received in {None, job.payload} for job in jobs):
-        arrays = [
-            text_array([job.job_type for job in jobs]),
+) -> Call:
+    """Choose a statement and list what it takes; traces are those of calls that go together."""
+    *scope, signature = scope_arguments(caller, origin, signer)
+    if inline is None and not is_plan and _asks_nothing(caller) and _is_alike(jobs):
+        signed = [None] * 3 if signature is None else split_signature(signature)
+        values = [
+            *scope,
+            *signed,
+            jobs[0].job_type,
             text_array([job.payload for job in jobs]),
+            traces,
         ]
-        values = [*arrays, *_NO_ARRAYS, *lease, is_plan, None, None, None]
-    else:
-        limits = [job_costs(jobs), job_lanes(jobs), job_claim_limits(jobs)]
-        values = [*job_arrays(jobs), *lease, is_plan, *limits]
-    return [tenant_id, *values, traces, *scope, signature or ""]
+        if all(_chosen(job) == _USUAL for job in jobs):
+            return _ENQUEUE_PLAIN_JOBS, values
+        return _ENQUEUE_CHOSEN_JOBS, [*values, *chosen_arrays(jobs)]
+    tenant_id, *said = scope
+    lease = [inline.worker_id, inline.lease_ms] if inline else [None, 30_000]
+    limits = [job_costs(jobs), job_lanes(jobs), job_claim_limits(jobs)]
+    return ENQUEUE_JOBS, [
+        tenant_id,
+        *job_arrays(jobs),
+        *lease,
+        is_plan,
+        *limits,
+        traces,
+        *said,
+        signature or "",
+    ]
 
 
-_OPTIONS = [
-    field for field in fields(NewJob) if field.name not in {"job_type", "payload", "received"}
-]
-_options = attrgetter(*(field.name for field in _OPTIONS))
-_USUAL = tuple(field.default for field in _OPTIONS)
-_NO_ARRAYS = [None] * 15
-"""The function knows what jobs are that say nothing else: it is asked for no array of each such value."""
+def _asks_nothing(caller: Caller) -> bool:
+    """Tell whether nothing that the caller's token says is to be compared with a job."""
+    return (
+        caller.limits is None
+        and caller.projects is None
+        and caller.job_types is None
+        and not caller.deny_types
+        and caller.events is None
+        and not caller.is_single_use
+    )
+
+
+def _is_alike(jobs: Sequence[NewJob]) -> bool:
+    """Tell whether these are jobs of one type without anything that has to be looked up."""
+    job_type = jobs[0].job_type
+    return all(
+        job.job_type == job_type and _others(job) == _NONE and job.received in {None, job.payload}
+        for job in jobs
+    )
+
+
+_PLAIN = {"job_type", "payload", "received"}
+_CHOSEN = {
+    "priority",
+    "trace_id",
+    "job_version",
+    "max_attempts",
+    "backoff_ms",
+    "backoff_multiplier",
+    "max_backoff_ms",
+    "timeout_ms",
+    "is_dry_run",
+}
+_defaults = {field.name: field.default for field in fields(NewJob) if field.name not in _PLAIN}
+_chosen = attrgetter(*sorted(_CHOSEN))
+_USUAL = tuple(_defaults[name] for name in sorted(_CHOSEN))
+_others = attrgetter(*sorted(_defaults.keys() - _CHOSEN))
+_NONE = tuple(_defaults[name] for name in sorted(_defaults.keys() - _CHOSEN))

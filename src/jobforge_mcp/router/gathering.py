@@ -1,8 +1,8 @@
 """Jobs of calls that come at the same time, enqueued by one statement.
 
 While a statement is under way later calls gather, and go together in the next: a lone call is sent at once, and under load
-each flush of the log is shared. Whoever sends first lets everybody run who can run at this moment: callers that were answered
-together come back together. There is no timer and no task of its own: a call that was answered lets the first of those who
+each flush of the log is shared. Where there are several, whoever sends first lets everybody run who can run at this moment:
+callers that were answered together come back together. There is no timer and no task of its own: a call that was answered lets the first of those who
 gathered send for all of them. What is refused for several is asked again one by one, so that nobody is refused for what a
 neighbour sent.
 """
@@ -67,6 +67,8 @@ class Gatherer:
         """Have jobs of one caller sent by this."""
         self._send = send
         self._lines: dict[_Key, _Line] = {}
+        self._was_alone = False
+        """Nobody went along with the last statement or came meanwhile: a caller who is alone lets nobody run first."""
 
     async def enqueue(self, caller: Caller, job: NewJob, origin: CallOrigin) -> Enqueued:
         """Enqueue one job with whatever else of the same caller and tool gathers meanwhile."""
@@ -100,16 +102,21 @@ class Gatherer:
         """Send for this call and all that wait, to the end, cancelled or not; then let the next go."""
         try:
             with anyio.CancelScope(shield=True):
-                line.leaders += 1
-                await anyio.lowlevel.checkpoint()
-                others = _take(line, len(call.job.payload))
-                line.leaders -= 1
+                if self._was_alone:
+                    others = _take(line, len(call.job.payload), 1)
+                else:
+                    line.leaders += 1
+                    await anyio.lowlevel.checkpoint()
+                    others = _take(line, len(call.job.payload), line.leaders)
+                    line.leaders -= 1
+                self._was_alone = not others
                 await self._ask(line.caller, [call, *others])
         finally:
             self._pass_on(key, line)
 
     def _pass_on(self, key: _Key, line: _Line) -> None:
         if line.waiting:
+            self._was_alone = False
             following = line.waiting.pop(0)
             following.leads = True
             _wake(following)
@@ -150,10 +157,10 @@ class Gatherer:
             await self._ask(caller, [call])
 
 
-def _take(line: _Line, size: int) -> list[_Call]:
+def _take(line: _Line, size: int, leaders: int) -> list[_Call]:
     """Take those that wait, or a share of them, as many as fit with an input of this size."""
     count = 0
-    share = -(-len(line.waiting) // line.leaders)
+    share = -(-len(line.waiting) // leaders)
     for call in line.waiting[: min(share, MOST_JOBS - 1)]:
         size += len(call.job.payload)
         if size > MOST_CHARACTERS:

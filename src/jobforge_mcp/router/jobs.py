@@ -16,7 +16,7 @@ from jobforge_mcp.errors import NotFoundError, PolicyDeniedError
 from jobforge_mcp.router.bulk import BulkRouter
 from jobforge_mcp.router.bundles import BundleRouter
 from jobforge_mcp.router.definitions import DefinitionRouter
-from jobforge_mcp.router.enqueueing import ENQUEUE_JOBS, enqueue_arguments
+from jobforge_mcp.router.enqueueing import enqueue_call
 from jobforge_mcp.router.errors import run_not_found, translated
 from jobforge_mcp.router.evidence import EvidenceRouter
 from jobforge_mcp.router.gathering import Gatherer
@@ -343,16 +343,16 @@ class Router(ScopedRouter):
     ) -> list[Enqueued]:
         for job in jobs:
             refuse_foreign_project(caller, job)
-        arguments = enqueue_arguments(
+        query, arguments = enqueue_call(
             caller, jobs, origin, self.signer, inline=inline, is_plan=is_plan, traces=traces
         )
         with translated():
-            rows = await self._database.fetch(
-                ENQUEUE_JOBS,
+            rows = await self._database.fetch_tuples(
+                query,
                 arguments,
                 is_repeatable=is_plan or all(job.idempotency_key is not None for job in jobs),
             )
-        return [to_enqueued(row) for row in rows]
+        return [to_enqueued(row[1:]) for row in rows]  # which are in the order of the jobs
 
     async def _enqueue_calls(
         self, caller: Caller, jobs: Sequence[NewJob], origins: Sequence[CallOrigin]

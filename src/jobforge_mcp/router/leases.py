@@ -240,7 +240,7 @@ class WorkerRouter:
         ]
         is_repeatable = job.idempotency_key is not None
         rows = await self._fetch(_ENQUEUE_CHILD, arguments, is_repeatable=is_repeatable)
-        return to_enqueued(rows[0])
+        return to_enqueued(rows[0].values())
 
     async def submit_event(self, fence: Fence, event: NewEvent) -> tuple[UUID | None, str]:
         """Submit an event on behalf of a running job, in its tenant, project and trace; return its id and the outcome.

@@ -44,17 +44,17 @@ def to_json(value: JsonValue) -> str | None:
     return None if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def to_enqueued(row: Row) -> Enqueued:
-    """Read an answer to an enqueue. A planned job has no id, no status and no version yet."""
+def to_enqueued(row: Iterable[Any]) -> Enqueued:
+    """Read an answer to an enqueue, from its id on. A planned job has no id, no status and no version yet."""
+    job_id, outcome, status, version, run_at, created_at, *lease = row
     return Enqueued(
-        JobId(row["job_id"] or _NO_ID),
-        _OUTCOMES[row["outcome"]],
-        _STATUSES[row["status"]],
-        row["version"] or 0,
-        row["run_at"],
-        row["created_at"] or row["run_at"],
-        row.get("lease_id"),
-        row.get("lease_until"),
+        JobId(job_id or _NO_ID),
+        _OUTCOMES[outcome],
+        _STATUSES[status],
+        version or 0,
+        run_at,
+        created_at or run_at,
+        *lease,
     )
 
 
@@ -205,6 +205,17 @@ def job_arrays(jobs: Sequence[NewJob]) -> list[object]:
         _unless_empty(job.run_at for job in jobs),
         _unless_empty(job.project_id for job in jobs),
         _unless_empty(labels_json(job.labels) for job in jobs),
+        *_chosen_arrays(jobs),
+    ]
+
+
+def chosen_arrays(jobs: Sequence[NewJob]) -> list[object]:
+    """List the array arguments of ``enqueue_plain_jobs``, from ``p_priorities`` to ``p_dry_runs``."""
+    return [_unless_all(2, [job.priority for job in jobs]), *_chosen_arrays(jobs)]
+
+
+def _chosen_arrays(jobs: Sequence[NewJob]) -> list[object]:
+    return [
         _unless_empty(job.trace_id for job in jobs),
         _unless_all("1", [job.job_version for job in jobs]),
         _unless_all(3, [job.max_attempts for job in jobs]),

@@ -37,13 +37,19 @@ class ScopeSigner(Protocol):
         ...
 
 
+def split_signature(signature: str) -> list[object]:
+    """Take a signature apart: the name of its key, when it ends in seconds since 1970, and what proves it."""
+    key_id, signed_until, mac = signature.split(".")
+    return [key_id, int(signed_until), bytes.fromhex(mac)]
+
+
 def scope_arguments(
     caller: Caller,
     origin: CallOrigin,
     signer: ScopeSigner | None = None,
     *,
     has_claims: bool = True,
-) -> list[object]:
+) -> tuple[str | None, ...]:
     """List the arguments of ``enter_scope``; without claims the token is named, and nothing it says holds."""
     said = (
         caller.tenant_id,
@@ -53,7 +59,7 @@ def scope_arguments(
         origin.trace_id,
         claims_text(caller) if has_claims else None,
     )
-    return [*said, None if signer is None else signer.sign(*said)]
+    return (*said, None if signer is None else signer.sign(*said))
 
 
 def stated_limits(limits: Limits) -> JsonObject:

@@ -18,7 +18,7 @@ from psycopg.rows import dict_row
 
 from jobforge_mcp.db.pool import Row
 from jobforge_mcp.errors import NotFoundError
-from jobforge_mcp.router.enqueueing import ENQUEUE_JOBS, enqueue_arguments
+from jobforge_mcp.router.enqueueing import enqueue_call
 from jobforge_mcp.router.errors import run_not_found, translated
 from jobforge_mcp.router.events import SUBMIT_EVENT, event_values, to_submitted
 from jobforge_mcp.router.jobs import CANCEL_JOB, GET_RUN, refuse_foreign_project
@@ -91,8 +91,8 @@ class OwnTransaction:
             PolicyDeniedError: the caller may not use the project.
         """
         refuse_foreign_project(self.caller, job)
-        arguments = enqueue_arguments(self.caller, [job], self.origin, self.signer)
-        return CallOnOwn(ENQUEUE_JOBS, arguments, lambda rows: to_enqueued(rows[0]))
+        query, arguments = enqueue_call(self.caller, [job], self.origin, self.signer)
+        return CallOnOwn(query, arguments, lambda rows: to_enqueued([*rows[0].values()][1:]))
 
     def get_run(self, job_id: JobId) -> CallOnOwn[Run]:
         """Read a run, also one that was enqueued in this transaction; whether it may be shown is for others to say."""
