@@ -267,7 +267,7 @@ begin
   end if;
 
   -- in order of their places, on every version of Postgres: runs that depend on others are locked in that order
-  v_ids := array(select i.id from (select jobforge.new_id() as id from generate_series(1, v_count)) i order by i.id);
+  v_ids := jobforge.new_ids(v_count);
   if exists (select from unnest(p_idempotency_keys) u(key) where u.key is not null) then
     if p_is_plan then  -- read what is there, take nothing
       select array_agg(case when k.job_id is null then 'created' when k.input_hash = h.hash then 'replayed' else 'conflict' end order by u.ord),

@@ -7,7 +7,7 @@
 
 set local role jobforge_sys;
 
--- The scope comes with the call, as enter_scope would take it. Null arrays and null elements mean the default. Traces of
+-- The scope comes with the call and is signed; without a signature it is the one that was entered. Null arrays and null elements mean the default. Traces of
 -- calls say that each job is a call of its own, which came together with the others: each is audited by itself. What cannot be
 -- answered here (no signature or a wrong one, a token with limits or restrictions, a tenant with limits) enqueue_jobs answers.
 create or replace function jobforge.enqueue_plain_jobs(
@@ -52,7 +52,7 @@ begin
       p_max_attempts => p_max_attempts, p_backoff_ms => p_backoff_ms, p_backoff_multipliers => p_backoff_multipliers,
       p_max_backoff_ms => p_max_backoff_ms, p_timeout_ms => p_timeout_ms, p_dry_runs => p_dry_runs,
       p_call_traces => p_call_traces, p_actor => p_actor, p_token_id => p_token_id, p_tool => p_tool, p_trace_id => p_trace_id,
-      p_token_claims => p_token_claims, p_signature => concat_ws('.', p_key_id, p_signed_until, encode(p_mac, 'hex'))) e;
+      p_token_claims => p_token_claims, p_signature => nullif(concat_ws('.', p_key_id, p_signed_until, encode(p_mac, 'hex')), '')) e;
     return;
   end if;
   v_is_chosen := num_nonnulls(p_priorities, p_trace_ids, p_job_versions, p_max_attempts, p_backoff_ms, p_backoff_multipliers,
@@ -88,7 +88,7 @@ begin
       3, 300000, 1000, 60000, 2, v_now, v_now);
     return next;
   else
-    v_ids := array(select i.id from (select jobforge.new_id() as id from generate_series(1, v_count)) i order by i.id);
+    v_ids := jobforge.new_ids(v_count);
     if v_count = 1 and p_call_traces is null then
       p_call_traces := array[p_trace_id];
     end if;

@@ -31,7 +31,7 @@ set local role jobforge_rpc;
 grant execute on function jobforge.now(), jobforge.current_tenant(), jobforge.current_claims() to jobforge_owner, jobforge_sys, jobforge_api, jobforge_worker,
   jobforge_scheduler, jobforge_readonly, jobforge_auditor;
 grant execute on function jobforge.enter_scope(text, text, text, text, text, text, text) to jobforge_sys, jobforge_api, jobforge_readonly;
-grant execute on function jobforge.new_id(), jobforge.deadline_of(timestamptz, integer), jobforge.require_small_json(text[], integer, text),
+grant execute on function jobforge.new_id(), jobforge.new_ids(integer), jobforge.deadline_of(timestamptz, integer), jobforge.require_small_json(text[], integer, text),
   jobforge.promote_next(text[], text[], uuid[]), jobforge.revocations(text, jsonb), jobforge.token_ids(jsonb),
   jobforge.require_fitting_jobs(text[], text[], text[], text[], text[], text[], integer[], integer[], integer[], integer[], integer[],
     float8[], timestamptz[], integer[]) to jobforge_sys;

@@ -193,6 +193,26 @@ async def test_callers_beyond_the_pool_wait_in_turn_and_not_for_ever(
 
 
 @pytest.mark.requirement("database.canceled-caller")
+async def test_calls_one_after_another_go_over_the_same_connection(
+    database: ScratchDatabase,
+) -> None:
+    async with Database(database.url(), role="jobforge_api", min_size=2, max_size=2) as opened:
+        used = [await _backend(opened) for _ in range(6)]
+        both: set[int] = set()
+
+        async def use() -> None:
+            async with opened.transaction() as transaction:
+                rows = await transaction.fetch("select pg_backend_pid() as pid, pg_sleep(0.2)")
+                both.add(rows[0]["pid"])
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(use)
+
+    assert len(set(used)) == 1
+    assert len(both) == 2, "who waits is given the connection of whoever is done"
+
+
 async def test_a_canceled_caller_costs_no_connection(database: ScratchDatabase) -> None:
     async with Database(database.url("jobforge_api"), role="jobforge_api", max_size=1) as opened:
         for _ in range(5):
@@ -313,3 +333,9 @@ async def test_the_admin_of_an_embedded_server_can_stand_in_for_the_roles(
         assert await opened.fetch("select current_user::text as role") == [
             {"role": "jobforge_worker"}
         ]
+
+
+async def _backend(opened: Database) -> int:
+    rows = await opened.fetch("select pg_backend_pid() as pid")
+    pid: int = rows[0]["pid"]
+    return pid

@@ -178,6 +178,13 @@ def values_of(target: Target) -> dict[str, object]:
         "p_size": 5,
         "p_sha256": hashlib.sha256(b"hello").hexdigest(),
         "p_store": "directory",
+        # of no scope of its own: the one that was entered
+        "p_actor": None,
+        "p_tool": None,
+        "p_token_claims": None,
+        "p_key_id": None,
+        "p_signed_until": None,
+        "p_mac": None,
     }
 
 
