@@ -49,11 +49,11 @@ def enqueue_call(
 ) -> Call:
     """Choose a statement and list what it takes; traces are those of calls that go together."""
     *scope, signature = scope_arguments(caller, origin, signer)
-    if inline is None and not is_plan and _asks_nothing(caller) and _is_alike(jobs):
-        signed = [None] * 3 if signature is None else split_signature(signature)
+    is_plain = inline is None and not is_plan and _asks_nothing(caller) and _is_alike(jobs)
+    if signature is not None and is_plain:
         values = [
             *scope,
-            *signed,
+            *split_signature(signature),
             jobs[0].job_type,
             text_array([job.payload for job in jobs]),
             traces,
