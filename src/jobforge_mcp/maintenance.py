@@ -5,8 +5,8 @@ other, because each act is one statement that the database lets one of them do: 
 and processed once, and the time of a schedule has one row. A process that dies between two statements leaves nothing half
 done; another finds the same work within seconds.
 
-Who has just stored an event wakes whoever sleeps here, by a notification that is a hint: without one the next look is a second
-away.
+Who has just stored an event, or set a schedule, wakes whoever sleeps here, by a notification that is a hint: without one the next
+look is a second away, or five where notifications arrive.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from jobforge_mcp.triggers.planning import plan_due
 from jobforge_mcp.types import Candidate, PendingEvent, TenantId
 
 POLL_SECONDS = 1.0
-"""Most time between two looks, whatever is due when."""
+"""Most time between two looks, whatever is due when, while notifications do not arrive."""
+REST_POLLS = 5
+"""Polls between two looks while they do."""
 ASK_SECONDS = 10.0
 """How long one request to be notified lasts."""
 BATCH = 100
@@ -69,7 +71,8 @@ class Maintenance:
                     _log.warning("maintenance_failed", code=error.code, reason=error.message)
                 except Exception:  # noqa: BLE001  # whatever it is, the next round may do better, and serving goes on
                     _log.exception("maintenance_failed")
-                await self._rest(hints, 0 if done else await self._pause())
+                most = self._poll_seconds * (REST_POLLS if listener.is_healthy else 1)
+                await self._rest(hints, 0 if done else await self._pause(most))
 
     async def _ask_for_hints(self) -> None:
         """Ask before looking, so that what is stored in between is either seen or announced."""
@@ -108,13 +111,12 @@ class Maintenance:
             decided += len(fires)
         return decided
 
-    async def _pause(self) -> float:
+    async def _pause(self, most: float) -> float:
         """Return how long nothing is due, bounded."""
         try:
             due_in = await self._router.next_due_in()
         except JobForgeError:
             due_in = None
-        most = self._poll_seconds
         return most if due_in is None else min(max(due_in, 0.05), most)
 
     async def process_events(self) -> int:

@@ -108,6 +108,7 @@ class Database:
             check=_check,
             timeout=acquire_timeout_seconds,
             reconnect_timeout=acquire_timeout_seconds,
+            max_idle=60.0,
             num_workers=1,
         )
 
