@@ -39,6 +39,7 @@ class Sizes:
     jobs: int = 20_000
     bulk: int = 10_000
     seconds: float = 4.0
+    idle_seconds: float = 30.0
     probes: int = 200
     calls: int = 300
     starts: int = 20
@@ -52,6 +53,7 @@ TINY = Sizes(
     jobs=60,
     bulk=60,
     seconds=0.2,
+    idle_seconds=0.2,
     probes=5,
     calls=6,
     starts=2,

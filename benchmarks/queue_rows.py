@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from benchmarks.contenders import Contender, Drain, jobforge, measure_drain, measure_pickup
+import time
+
+from benchmarks.contenders import (
+    Contender,
+    Drain,
+    jobforge,
+    measure_drain,
+    measure_pickup,
+    running_workers,
+)
 from benchmarks.figures import Figure, Sizes, median, percentile
 from benchmarks.stage import Stage
 
 PICKUP_P99_MS = 15
+IDLE_COMMITS = 1
+IDLE_CPU_PERCENT = 0.5
 
 
 def enqueue(stage: Stage, sizes: Sizes) -> list[Figure]:
@@ -50,6 +61,27 @@ def pickup(stage: Stage, sizes: Sizes) -> list[Figure]:
     return [
         Figure("pickup", "pickup, p50", median(found), "ms"),
         Figure("pickup", "pickup, p99", percentile(found, 0.99), "ms", most=PICKUP_P99_MS),
+    ]
+
+
+def idle(stage: Stage, sizes: Sizes) -> list[Figure]:
+    """What a worker costs that has had work and has none; the counters are let come in first."""
+    contender = jobforge(stage)
+    contender.prepare()
+    with running_workers(contender, 1) as workers:
+        contender.call("probe", 2, 0.03)
+        while workers.count() < 2:
+            workers.check()
+            time.sleep(0.05)
+        time.sleep(sizes.idle_seconds / 2)
+        before, cpu, started = stage.vitals(contender.database), workers.cpu(), time.monotonic()
+        time.sleep(sizes.idle_seconds)
+        seconds = time.monotonic() - started
+        cpu, after = workers.cpu() - cpu, stage.vitals(contender.database)
+    commits = (after.commits - before.commits) / seconds
+    return [
+        Figure("idle", "idle worker: commits", commits, "/s", most=IDLE_COMMITS),
+        Figure("idle", "idle worker: CPU", 100 * cpu / seconds, "%", most=IDLE_CPU_PERCENT),
     ]
 
 

@@ -39,6 +39,7 @@ ROWS: dict[str, Row] = {
     "bulk": queue_rows.bulk,
     "drain": queue_rows.drain,
     "pickup": queue_rows.pickup,
+    "idle": queue_rows.idle,
     "horizon": flat_rows.horizon,
     "newcomer": flat_rows.newcomer,
     "crowd": flat_rows.crowd,

@@ -32,6 +32,7 @@ def test_every_row_of_the_benchmarks_still_measures_something(tmp_path: Path) ->
         "bulk",
         "drain",
         "pickup",
+        "idle",
         "horizon",
         "newcomer",
         "crowd",
