@@ -26,7 +26,7 @@ from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.types import Caller, JsonValue, TenantId
 
 NOOP_JOB = Path(__file__).with_name("noop_job.py")
-CHUNK = 2_500
+CHUNK = 1_000
 CALLS = 2
 """Bulk calls at a time: while the database works on one, this process makes the next."""
 KEYS = 500

@@ -44,7 +44,7 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_first text := jobforge.new_id();
+  v_first text := jobforge.new_id()::text;
   v_head text := left(v_first, 24);
   v_counter bigint := ('x0000' || right(v_first, 12))::bit(64)::bigint & 140737488355327;
 begin
