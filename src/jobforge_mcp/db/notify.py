@@ -33,6 +33,7 @@ EVENTS: Final = "jobforge_events"
 """Channel: an event was stored whose triggers nobody asked, or a schedule has a new time."""
 
 _TEST_SECONDS = 10.0
+_QUIET_SECONDS = 1.0
 _ECHO_SECONDS = 2.0
 _FIRST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 10.0
@@ -212,13 +213,17 @@ class Listener:
     ) -> bool:
         """Hand on what arrives for so long, or until this channel is heard; tell whether it was.
 
-        Read from the socket itself: the library's own loop would look ten times a second whether there is anything.
+        Read from the socket itself: the library's own loop would look ten times a second whether there is anything. Once it
+        is quiet again this ends early: a server tells what hearing cost it in its statistics only with the next statement.
         """
         pgconn = connection.pgconn
-        with anyio.move_on_after(seconds):
+        with anyio.move_on_after(seconds) as scope:
+            ends_at = scope.deadline
             while True:
                 while notification := pgconn.notifies():
                     self._hand_on(notification.relname.decode())
+                    if until is None:
+                        scope.deadline = min(ends_at, anyio.current_time() + _QUIET_SECONDS)
                 if until in self._heard:
                     return True
                 await anyio.wait_readable(pgconn.socket)
