@@ -1,12 +1,14 @@
-"""What events cost beside a plain enqueue, and how fast ten thousand registered definitions are listed."""
+"""One process that serves: its own pool, what events cost beside a plain enqueue, and ten thousand registered definitions."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
 import httpx2
@@ -37,6 +39,10 @@ TRIGGERS = 1_000
 PATTERNS = ("order.paid", "order.*", "order.**")
 """Of the triggers that want the event."""
 MAPPING: JsonObject = {"i": {"$ref": "/event/payload/order"}}
+
+OWN_POOL_MS = 3
+PAUSE_SECONDS = 0.03
+WARM = 20
 
 PAGE_MS = 10
 PAGE = 20
@@ -72,6 +78,24 @@ def events(stage: Stage, sizes: Sizes) -> list[Figure]:
     return figures
 
 
+def embedded(stage: Stage, sizes: Sizes) -> list[Figure]:
+    """From an agent's call to the handler's start in the pool of the same process: the job is inserted already leased."""
+    migrate(stage.fresh_database(DATABASE))
+    counter = stage.cluster.state_dir / "embedded"
+    os.environ["BENCH_COUNTER"] = str(counter)
+    try:
+        anyio.run(_execute_in_own_pool, stage, sizes.probes + WARM)
+    finally:
+        del os.environ["BENCH_COUNTER"]
+    lines = Path(f"{counter}.lat").read_text(encoding="ascii").splitlines()
+    found = [1_000 * float(line) for line in lines[WARM:]]
+    name = "pickup in the pool of the process that is called"
+    return [
+        Figure("embedded", f"{name}, p50", median(found), "ms"),
+        Figure("embedded", f"{name}, p99", percentile(found, 0.99), "ms", most=OWN_POOL_MS),
+    ]
+
+
 def definitions(stage: Stage, sizes: Sizes) -> list[Figure]:
     """Pages of ``list-jobs`` among 10,000 registered definitions, in memory and over HTTP."""
     migrate(stage.fresh_database(DATABASE))
@@ -94,13 +118,14 @@ def definitions(stage: Stage, sizes: Sizes) -> list[Figure]:
 
 
 @asynccontextmanager
-async def _app(stage: Stage) -> AsyncGenerator[tuple[App, str]]:
-    """A serving process without workers, and a token that it accepts."""
+async def _app(stage: Stage, *, with_workers: bool = False) -> AsyncGenerator[tuple[App, str]]:
+    """A serving process, and a token that it accepts."""
     state_dir = stage.cluster.state_dir / "plane"
     state_dir.mkdir(exist_ok=True)
     keys = KeyFolder(state_dir / "keys")
     settings = load_settings(
         database_url=stage.url(DATABASE, "jobforge_api"),
+        worker_database_url=stage.url(DATABASE, "jobforge_worker"),
         token_keys=str(state_dir / "keys"),
         state_dir=state_dir,
         jobs=[str(NOOP_JOB)],
@@ -113,8 +138,19 @@ async def _app(stage: Stage) -> AsyncGenerator[tuple[App, str]]:
         issuer=settings.token_issuer,
         audience=settings.token_audience,
     )
-    async with open_app(settings, with_workers=False) as app:
+    async with open_app(settings, with_workers=with_workers) as app:
         yield app, token
+
+
+async def _execute_in_own_pool(stage: Stage, calls: int) -> None:
+    async with (
+        _app(stage, with_workers=True) as (app, token),
+        Agent(build_server(app.parts, Credential(token))) as agent,
+    ):
+        for number in range(calls):
+            given = {"name": JOB, "input": {"i": number, "t": time.time()}}
+            assert not (await agent.call_tool("execute-job", given)).is_error
+            await anyio.sleep(PAUSE_SECONDS)
 
 
 async def _events(stage: Stage, sizes: Sizes) -> dict[str, tuple[list[float], list[float]]]:

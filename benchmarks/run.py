@@ -40,6 +40,7 @@ ROWS: dict[str, Row] = {
     "drain": queue_rows.drain,
     "pickup": queue_rows.pickup,
     "idle": queue_rows.idle,
+    "embedded": plane_rows.embedded,
     "horizon": flat_rows.horizon,
     "newcomer": flat_rows.newcomer,
     "crowd": flat_rows.crowd,

@@ -250,10 +250,17 @@ MUTANTS: dict[str, Mutant] = {
         "an enqueue is acknowledged before it is on disk",
         "enqueue_jobs",
         {
-            "created_at := jobforge.now();": "created_at := jobforge.now(); perform pg_catalog.set_config('synchronous_commit', 'off', true);"
+            "if p_signature is not null then": "perform pg_catalog.set_config('synchronous_commit', 'off', true); if p_signature is not null then"
         },
         _CRASHES,
         by=frozenset({"no loss", "atomic enqueue"}),
+        also=Mutant(
+            "",
+            "enqueue_plain_jobs",
+            {
+                "if p_token_claims <> '' then": "perform pg_catalog.set_config('synchronous_commit', 'off', true); if p_token_claims <> '' then"
+            },
+        ),
     ),
     "settle-before-commit": Mutant(
         "a result is shown before it is on disk",
@@ -274,7 +281,7 @@ MUTANTS: dict[str, Mutant] = {
         by=frozenset({"audit"}),
         also=Mutant(
             "",
-            "enqueue_jobs",
+            "enqueue_plain_jobs",
             {
                 "if p_call_traces is null then": "if p_call_traces is null and random() >= 0.1 then",
             },
@@ -372,7 +379,7 @@ MUTANTS: dict[str, Mutant] = {
     "client-key-lost": Mutant(
         "the client does not pass the idempotency key on",
         "",
-        {"idempotency_key=options.idempotency_key": "idempotency_key=None"},
+        {"job.idempotency_key = options.idempotency_key": "job.idempotency_key = None"},
         _LOST_ANSWERS,
         source="client/verbs.py",
         by=frozenset({"no ghosts", "one run per key"}),

@@ -33,6 +33,7 @@ def test_every_row_of_the_benchmarks_still_measures_something(tmp_path: Path) ->
         "drain",
         "pickup",
         "idle",
+        "embedded",
         "horizon",
         "newcomer",
         "crowd",
