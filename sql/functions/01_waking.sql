@@ -55,6 +55,7 @@ end $$;
 comment on function jobforge.wake(text) is 'Notify those who listen for a topic, if anybody does.';
 
 drop function if exists jobforge.plain_call(text, jsonb, text, timestamptz);
+
 create or replace function jobforge.await_wakeup(p_listener_id text, p_topic text, p_for_ms integer) returns void
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp

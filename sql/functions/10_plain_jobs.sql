@@ -2,14 +2,16 @@
 --
 -- Called as 10_jobs.sql is, which takes over where there is more to ask. Of a short call nearly everything that Postgres does
 -- is to make statements and expressions ready, anew in every transaction, and most of that is to look up rights and row
--- policies: so one statement looks and one writes, in the role that row policies admit to all rows. It names
--- the tenant that the signature is of wherever it reads or writes. Takes no locks but those of the rows it inserts.
+-- policies: so one statement looks and one writes, in the role that row policies admit to all rows. It names the tenant that
+-- the signature is of wherever it reads or writes. Takes no locks but those of the rows it inserts.
 
 set local role jobforge_sys;
 
--- The scope comes with the call and is signed; without a signature it is the one that was entered. Null arrays and null elements mean the default. Traces of
--- calls say that each job is a call of its own, which came together with the others: each is audited by itself. What cannot be
--- answered here (no signature or a wrong one, a token with limits or restrictions, a tenant with limits) enqueue_jobs answers.
+-- The scope comes with the call and is signed; without a signature it is the one that was entered. Null arrays and null
+-- elements mean the default. Traces of calls say that each job is a call of its own, which came together with the others: each is
+-- audited by itself. Plans are kept: knowing that an array has one element makes a plan look so much better that the planner
+-- would run at every call. What cannot be answered here (no signature or a wrong one, a token with limits or restrictions, a
+-- tenant with limits) enqueue_jobs answers.
 create or replace function jobforge.enqueue_plain_jobs(
   p_tenant_id text, p_actor text, p_token_id text, p_tool text, p_trace_id text, p_token_claims text, p_key_id text,
   p_signed_until bigint, p_mac bytea, p_job_type text, p_payloads text[], p_call_traces text[] default null, p_priorities integer[] default null,

@@ -102,13 +102,11 @@ class Gatherer:
         """Send for this call and all that wait, to the end, cancelled or not; then let the next go."""
         try:
             with anyio.CancelScope(shield=True):
-                if self._was_alone:
-                    others = _take(line, len(call.job.payload), 1)
-                else:
-                    line.leaders += 1
+                line.leaders += 1
+                if not self._was_alone:
                     await anyio.lowlevel.checkpoint()
-                    others = _take(line, len(call.job.payload), line.leaders)
-                    line.leaders -= 1
+                others = _take(line, len(call.job.payload))
+                line.leaders -= 1
                 self._was_alone = not others
                 await self._ask(line.caller, [call, *others])
         finally:
@@ -157,10 +155,10 @@ class Gatherer:
             await self._ask(caller, [call])
 
 
-def _take(line: _Line, size: int, leaders: int) -> list[_Call]:
+def _take(line: _Line, size: int) -> list[_Call]:
     """Take those that wait, or a share of them, as many as fit with an input of this size."""
     count = 0
-    share = -(-len(line.waiting) // leaders)
+    share = -(-len(line.waiting) // line.leaders)
     for call in line.waiting[: min(share, MOST_JOBS - 1)]:
         size += len(call.job.payload)
         if size > MOST_CHARACTERS:
