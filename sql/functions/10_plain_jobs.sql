@@ -27,6 +27,9 @@ as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := jobforge.now();
+  -- first of all: every call of a caller comes upon the tables in the order in which the migrator locks them
+  v_is_signed boolean := jobforge.is_signed_with(p_tenant_id, p_actor, p_token_id, p_tool, p_trace_id, p_token_claims, p_key_id,
+    p_signed_until, p_mac, v_now);
   v_claims jsonb;
   v_count integer := cardinality(p_payloads);
   v_ids uuid[];
@@ -41,8 +44,7 @@ begin
       where n.tenant_id = p_tenant_id and n.job_type = p_job_type and n.seen_at > v_now - interval '10 seconds'),
     exists (select from jobforge.listeners l where l.topic = 'ready' and l.expires_at > v_now)
   into v_is_awake, v_is_heard
-  where jobforge.is_signed_with(p_tenant_id, p_actor, p_token_id, p_tool, p_trace_id, p_token_claims, p_key_id, p_signed_until, p_mac,
-      v_now)
+  where v_is_signed
     and (v_claims ?| '{projects,jobTypes,denyTypes,events,limits,once}') is not true
     and not exists (select from jobforge.rate_limits r where r.tenant_id = p_tenant_id)
     and not exists (select from jobforge.revocations(p_tenant_id, v_claims));

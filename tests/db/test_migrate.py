@@ -320,6 +320,65 @@ def test_functions_are_replaced_under_a_caller_who_needs_two_tables_at_once(
     assert [report.applied[-1].partition("/")[0] for report in reports] == ["policies"]
 
 
+def test_callers_who_are_always_in_a_ring_with_the_migrator_give_way_in_the_end(
+    database: ScratchDatabase, tmp_path: Path
+) -> None:
+    """Whenever it locks `leases`, somebody has `jobs` and will want `leases`: no number of tries helps while it is the one to go."""
+    folder = tmp_path / "sql"
+    shutil.copytree(resources.sql_folder(), folder)
+    write(folder, "functions/99_more.sql", "-- nothing yet\n")
+    is_over = threading.Event()
+    met: list[str] = []
+
+    def call() -> None:
+        with database.connect() as caller:
+            while not is_over.is_set():
+                try:
+                    with caller.transaction():
+                        caller.execute("lock table jobforge.jobs in row exclusive mode")
+                        time.sleep(0.2)
+                        caller.execute("lock table jobforge.leases in row exclusive mode")
+                except psycopg.errors.DeadlockDetected as error:
+                    met.append(str(error))
+
+    callers = [threading.Thread(target=call) for _ in range(6)]
+    for caller in callers:
+        caller.start()
+        time.sleep(0.04)
+    try:
+        report = migrate(database.url(SUPERUSER), folder=folder)
+    finally:
+        is_over.set()
+        for caller in callers:
+            caller.join(60)
+
+    assert report.applied[-1].startswith("policies/")
+    assert met
+
+
+def test_who_holds_a_table_all_the_time_is_told_of_and_nothing_is_half_done(
+    database: ScratchDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobforge_mcp.db.migrate._TRIES", 2)
+    folder = tmp_path / "sql"
+    shutil.copytree(resources.sql_folder(), folder)
+    write(
+        folder,
+        "functions/99_more.sql",
+        "create function jobforge.more() returns void language sql as ''",
+    )
+    with database.connect(autocommit=False) as caller:
+        caller.execute("lock table jobforge.leases in row exclusive mode")
+        with pytest.raises(
+            SchemaError, match=r"in the way of functions/00_scope\.sql .*lock timeout"
+        ) as refused:
+            migrate(database.url(SUPERUSER), folder=folder)
+        caller.rollback()
+
+    assert refused.value.retryable
+    assert migrate(database.url(SUPERUSER), folder=folder, check=True).pending
+
+
 def test_databases_of_one_cluster_can_be_migrated_at_once(databases: DatabaseMaker) -> None:
     made = [databases.create_empty() for _ in range(3)]
     reports: list[MigrationReport] = []

@@ -45,10 +45,9 @@ _LOCK_POLL_SECONDS = 0.05
 # Whoever may make objects in a schema of the role's own path could put a function of theirs before one of PostgreSQL's.
 _SEARCH_PATH: LiteralString = "search_path to pg_catalog, pg_temp"
 _LOCK_TIMEOUT: LiteralString = "set local lock_timeout = '5s'"
-_PATIENCE: LiteralString = (
-    "select pg_catalog.set_config('deadlock_timeout', '10s', true)"
-    " where pg_catalog.current_setting('is_superuser') = 'on'"
-)
+_PATIENCE: LiteralString = "select pg_catalog.set_config('deadlock_timeout', '2s', true) where "
+_IS_ALLOWED_PATIENCE: LiteralString = "pg_catalog.has_parameter_privilege('deadlock_timeout', 'set')"  # since PostgreSQL 15 a right that can be granted
+_IS_SUPERUSER: LiteralString = "pg_catalog.current_setting('is_superuser') = 'on'"
 """In a deadlock whoever looks for it first gives way: a worker's statement, which is sent again, not a whole step of ours."""
 _LOCK_EVERYTHING: LiteralString = """\
 do $$
@@ -60,7 +59,8 @@ begin
     from pg_catalog.pg_class c
     where c.relnamespace = pg_catalog.to_regnamespace('jobforge') and c.relkind in ('r', 'v') and c.relname <> 'schema_migrations'
       and pg_catalog.pg_has_role(c.relowner, 'MEMBER')
-    order by c.relname not in ('tenant_logins', 'context_keys'), c.relkind desc, c.oid
+    order by c.relname not in ('tenant_logins', 'context_keys'), c.relkind desc,
+      pg_catalog.array_position(array['workers', 'pauses', 'lanes', 'leases']::name[], c.relname), c.oid
   loop
     perform pg_catalog.set_config('role', v_relation.owner::text, true);
     if v_relation.is_view then -- lock table would ask whether its owner may lock all that it reads; this changes nothing
@@ -73,12 +73,13 @@ begin
 end $$;
 """
 """Functions and policies touch every view and table, seconds apart: somebody who has the last and waits for the first would
-do so until one of the two gives up. All of them at once and first of all, in the order in which callers come upon them, are had
-in a moment or not at all."""
+do so until one of the two gives up. All of them at once and first of all are had in a moment or not at all. First come those with
+which calls begin, of callers and of workers: who has the first table of a call waits until no such call is under way."""
 
-_TRIES = 12
-_FIRST_LOCK_SECONDS, _MOST_LOCK_SECONDS = 0.5, 5.0
-"""How long the first try waits for each of those locks, and the last: below a second nobody else is ended by a deadlock."""
+_TRIES, _POLITE_TRIES = 12, 4
+_POLITE_SECONDS, _FIRM_SECONDS = 0.5, 5.0
+"""How long a try waits for each of those locks. Below a second nobody is ended by a deadlock; but while a lock is waited for, calls
+that hold another one queue behind it, and under load each try may find itself in the same ring. The later ones break it."""
 _NO_TRANSACTION = "-- no transaction"
 _MIGRATION_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 
@@ -295,12 +296,14 @@ def _apply(
         if _next_step(connection, files) != step:
             return False
         if step[0].kind is not Kind.MIGRATION:
+            if patience >= _FIRM_SECONDS:
+                _be_patient(connection)
             connection.execute(
                 "select pg_catalog.set_config('lock_timeout', %s, true)", [f"{patience:g}s"]
             )
             connection.execute(_LOCK_EVERYTHING)
         connection.execute(_LOCK_TIMEOUT)
-        connection.execute(_PATIENCE)
+        _be_patient(connection)
         connection.execute(_PREPARE)
         for file in step:
             _run(connection, file)
@@ -370,18 +373,35 @@ def _wait_for(took_lock: Callable[[], bool]) -> None:
         time.sleep(_LOCK_POLL_SECONDS)
 
 
+def _be_patient(connection: Connection) -> None:
+    """Look for deadlocks later than whoever is in one with us, if this role may."""
+    allowed = _IS_ALLOWED_PATIENCE if connection.info.server_version >= 150_000 else _IS_SUPERUSER
+    connection.execute(_PATIENCE + allowed)
+
+
 def _retried(connection: Connection, files: Sequence[SqlFile], step: tuple[SqlFile, ...]) -> bool:
     """Apply a step, again if it met somebody: each failure left nothing behind."""
-    for attempt in range(1, _TRIES):
+    attempt = 1
+    while True:
         try:
-            patience = min(_FIRST_LOCK_SECONDS * attempt, _MOST_LOCK_SECONDS)
+            patience = _POLITE_SECONDS if attempt <= _POLITE_TRIES else _FIRM_SECONDS
             return _apply(connection, files, step, patience)
         except (psycopg.Error, SchemaError) as error:
             cause = error.__cause__ if isinstance(error, SchemaError) else error
             if not _has_met_somebody(cause):
                 raise
-            time.sleep(random.uniform(0.05, 0.2) * attempt)
-    return _apply(connection, files, step, _MOST_LOCK_SECONDS)
+            if attempt == _TRIES:
+                raise SchemaError(
+                    f"other sessions were in the way of {step[0].name} in each of {_TRIES} tries: {_first_line(cause)}",
+                    hint="end the longest transactions (pg_stat_activity), or migrate while less is going on",
+                    retryable=True,
+                ) from cause
+        time.sleep(random.uniform(0.05, 0.2) * attempt)
+        attempt += 1
+
+
+def _first_line(error: BaseException | None) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _has_met_somebody(error: BaseException | None) -> bool:
