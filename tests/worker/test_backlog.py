@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import time
+from itertools import groupby
 
 import psycopg
 import pytest
 
 from jobforge_mcp.types import CallOrigin, NewJob, RunStatus
 from jobforge_mcp.worker import backlog
-from jobforge_mcp.worker.backlog import AHEAD_SECONDS, MAX_AHEAD, Backlog
+from jobforge_mcp.worker.backlog import AHEAD_SECONDS, MAX_AHEAD, TURN, Backlog
 from tests.worker.conftest import Desk, PoolMaker, eventually
 from tests.worker.test_runners import an_attempt
 
@@ -60,6 +61,35 @@ def test_what_waits_too_long_is_named_and_slows_the_pace(
 
     assert quick.overdue() == [early]
     assert quick.room_when_empty <= 1
+
+
+def test_who_comes_later_waits_for_a_turn_of_the_others_and_not_for_all_they_have() -> None:
+    waiting = Backlog(10)
+    for tenant, count in (("large", 4 * TURN), ("small", 10), ("large", TURN), ("other", 2)):
+        for _ in range(count):
+            waiting.put(an_attempt(tenant_id=tenant))
+
+    order = [waiting.pop().lease.tenant_id for _ in range(len(waiting))]
+
+    turns = [(tenant, len(list(group))) for tenant, group in groupby(order)]
+    assert turns == [("large", TURN), ("small", 10), ("other", 2), ("large", 4 * TURN)]
+    assert not waiting
+
+
+def test_jobs_of_one_tenant_keep_their_order_and_any_can_be_taken_out() -> None:
+    waiting = Backlog(10)
+    attempts = [an_attempt(tenant_id=tenant) for tenant in ("one", "one", "two", "one", "three")]
+    for attempt in attempts:
+        waiting.put(attempt)
+
+    waiting.remove(attempts[1])
+    waiting.remove(attempts[2])
+
+    assert attempts[1] not in waiting
+    assert attempts[2] not in waiting
+    assert set(waiting.all()) == {attempts[0], attempts[3], attempts[4]}
+    assert len(waiting) == 3
+    assert [waiting.pop() for _ in range(3)] == [attempts[0], attempts[3], attempts[4]]
 
 
 async def test_jobs_fetched_ahead_of_slots_that_stay_taken_are_given_back_uncharged(

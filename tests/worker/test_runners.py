@@ -16,9 +16,9 @@ from jobforge_mcp.worker.runners import Runners
 VARIABLE = contextvars.ContextVar("VARIABLE", default="clean")
 
 
-def an_attempt(job_type: str = "t") -> Attempt:
+def an_attempt(job_type: str = "t", tenant_id: str = "acme") -> Attempt:
     now = datetime.now(UTC)
-    fence = Fence(TenantId("acme"), LeaseId(uuid4()), JobId(uuid4()), 1)
+    fence = Fence(TenantId(tenant_id), LeaseId(uuid4()), JobId(uuid4()), 1)
     claimed = ClaimedJob(
         fence, job_type, "1", "{}", None, None, 1, 3, 1_000, False, False, now, now
     )
