@@ -44,6 +44,7 @@ def test_leftovers_of_many_tenants_are_shared_by_the_rest(queue: Queue) -> None:
 def test_claims_of_one_job_take_turns(queue: Queue) -> None:
     for tenant in ("a", "b", "c"):
         queue.enqueue_many(3, tenant)
+    queue.advance(seconds=1)  # none of them is new any more
 
     after, order = "", ""
     for _ in range(9):
@@ -59,6 +60,7 @@ def test_a_turn_wraps_around_and_passes_over_tenants_without_work(queue: Queue) 
         queue.enqueue_many(2, tenant)
     queue.enqueue("b")
     queue.cancel(queue.ask("list_runs", "b")[0].job_id, "b")
+    queue.advance(seconds=1)  # none of them is new any more
 
     assert queue.claim(1, after_tenant="a")[0].tenant_id == "c"
     assert queue.claim(1, after_tenant="c")[0].tenant_id == "a"
@@ -68,6 +70,7 @@ def test_a_turn_wraps_around_and_passes_over_tenants_without_work(queue: Queue) 
 def test_a_claim_smaller_than_the_number_of_tenants_follows_the_turn(queue: Queue) -> None:
     for tenant in "abcde":
         queue.enqueue_many(2, tenant)
+    queue.advance(seconds=1)  # none of them is new any more
 
     claimed = queue.claim(3, after_tenant="c")
 
