@@ -17,7 +17,7 @@ from mcp.client import Client as Agent
 from mcp.client.streamable_http import streamable_http_client
 
 from benchmarks.figures import Figure, Sizes, median, percentile
-from benchmarks.server_rows import NOOP_JOB, HttpServer, http_server
+from benchmarks.server_rows import NOOP_JOB, HttpServer, http_server, signing_key
 from benchmarks.stage import Stage
 from jobforge_mcp.app import App, open_app
 from jobforge_mcp.client import Client, Options
@@ -128,6 +128,7 @@ async def _app(stage: Stage, *, with_workers: bool = False) -> AsyncGenerator[tu
         worker_database_url=stage.url(DATABASE, "jobforge_worker"),
         token_keys=str(state_dir / "keys"),
         state_dir=state_dir,
+        context_key=signing_key(stage, DATABASE),
         jobs=[str(NOOP_JOB)],
         events_enabled=True,
         triggers_enabled=True,

@@ -21,6 +21,7 @@ from benchmarks.contenders import STOP_SECONDS
 from benchmarks.figures import Figure, Sizes, median, percentile
 from benchmarks.processes import cpu_seconds
 from benchmarks.stage import Stage
+from jobforge_mcp.db.context import ensure_own_key
 from jobforge_mcp.db.migrate import migrate
 from jobforge_mcp.policy.keys import KeyFolder
 from jobforge_mcp.policy.scopes import ALL_SCOPES
@@ -111,6 +112,7 @@ def http_server(stage: Stage, database: str = DATABASE) -> Generator[HttpServer]
         "JOBFORGE_WORKER_DATABASE_URL": stage.url(database, "jobforge_worker"),
         "JOBFORGE_STATE_DIR": str(state_dir),
         "JOBFORGE_TOKEN_KEYS": str(state_dir / "keys"),
+        "JOBFORGE_CONTEXT_KEY": signing_key(stage, database),
         "JOBFORGE_JOBS": str(NOOP_JOB),
         "JOBFORGE_LOG_LEVEL": "warning",
     }
@@ -128,6 +130,13 @@ def http_server(stage: Stage, database: str = DATABASE) -> Generator[HttpServer]
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def signing_key(stage: Stage, database: str) -> str:
+    """Have the database refuse scopes that are not signed, as it does in an installation; return the key."""
+    key = ensure_own_key(stage.url(database))
+    assert key is not None
+    return key.text()
 
 
 def _prepare(stage: Stage) -> None:

@@ -64,7 +64,9 @@ grant execute on function jobforge.touch_lanes(text[], text[]), jobforge.wake(te
   jobforge.reap_tenant(text) to jobforge_rpc;
 grant execute on function
   jobforge.enqueue_plain_jobs(text, text, text, text, text, text, text, bigint, bytea, text, text[], text[], integer[], text[], text[], integer[],
-    integer[], float8[], integer[], integer[], boolean[])
+    integer[], float8[], integer[], integer[], boolean[]),
+  jobforge.enqueue_leased_job(text, text, text, text, text, text, text, bigint, bytea, text, text, text, integer, integer, text, text,
+    integer, integer, float8, integer, integer, boolean)
   to jobforge_api;
 grant execute on function jobforge.await_wakeup(text, text, integer) to jobforge_api, jobforge_worker, jobforge_scheduler;
 grant execute on function

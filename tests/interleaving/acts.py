@@ -75,6 +75,17 @@ def enqueueing_plain(name: str, *payloads: str) -> Act:
     return Act(name, "enqueue_plain_jobs", API, arguments)
 
 
+def enqueueing_leased(name: str, job_type: str, payload: str) -> Act:
+    """Enqueue one job for a free slot of the caller's own pool, with the scope in the call."""
+    plain = enqueueing_plain(name, payload)
+
+    def arguments(world: World) -> list[object]:
+        *signed, _, _ = plain.arguments(world)
+        return [*signed, job_type, payload, "w8", HOUR_MS]
+
+    return Act(name, "enqueue_leased_job", API, arguments)
+
+
 def settling(name: str, function: str, letters: str, *columns: object) -> Act:
     """Settle or report claims; each column is the value of one parallel array."""
 
@@ -136,6 +147,8 @@ ACTS: list[Act] = [
     of_caller("enqueue two", "enqueue_jobs", [ECHO] * 2, [marked("plain 0"), marked("plain 1")]),
     enqueueing_plain("enqueue plain", marked("plain 2")),
     enqueueing_plain("enqueue plain two", marked("plain 3"), marked("plain 4")),
+    enqueueing_leased("enqueue leased", "demo.fresh", marked("plain 5")),
+    enqueueing_leased("enqueue leased, if nothing waits", ECHO, marked("plain 6")),
     enqueueing("enqueue keyed", ["key", "k1"], ["o1", "o5"], project_ids=["p1", None]),
     enqueueing("enqueue crossed", ["k1", "key"], ["o5", "o1"], project_ids=[None, "p1"]),
     enqueueing("enqueue slots", [None] * 2, ["o2", None], claim_limits=[SLOT, RATE]),

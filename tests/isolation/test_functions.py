@@ -140,6 +140,7 @@ def values_of(target: Target) -> dict[str, object]:
         "p_project_id": target.words,
         "p_project_ids": [target.words],
         "p_trace_id": target.words,
+        "p_job_trace_id": target.words,
         "p_trace_ids": [target.words],
         "p_trigger_name": target.words,
         "p_webhook_name": target.words,

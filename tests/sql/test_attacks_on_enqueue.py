@@ -358,6 +358,7 @@ def test_those_who_log_in_elsewhere_do_not_enqueue_as_servers_do(queue: Queue) -
         for query in (
             "select * from jobforge.enqueue_jobs('acme', array['demo.echo'], array['{}'])",
             "select jobforge.enqueue_plain_jobs('acme', '', '', '', '', '', 'k1', 1, '', 'demo.echo', '{}')",
+            "select jobforge.enqueue_leased_job('acme', '', '', '', '', '', 'k1', 1, '', 'demo.echo', '{}', 'w', 1)",
             "select jobforge.enqueue_any_jobs('acme', array['demo.echo'], array['{}'])",
         ):
             with refused("42501"), queue.acting(login) as connection:

@@ -153,9 +153,9 @@ def test_what_callers_call_asks_whether_the_tenant_is_the_scopes(functions: list
 
     def asks_by_itself(source: str) -> bool:
         """Tell whether it asks for the tenant, and for the token in a statement that asks for more."""
-        asks_scope = (
-            "v_claims := jobforge.require_claims(p_tenant_id);" in source
-            or "where jobforge.is_signed_with(p_tenant_id," in source
+        asks_scope = "v_claims := jobforge.require_claims(p_tenant_id);" in source or (
+            "v_is_signed boolean := jobforge.is_signed_with(p_tenant_id," in source
+            and "where v_is_signed\n" in source
         )
         asks_token = (
             "jobforge.revocations(p_tenant_id, v_claims)" in source

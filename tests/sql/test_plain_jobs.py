@@ -34,13 +34,18 @@ SCOPE = ("actor", "token_id", "tool", "trace_id", "token_claims", "signature")
 @pytest.fixture
 def strict(queue: Queue) -> Queue:
     """A database that asks for signatures."""
+    add_key(queue)
+    return queue
+
+
+def add_key(queue: Queue) -> None:
+    """Have the database ask for signatures of this key."""
     queue.look(
         """insert into jobforge.context_keys (key_id, slot, inner_pad, outer_pad, is_enforced, created_at)
         values (%s, 1, %s, %s, true, jobforge.now())""",
         KEY.key_id,
         *KEY.pads(),
     )
-    return queue
 
 
 def send(

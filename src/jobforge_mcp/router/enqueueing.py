@@ -34,6 +34,11 @@ _ENQUEUE_CHOSEN_JOBS: LiteralString = """
       %s::text[], %s::int[], %s::int[], %s::float8[], %s::int[], %s::int[], %s::boolean[]) as r"""
 """Jobs of one type that choose what every job has."""
 
+_ENQUEUE_LEASED_JOB: LiteralString = """
+    select r.* from jobforge.enqueue_leased_job(%s, %s, %s, %s, %s, %s, %s, %s::bigint, %s::bytea, %s, %s, %s, %s::int, %s::int,
+      %s, %s, %s::int, %s::int, %s::float8, %s::int, %s::int, %s::boolean) as r"""
+"""One job that a slot of the caller's own pool is kept for."""
+
 Call: TypeAlias = tuple[LiteralString, list[object]]
 
 
@@ -49,15 +54,12 @@ def enqueue_call(
 ) -> Call:
     """Choose a statement and list what it takes; traces are those of calls that go together."""
     *scope, signature = scope_arguments(caller, origin, signer)
-    is_plain = inline is None and not is_plan and _asks_nothing(caller) and _is_alike(jobs)
+    is_plain = not is_plan and _asks_nothing(caller) and _is_alike(jobs)
     if signature is not None and is_plain:
-        values = [
-            *scope,
-            *split_signature(signature),
-            jobs[0].job_type,
-            text_array([job.payload for job in jobs]),
-            traces,
-        ]
+        signed = [*scope, *split_signature(signature), jobs[0].job_type]
+        if inline is not None:
+            return _ENQUEUE_LEASED_JOB, [*signed, *_leased(jobs[0], inline)]
+        values = [*signed, text_array([job.payload for job in jobs]), traces]
         if all(_chosen(job) == _USUAL for job in jobs):
             return _ENQUEUE_PLAIN_JOBS, values
         return _ENQUEUE_CHOSEN_JOBS, [*values, *chosen_arrays(jobs)]
@@ -76,6 +78,17 @@ def enqueue_call(
     ]
 
 
+def _leased(job: NewJob, inline: InlineLease) -> list[object]:
+    """List the arguments of ``enqueue_leased_job`` from ``p_payload`` on; what is usual is not said."""
+    chosen = zip(_chosen(job), _USUAL, strict=True)
+    return [
+        job.payload,
+        inline.worker_id,
+        inline.lease_ms,
+        *(None if value == usual else value for value, usual in chosen),
+    ]
+
+
 def _asks_nothing(caller: Caller) -> bool:
     """Tell whether nothing that the caller's token says is to be compared with a job."""
     return (
@@ -89,16 +102,16 @@ def _asks_nothing(caller: Caller) -> bool:
 
 
 def _is_alike(jobs: Sequence[NewJob]) -> bool:
-    """Tell whether these are jobs of one type without anything that has to be looked up."""
+    """Tell whether these are jobs of one type without anything that has to be looked up.
+
+    What was received counts for an idempotency key alone, and these have none.
+    """
     job_type = jobs[0].job_type
-    return all(
-        job.job_type == job_type and _others(job) == _NONE and job.received in {None, job.payload}
-        for job in jobs
-    )
+    return all(job.job_type == job_type and _others(job) == _NONE for job in jobs)
 
 
 _PLAIN = {"job_type", "payload", "received"}
-_CHOSEN = {
+_CHOSEN = (
     "priority",
     "trace_id",
     "job_version",
@@ -108,9 +121,10 @@ _CHOSEN = {
     "max_backoff_ms",
     "timeout_ms",
     "is_dry_run",
-}
+)
+"""In the order in which the short functions take them."""
 _defaults = {field.name: field.default for field in fields(NewJob) if field.name not in _PLAIN}
-_chosen = attrgetter(*sorted(_CHOSEN))
-_USUAL = tuple(_defaults[name] for name in sorted(_CHOSEN))
-_others = attrgetter(*sorted(_defaults.keys() - _CHOSEN))
-_NONE = tuple(_defaults[name] for name in sorted(_defaults.keys() - _CHOSEN))
+_chosen = attrgetter(*_CHOSEN)
+_USUAL = tuple(_defaults[name] for name in _CHOSEN)
+_others = attrgetter(*sorted(_defaults.keys() - set(_CHOSEN)))
+_NONE = tuple(_defaults[name] for name in sorted(_defaults.keys() - set(_CHOSEN)))
