@@ -61,6 +61,10 @@ begin
   end if;
   v_is_chosen := num_nonnulls(p_priorities, p_trace_ids, p_job_versions, p_max_attempts, p_backoff_ms, p_backoff_multipliers,
     p_max_backoff_ms, p_timeout_ms, p_dry_runs) > 0;
+  if v_is_chosen then  -- a trace, which every call of a tool has, is no choice
+    v_is_chosen := (v_count > 1 or octet_length(p_trace_ids[1]) > 255 or num_nonnulls(p_priorities, p_job_versions, p_max_attempts,
+      p_backoff_ms, p_backoff_multipliers, p_max_backoff_ms, p_timeout_ms, p_dry_runs) > 0) is true;
+  end if;
   -- a lane that is awake says that its type is well-formed
   if v_is_chosen or not v_is_awake then
     perform jobforge.require_fitting_jobs(array[p_job_type], null, null, p_trace_ids, p_job_versions, null, p_priorities,
@@ -86,9 +90,9 @@ begin
       insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no)
       values (p_tenant_id, p_job_type, 2, v_now, enqueue_plain_jobs.job_id, 0, 0)
     )
-    insert into jobforge.jobs (tenant_id, id, job_type, job_version, created_by, payload, is_dry_run, priority,
+    insert into jobforge.jobs (tenant_id, id, job_type, job_version, trace_id, created_by, payload, is_dry_run, priority,
       max_attempts, timeout_ms, backoff_ms, max_backoff_ms, backoff_multiplier, run_at, created_at)
-    values (p_tenant_id, enqueue_plain_jobs.job_id, p_job_type, '1', p_actor, p_payloads[1]::jsonb, false, 2,
+    values (p_tenant_id, enqueue_plain_jobs.job_id, p_job_type, '1', p_trace_ids[1], p_actor, p_payloads[1]::jsonb, false, 2,
       3, 300000, 1000, 60000, 2, v_now, v_now);
     return next;
   else

@@ -65,6 +65,7 @@ class _Waiter:
     run: Run | None = None
     """The newest row, once there is one that is news."""
     news: anyio.Event = field(default_factory=anyio.Event)
+    since: float = field(default_factory=anyio.current_time)
 
     def tell(self, run: Run) -> None:
         if run.version > self.version or (run.status.is_final and self.run is None):
@@ -219,7 +220,7 @@ class RunWatcher:
             await self._wait_for_reason()
             published, self._published = self._published, set()
             is_time = self._is_hinted or anyio.current_time() >= self._look_at_all_from
-            job_ids = set(self._waiters) if is_time else published
+            job_ids = self._worth_a_look() | published if is_time else published
             if is_time:
                 self._is_hinted = False
                 self._look_at_all_from = anyio.current_time() + self._interval()
@@ -231,6 +232,18 @@ class RunWatcher:
             ):  # the poller outlives a database that is away; waits have their own end
                 log.exception("runs_not_read", runs=len(job_ids))
                 await anyio.sleep(BACKOFF_SECONDS)
+
+    def _worth_a_look(self) -> set[JobId]:
+        """Name the waited-for runs, without those that began here a moment ago: what becomes of them this process is told first.
+
+        Otherwise calls that wait one after the other would have all changes announced, and be read in the midst of their runs.
+        """
+        began = anyio.current_time() - POLL_SECONDS
+        return {
+            job_id
+            for job_id, waiters in self._waiters.items()
+            if any(waiter.created is None or waiter.since <= began for waiter in waiters)
+        }
 
     async def _wait_for_reason(self) -> None:
         """Return on a publication or hint, or when it is time to look at all; never while nobody waits."""

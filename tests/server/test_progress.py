@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 import anyio
 import pytest
 
+from jobforge_mcp import progress
 from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.errors import NotFoundError
 from jobforge_mcp.progress import RunWatcher
@@ -100,6 +101,28 @@ async def test_when_the_process_stops_all_waits_return(
 
     assert run is not None
     assert run.status == "queued"
+
+
+async def test_a_run_that_began_here_just_now_is_not_read_when_others_are(
+    watcher: RunWatcher, router: Router, acme: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end is told by the pool of this process, and a claim of it announced to nobody."""
+    monkeypatch.setattr(progress, "POLL_SECONDS", 600.0)
+    mine, others = await enqueue(router, acme), await enqueue(router, acme)
+    created = await router.get_run(acme, mine)
+
+    with anyio.fail_after(60), watcher.watch(acme, mine, created=created) as here:
+        await router.cancel_job(acme, mine)
+        with watcher.watch(acme, others) as elsewhere:
+            watcher.look_soon()
+            read = await elsewhere.until(since_version=0, timeout_seconds=120)
+        known = here._waiter.run  # pyright: ignore[reportPrivateUsage]  # what it was told
+        watcher.publish(mine)
+        told = await here.until(since_version=None, timeout_seconds=120)
+
+    assert read.status == "queued"
+    assert known is None
+    assert told.status == "canceled"
 
 
 async def stop_when_waited_for(watcher: RunWatcher) -> None:

@@ -99,6 +99,7 @@ def audited(queue: Queue, row: Row) -> list[Any]:
     "named",
     [
         {},
+        {"trace_ids": ["t9"]},
         {
             "priorities": [1],
             "job_versions": ["2"],
@@ -111,7 +112,7 @@ def audited(queue: Queue, row: Row) -> list[Any]:
             "dry_runs": [True],
         },
     ],
-    ids=["usual", "chosen"],
+    ids=["usual", "traced", "chosen"],
 )
 @pytest.mark.parametrize("is_awake", [False, True], ids=["lane asleep", "lane awake"])
 def test_a_plain_job_is_stored_as_any_other(
