@@ -284,6 +284,8 @@ declare
   v_round integer := 0;
   v_is_more boolean := false;
   v_look record;
+  v_busy record;
+  v_tenant_ids text[] := p_tenant_ids;
   v_lease_id uuid;
 begin
   if coalesce(p_limit, 0) not between 1 and 1000 or coalesce(p_lease_ms, 0) not between 100 and 3600000 then
@@ -296,11 +298,11 @@ begin
   v_start_at := v_now;
   -- All that a claim asks before it takes anything, in one statement: to make one ready costs more than what it reads.
   -- Alone in its transaction a claim need not wait for the disk: one lost in a crash took its lease id with it.
-  for v_round in 1..2 loop
+  for v_round in 1..3 loop
     select case when pg_catalog.pg_current_xact_id_if_assigned() is null then pg_catalog.set_config('synchronous_commit', 'off', true) end,
       exists (select from jobforge.claim_counters c where c.next_at <= v_now) as has_parked,
       exists (select from jobforge.ready r where r.is_suspect and r.run_at <= v_now and r.job_type = any (p_job_types)) as has_suspect,
-      n.tenant_id, n.job_type,
+      n.tenant_id, n.job_type, n.tenant_id <> n.last_tenant as has_many,
       n.tenant_id = n.last_tenant and n.job_type = n.last_type
         and not exists (select from jobforge.limited_tenants t where t.tenant_id = n.tenant_id)
         and not exists (select from jobforge.pauses p where p.tenant_id = n.tenant_id)
@@ -309,11 +311,26 @@ begin
     from (
       select min(l.tenant_id) as tenant_id, max(l.tenant_id) as last_tenant, min(l.job_type) as job_type, max(l.job_type) as last_type
       from jobforge.lanes l
-      where l.job_type = any (p_job_types) and (p_tenant_ids is null or l.tenant_id = any (p_tenant_ids))) n;
-    exit when not v_look.has_parked or v_round = 2;
-    perform jobforge.unpark_rates(v_now);
-    v_may_wait := false;
-    v_now := jobforge.now();  -- what came back is due from then on
+      where l.job_type = any (p_job_types) and (v_tenant_ids is null or l.tenant_id = any (v_tenant_ids))) n;
+    if v_look.has_parked and v_round = 1 then
+      perform jobforge.unpark_rates(v_now);
+      v_may_wait := false;
+      v_now := jobforge.now();  -- what came back is due from then on
+    else
+      exit when v_look.has_many is not true;
+      -- Of many lanes that are awake most may have nothing: where no more have than one window holds, the claim goes on with
+      -- the tenants of those. A probe each, and no probe where the claim has a frontier: it would read what is dead before it.
+      select array_agg(b.tenant_id) as tenant_ids, min(b.tenant_id) < max(b.tenant_id) as are_many into v_busy
+      from (
+        select l.tenant_id from jobforge.lanes l
+        where l.job_type = any (p_job_types) and (p_tenant_ids is null or l.tenant_id = any (p_tenant_ids)) and case
+          when l.tenant_id = any (p_from_tenants) then true
+          else (select true from jobforge.ready r where r.tenant_id = l.tenant_id and r.job_type = l.job_type limit 1) end
+        limit 17) b;
+      exit when cardinality(v_busy.tenant_ids) > 16;
+      v_tenant_ids := coalesce(v_busy.tenant_ids, '{}');
+      exit when v_busy.are_many;
+    end if;
   end loop;
 
   if v_look.has_suspect then
@@ -386,7 +403,7 @@ begin
   while v_left > 0 and v_round < 8 loop
     v_round := v_round + 1;
     select t.*, cardinality(t.job_ids) as given into v_taken
-    from jobforge.take_ready(p_job_types, case when v_round = 1 then v_left else greatest(v_left, 200) end, p_after_tenant, p_tenant_ids,
+    from jobforge.take_ready(p_job_types, case when v_round = 1 then v_left else greatest(v_left, 200) end, p_after_tenant, v_tenant_ids,
       v_now, p_from_tenants, p_from_types, p_from_priorities, p_from_run_ats, p_from_ids) t;
     exit when v_taken.job_ids is null;
     if v_round = 1 and not jobforge.is_holding_back(v_taken.tenant_ids) then

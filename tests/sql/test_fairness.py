@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from tests.sql.acting import ECHO, SUPERUSER, Queue, Row
+from tests.sql.conftest import MakeQueue
 
 
 def shares(claimed: list[Row]) -> dict[str, int]:
@@ -39,6 +40,49 @@ def test_leftovers_of_many_tenants_are_shared_by_the_rest(queue: Queue) -> None:
     assert sum(claimed.values()) == 40
     assert all(claimed[f"small-{number}"] == 1 for number in range(8))
     assert claimed["big-a"] == claimed["big-b"] == 16
+
+
+@pytest.mark.parametrize("busy", [0, 1, 2, 16, 17, 30])
+def test_lanes_that_are_awake_and_empty_take_no_share(queue: Queue, busy: int) -> None:
+    for number in range(40):
+        queue.enqueue(f"t-{number:02}")
+    queue.claim(1000)
+    for number in range(busy):
+        queue.enqueue_many(2 * busy, f"t-{number:02}")
+    queue.advance(seconds=1)  # none of them is new any more
+
+    claimed = shares(queue.claim(2 * busy or 1, after_tenant="t-20"))
+
+    # as many as one window holds have a share each
+    assert sum(claimed.values()) == 2 * busy
+    assert busy > 16 or claimed == {f"t-{number:02}": 2 for number in range(busy)}
+
+
+def test_a_tenant_that_comes_is_claimed_at_once_among_awake_and_empty_ones(
+    make_queue: MakeQueue,
+) -> None:
+    queue = make_queue()
+    for number in range(40):
+        queue.enqueue(f"t-{number:02}")
+    queue.claim(1000)
+
+    for tenant in ("t-39", "t-00", "another"):
+        job = queue.enqueue(tenant)
+        (claimed,) = queue.claim(10, after_tenant="t-20")
+        assert (claimed.tenant_id, claimed.job_id) == (tenant, job.job_id)
+        assert queue.claim(10) == []
+
+
+def test_a_suspect_is_claimed_among_awake_and_empty_lanes(queue: Queue) -> None:
+    for number in range(40):
+        queue.enqueue(f"t-{number:02}")
+    queue.claim(1000)
+    job = queue.enqueue("t-07")
+    queue.look("update jobforge.ready set is_suspect = true")
+
+    (claimed,) = queue.claim(10)
+
+    assert (claimed.job_id, claimed.is_suspect) == (job.job_id, True)
 
 
 def test_claims_of_one_job_take_turns(queue: Queue) -> None:

@@ -162,6 +162,31 @@ def test_a_claim_reads_no_more_than_it_takes(crowded: psycopg.Connection, explai
     assert offences(plans, 200) == []
 
 
+@pytest.mark.parametrize("rows", ["none", "one", "a thousand"])
+def test_a_claim_among_a_thousand_awake_tenants_probes_each_once(
+    crowded: psycopg.Connection, explain: Explain, rows: str
+) -> None:
+    queue = Queue(within(crowded))
+    crowded.execute(
+        """insert into jobforge.lanes (tenant_id, job_type, seen_at)
+        select 't-' || n, %s, now() from generate_series(1, 999) n""",
+        [ECHO],
+    )
+    if rows == "none":
+        crowded.execute(
+            "update jobforge.lanes set job_type = 'demo.other' where tenant_id = 'acme'"
+        )
+    if rows == "a thousand":
+        crowded.execute(
+            """insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no)
+            select tenant_id, job_type, 0, now(), jobforge.new_id(), 0, 0 from jobforge.lanes where tenant_id <> 'acme'"""
+        )
+
+    plans = explain(lambda: queue.claim(10))
+
+    assert offences(plans) == []
+
+
 def test_settles_find_their_jobs_by_key(crowded: psycopg.Connection, explain: Explain) -> None:
     queue = Queue(within(crowded))
     claimed = queue.claim(30)
