@@ -46,9 +46,9 @@ _LOCK_POLL_SECONDS = 0.05
 _SEARCH_PATH: LiteralString = "search_path to pg_catalog, pg_temp"
 _LOCK_TIMEOUT: LiteralString = "set local lock_timeout = '5s'"
 _PATIENCE: LiteralString = "select pg_catalog.set_config('deadlock_timeout', '2s', true) where "
+"""In a deadlock whoever looks for it first gives way: a worker's statement, which is sent again, not a whole step of ours."""
 _IS_ALLOWED_PATIENCE: LiteralString = "pg_catalog.has_parameter_privilege('deadlock_timeout', 'set')"  # since PostgreSQL 15 a right that can be granted
 _IS_SUPERUSER: LiteralString = "pg_catalog.current_setting('is_superuser') = 'on'"
-"""In a deadlock whoever looks for it first gives way: a worker's statement, which is sent again, not a whole step of ours."""
 _LOCK_EVERYTHING: LiteralString = """\
 do $$
 declare
@@ -295,15 +295,13 @@ def _apply(
     with _locked_transaction(connection):
         if _next_step(connection, files) != step:
             return False
+        _be_patient(connection)
         if step[0].kind is not Kind.MIGRATION:
-            if patience >= _FIRM_SECONDS:
-                _be_patient(connection)
             connection.execute(
                 "select pg_catalog.set_config('lock_timeout', %s, true)", [f"{patience:g}s"]
             )
             connection.execute(_LOCK_EVERYTHING)
         connection.execute(_LOCK_TIMEOUT)
-        _be_patient(connection)
         connection.execute(_PREPARE)
         for file in step:
             _run(connection, file)
