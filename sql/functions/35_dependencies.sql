@@ -226,13 +226,12 @@ begin
       where x.tenant_id = p_tenant_id and x.depends_on_id = a.job_id and not x.is_orphan offset 0) d
   )
   select array_agg(a.job_id) into v_ids from affected a;
-  if cardinality(v_ids) > 1 then
-    perform from jobforge.waiting w
-    where w.tenant_id = p_tenant_id and w.job_id = any (v_ids)
-      -- who waits for its turn is locked after ordering keys, by promote_next as well
-      and w.waiting_for <> 'turn'
-    order by w.job_id for update;
-  end if;
+  -- also where this run is the only one: whoever ends what it waits for takes its row before its ordering key
+  perform from jobforge.waiting w
+  where w.tenant_id = p_tenant_id and w.job_id = any (v_ids)
+    -- who waits for its turn is locked after ordering keys, by promote_next as well
+    and w.waiting_for <> 'turn'
+  order by w.job_id for update;
   -- so is this run, and those that depend on it may join a line because it ends
   perform from jobforge.ordering_keys k
   where k.tenant_id = p_tenant_id and k.ordering_key in (

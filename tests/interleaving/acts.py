@@ -10,14 +10,13 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from jobforge_mcp.router.scope import split_signature
 from tests.interleaving.world import (
     BOUNCE,
+    FREE_TENANT,
     HOUR_MS,
     PAUSED,
     RATE,
     REGISTERED,
-    SIGNER,
     SLOT,
     TENANT,
     World,
@@ -39,18 +38,24 @@ class Act:
     role: str
     arguments: Arguments
     named: Mapping[str, object] = field(default_factory=dict[str, object])
+    tenant: str = TENANT
 
     def on(self, connection: Connection, world: World) -> list[Row]:
         """Call it in the open transaction of this connection."""
         given = self.arguments(world)
         if self.role == API:
-            enter(connection, TENANT)
-            given = [TENANT, *given]
+            enter(connection, self.tenant)
+            given = [self.tenant, *given]
         return call(connection, self.function, *given, **self.named)
 
 
 def of_caller(name: str, function: str, *arguments: object, **named: object) -> Act:
     return Act(name, function, API, lambda _: list(arguments), named)
+
+
+def of_free_caller(name: str, function: str, *arguments: object) -> Act:
+    """Call as the tenant that nothing is said of, whose jobs the short functions enqueue."""
+    return Act(name, function, API, lambda _: list(arguments), tenant=FREE_TENANT)
 
 
 def on_run(function: str, *letters: str, **named: object) -> list[Act]:
@@ -64,26 +69,20 @@ def of_worker(name: str, function: str, *arguments: object, **named: object) -> 
     return Act(name, function, WORKER, lambda _: list(arguments), named)
 
 
-def enqueueing_plain(name: str, *payloads: str) -> Act:
+def enqueueing_plain(name: str, *payloads: str, tenant: str = FREE_TENANT) -> Act:
     """Enqueue with the scope in the call, signed with the key that the world knows."""
-
-    def arguments(world: World) -> list[object]:
-        said = ("agent", None, None, None, None)
-        signature = SIGNER.sign(TENANT, *said)
-        return [*said, *split_signature(signature), ECHO, list(payloads)]
-
-    return Act(name, "enqueue_plain_jobs", API, arguments)
+    return Act(
+        name, "enqueue_plain_jobs", API,
+        lambda world: [*world.signed[tenant], ECHO, list(payloads)], tenant=tenant,
+    )  # fmt: skip
 
 
-def enqueueing_leased(name: str, job_type: str, payload: str) -> Act:
+def enqueueing_leased(name: str, job_type: str, payload: str, tenant: str = FREE_TENANT) -> Act:
     """Enqueue one job for a free slot of the caller's own pool, with the scope in the call."""
-    plain = enqueueing_plain(name, payload)
-
-    def arguments(world: World) -> list[object]:
-        *signed, _, _ = plain.arguments(world)
-        return [*signed, job_type, payload, "w8", HOUR_MS]
-
-    return Act(name, "enqueue_leased_job", API, arguments)
+    return Act(
+        name, "enqueue_leased_job", API,
+        lambda world: [*world.signed[tenant], job_type, payload, "w8", HOUR_MS], tenant=tenant,
+    )  # fmt: skip
 
 
 def settling(name: str, function: str, letters: str, *columns: object) -> Act:
@@ -149,6 +148,8 @@ ACTS: list[Act] = [
     enqueueing_plain("enqueue plain two", marked("plain 3"), marked("plain 4")),
     enqueueing_leased("enqueue leased", "demo.fresh", marked("plain 5")),
     enqueueing_leased("enqueue leased, if nothing waits", ECHO, marked("plain 6")),
+    enqueueing_plain("enqueue plain, counted", marked("plain 7"), tenant=TENANT),
+    enqueueing_leased("enqueue leased, counted", "demo.fresh", marked("plain 8"), TENANT),
     enqueueing("enqueue keyed", ["key", "k1"], ["o1", "o5"], project_ids=["p1", None]),
     enqueueing("enqueue crossed", ["k1", "key"], ["o5", "o1"], project_ids=[None, "p1"]),
     enqueueing("enqueue slots", [None] * 2, ["o2", None], claim_limits=[SLOT, RATE]),
@@ -156,12 +157,14 @@ ACTS: list[Act] = [
     bundling("enqueue_bundle", ["b1", "b2"], ["o1", "o5"]),
     bundling("enqueue_bundle crossed", ["b2", "b1"], ["o5", "o1"]),
     *on_run("cancel_job", "turn", "next", "first", "second", "whole", "step", "slot", "parked", "head", "one", "pair1"),
+    Act("cancel_job other", "cancel_job", API, lambda world: [world.ids["other"]], tenant=FREE_TENANT),
     *on_run("retry_job", "failed", "canceled"),
     *on_run("retry_job", "done", force=True),
     of_caller("cancel_runs", "cancel_runs", expected=10_000, statuses=["queued", "running"]),
     of_caller("retry_runs", "retry_runs", expected=10_000, statuses=["failed", "canceled"]),
     of_caller("pause_queue type", "pause_queue", "type", ECHO),
     of_caller("pause_queue project", "pause_queue", "project", "p1"),
+    of_free_caller("pause_queue free", "pause_queue", "type", "demo.fresh"),
     of_caller("resume_queue", "resume_queue", "type", PAUSED),
     of_caller("register_definition", "register_definition", NEW_DEFINITION, ECHO),
     of_caller("approve_definition", "approve_definition", REGISTERED),
@@ -219,6 +222,7 @@ ACTS: list[Act] = [
     of_worker("purge_artifacts", "purge_artifacts"),
     # --- operators
     Act("set_limit", "set_limit", SUPERUSER, lambda _: [TENANT, "type", ECHO, '{"max_running": 1}']),
+    Act("set_limit free", "set_limit", SUPERUSER, lambda _: [FREE_TENANT, "tenant", None, '{"budget_jobs": 10, "period_seconds": 86400}']),
     Act("remove_limit", "remove_limit", SUPERUSER, lambda _: [TENANT, "type", ECHO]),
     Act("set_retention", "set_retention", SUPERUSER, lambda _: [TENANT, 31]),
 ]  # fmt: skip

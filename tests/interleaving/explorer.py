@@ -97,6 +97,13 @@ class Explorer:
 
     # --- experiments
 
+    def alone(self, act: Act) -> str | None:
+        """Call it with nobody beside it, and tell how it was refused."""
+        connection = self.sessions[0].of(act.role)
+        told = self._call(act, connection)
+        connection.rollback()
+        return told
+
     def beside(self, first: Act, second: Act, end: str) -> None:
         """Let the second run beside the open transaction of the first."""
         story = f"{first.name} | {second.name} | the first {end}"

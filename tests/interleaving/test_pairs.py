@@ -11,6 +11,10 @@ from tests.postgres import ScratchDatabase
 from tests.sql.acting import Queue
 
 PARTS = 4
+FOUND = [
+    # a run that waits for the one that ends, and nothing for itself: its ordering key was taken before its place
+    ("cancel_job second", "complete one", "rows of ordering_keys"),
+]
 
 
 @pytest.mark.requirement("sql.interleavings")
@@ -28,6 +32,14 @@ def test_every_function_that_changes_something_takes_part(queue: Queue) -> None:
     assert EXCUSED.keys() - offered == set()
     assert PASSING_OVER - acted == set()
     assert len({act.name for act in ACTS}) == len(ACTS)
+
+
+def test_no_act_is_refused_when_nothing_else_happens(database: ScratchDatabase) -> None:
+    """What is always refused meets nobody: neither at first nor after a minute of experiments."""
+    with exploring(database) as explorer:
+        refusals = {act.name: told for act in ACTS if (told := explorer.alone(act)) is not None}
+
+    assert refusals == {}
 
 
 @pytest.mark.timeout(900)
@@ -48,6 +60,16 @@ def test_no_two_calls_at_once_deadlock_or_leave_what_is_not_true(
     functions = len({act.function for act in ACTS})
     assert explorer.experiments >= functions * (functions + 1) / 2 // PARTS + 20
     assert explorer.waits > explorer.experiments / 5  # both sides were in flight
+
+
+@pytest.mark.requirement("sql.lock-order")
+def test_what_the_long_form_found_once_is_found_no_more(database: ScratchDatabase) -> None:
+    acts = {act.name: act for act in ACTS}
+    with exploring(database) as explorer:
+        for first, second, gate in FOUND:
+            explorer.through_gate(acts[first], acts[second], gate)
+
+    assert explorer.failures == []
 
 
 def test_the_world_is_put_back_and_found_true(database: ScratchDatabase) -> None:

@@ -15,12 +15,15 @@ from uuid import UUID
 import psycopg
 
 from jobforge_mcp.db.context import ContextKey, ContextSigner
+from jobforge_mcp.router.scope import split_signature
 from tests.sql.acting import ECHO, SUPERUSER, Queue, Row, leave_artifact, leave_event
 from tests.sql.test_bundles import bundle
 from tests.sql.test_dependencies import fence
 from tests.sql.test_dependencies import steps as enqueue_steps
 
 TENANT = "acme"
+FREE_TENANT = "globex"
+"""A tenant without limits, tokens and pauses."""
 KEY = ContextKey("k1", bytes(range(32)))
 SIGNER = ContextSigner(KEY)
 HOUR_MS = 3_600_000
@@ -58,6 +61,8 @@ class World:
     ids: dict[str, UUID] = field(default_factory=dict[str, UUID])
     event_id: UUID | None = None
     due: list[dict[str, object]] = field(default_factory=list[dict[str, object]])
+    signed: dict[str, list[object]] = field(default_factory=dict[str, "list[object]"])
+    """Scope and signature of each tenant, as the short functions take them: good at the moment where the clock stands."""
 
     def fence(self, letter: str) -> list[object]:
         """Name the living claim of a job, as a worker does in calls about one job."""
@@ -204,9 +209,12 @@ def settle_in(queue: Queue) -> World:
     queue.look("select jobforge.set_incoming_webhook('acme', 'hub', %s)", hub)
     queue.look("select jobforge.set_limit('acme', 'tenant', null, %s)", '{"budget_jobs": 1000000, "period_seconds": 86400}')  # fmt: skip
     queue.look("select jobforge.set_limit('acme', 'type', %s, %s)", ECHO, '{"max_running": 50, "max_queued": 100000}')  # fmt: skip
-    queue.enqueue("globex", ECHO, marked("other"))
+    world.ids["other"] = queue.enqueue(FREE_TENANT, ECHO, marked("other")).job_id
     queue.register("w1")
     define(queue, _KEEP)
     queue.look("select explore.keep()")
+    said = ("agent", None, None, None, None)
+    for tenant in (TENANT, FREE_TENANT):
+        world.signed[tenant] = [*said, *split_signature(SIGNER.sign(tenant, *said))]
     world.put_back()
     return world
