@@ -431,29 +431,51 @@ comment on function jobforge.claim_jobs(text, text[], integer, text, text[], int
   timestamptz[], uuid[]) is
   'Take a batch of due jobs for a worker, fairly between tenants, under leases.';
 
--- One suspect at a time for each worker, in a lease of its own: if the worker dies again, this job was the only suspect.
+-- One suspect at a time for each worker, in a lease of its own: if the worker dies again, this job was the only suspect. A worker
+-- may have lost thousands, so none of them is read but the oldest of each lane that has some.
 create or replace function jobforge.take_suspect(p_worker_id text, p_job_types text[], p_tenant_ids text[], p_now timestamptz)
 returns table (tenant_id text, job_id uuid, epoch integer, attempt_no smallint)
 language plpgsql volatile
 set search_path = jobforge, pg_temp
 as $$
 #variable_conflict use_column
+declare
+  v_lane record;
 begin
-  if exists (select from jobforge.ready r where r.is_suspect and r.run_at <= p_now and r.job_type = any (p_job_types))
-    and not exists (select from jobforge.leases l where l.worker_id = p_worker_id and l.is_suspect)
-  then
+  if exists (select from jobforge.leases l where l.worker_id = p_worker_id and l.is_suspect) then
+    return;
+  end if;
+  for v_lane in
+    with recursive lanes as (
+      (select r.tenant_id, r.job_type from jobforge.ready r
+      where r.is_suspect order by r.tenant_id, r.job_type, r.run_at limit 1)
+      union all
+      select n.tenant_id, n.job_type from lanes l
+      cross join lateral (
+        select r.tenant_id, r.job_type from jobforge.ready r
+        where r.is_suspect and (r.tenant_id, r.job_type) > (l.tenant_id, l.job_type)
+        order by r.tenant_id, r.job_type, r.run_at limit 1) n
+    )
+    select l.tenant_id, l.job_type, exists (select from jobforge.running_limits u where u.tenant_id = l.tenant_id) as is_limited
+    from lanes l
+    cross join lateral (
+      select r.run_at from jobforge.ready r
+      where r.is_suspect and r.tenant_id = l.tenant_id and r.job_type = l.job_type and r.run_at <= p_now
+      order by r.run_at limit 1) h
+    where l.job_type = any (p_job_types) and (p_tenant_ids is null or l.tenant_id = any (p_tenant_ids))
+      and not jobforge.is_lane_paused(l.tenant_id, l.job_type)
+    order by h.run_at
+  loop
     return query
     delete from jobforge.ready d
     where d.ctid = (
       select r.ctid from jobforge.ready r
-      where r.is_suspect and r.run_at <= p_now and r.job_type = any (p_job_types)
-        and (p_tenant_ids is null or r.tenant_id = any (p_tenant_ids))
-        and not jobforge.is_lane_paused(r.tenant_id, r.job_type)
-        and (not exists (select from jobforge.running_limits u where u.tenant_id = r.tenant_id)
-          or jobforge.has_room(r.tenant_id, coalesce(r.own_type, r.job_type), r.job_id))
+      where r.is_suspect and r.tenant_id = v_lane.tenant_id and r.job_type = v_lane.job_type and r.run_at <= p_now
+        and (not v_lane.is_limited or jobforge.has_room(r.tenant_id, coalesce(r.own_type, r.job_type), r.job_id))
       order by r.run_at limit 1 for update skip locked)
     returning d.tenant_id::text, d.job_id, d.epoch + 1, (d.attempt_no + 1)::smallint;
-  end if;
+    exit when found;
+  end loop;
 end $$;
 comment on function jobforge.take_suspect(text, text[], text[], timestamptz) is 'Take one job out of ready that was lost before together with others.';
 

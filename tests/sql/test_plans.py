@@ -187,6 +187,22 @@ def test_a_claim_among_a_thousand_awake_tenants_probes_each_once(
     assert offences(plans) == []
 
 
+def test_a_claim_reads_few_of_many_suspects(crowded: psycopg.Connection, explain: Explain) -> None:
+    queue = Queue(within(crowded))
+    for tenant in ("initech", "umbrella"):
+        queue.enqueue(tenant)
+    queue.look(
+        "update jobforge.ready set is_suspect = true where tenant_id <> 'acme' or priority = 3"
+    )
+
+    for number in range(4):  # the oldest of each lane, and then the next
+        plans = explain(lambda number=number: queue.claim(1, f"w{number}"))
+        assert offences(plans, 100) == []
+
+    leases = queue.look("select cardinality(job_ids) as jobs from jobforge.leases where is_suspect")
+    assert [row.jobs for row in leases] == [1] * 4
+
+
 def test_settles_find_their_jobs_by_key(crowded: psycopg.Connection, explain: Explain) -> None:
     queue = Queue(within(crowded))
     claimed = queue.claim(30)
