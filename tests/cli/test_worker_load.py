@@ -25,6 +25,7 @@ NEVER_NEEDED = {
     "jobforge_mcp.maintenance",
     "jobforge_mcp.router.jobs",
     "jobforge_mcp.server",
+    "jsonschema_rs",
     "jwt",
     "mcp",
     "mcp_types",

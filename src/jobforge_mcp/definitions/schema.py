@@ -10,15 +10,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import islice
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
-import jsonschema_rs
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
 
+from jobforge_mcp.definitions.plain_schema import MAX_VALUES, Check, plain_check
 from jobforge_mcp.errors import DefinitionError
 from jobforge_mcp.types import JsonObject, JsonValue
+
+if TYPE_CHECKING:
+    import jsonschema_rs
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 """The one dialect that is accepted, and the default where a schema names none."""
@@ -32,6 +36,9 @@ MAX_DEPTH = 32
 MAX_EXPANSION = 10_000
 """Subschemas after every ``$ref`` is written out; a cycle counts once."""
 
+MAX_PLAIN = 10_000
+"""Values that one schema judges without the library; with more its speed is worth its memory."""
+
 _SHOWN_PROBLEMS = 3
 _HARMLESS_NAME = re.compile(r"[A-Za-z0-9_.$-]{1,64}")
 _SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
@@ -43,7 +50,10 @@ _SCHEMAS = (
 
 
 class Schema:
-    """One compiled schema."""
+    """One compiled schema.
+
+    The library is loaded for one that is not plain, for one that is used much, and for a value that does not plainly fit.
+    """
 
     def __init__(self, source: JsonObject) -> None:
         """Check and compile.
@@ -53,9 +63,37 @@ class Schema:
         """
         _check(source)
         self.source = source
+        self._plain = plain_check(source)
+        self._plain_left = MAX_PLAIN
+        if self._plain is None:
+            _ = self._validator  # compiled now, so that a bad one is found here
+
+    def problems(self, value: JsonValue) -> list[str]:
+        """Return at most three sentences about what does not fit; none when all fits."""
+        if self._plain is not None and self._plainly_fits(self._plain, value):
+            return []
+        if self._validator.is_valid(value):
+            return []
+        found = islice(self._validator.iter_errors(value), _SHOWN_PROBLEMS)
+        return [_describe(error) for error in found]
+
+    def _plainly_fits(self, check: Check, value: JsonValue) -> bool:
+        self._plain_left -= 1
         try:
-            self._validator = jsonschema_rs.Draft202012Validator(
-                source,
+            if self._plain_left >= 0 and check(value, [MAX_VALUES]):
+                return True
+        except RecursionError:  # of references that lead to each other
+            pass
+        self._plain = None  # this one loads the library, which is faster for all that follow
+        return False
+
+    @cached_property
+    def _validator(self) -> jsonschema_rs.Draft202012Validator:
+        import jsonschema_rs
+
+        try:
+            return jsonschema_rs.Draft202012Validator(
+                self.source,
                 offline=True,
                 pattern_options=jsonschema_rs.RegexOptions(),
                 validate_formats=False,
@@ -65,13 +103,6 @@ class Schema:
             raise DefinitionError(
                 f"the schema is not valid JSON Schema 2020-12: {reason}"
             ) from None
-
-    def problems(self, value: JsonValue) -> list[str]:
-        """Return at most three sentences about what does not fit; none when all fits."""
-        if self._validator.is_valid(value):
-            return []
-        found = islice(self._validator.iter_errors(value), _SHOWN_PROBLEMS)
-        return [_describe(error) for error in found]
 
 
 def schema_of(
