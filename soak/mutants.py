@@ -379,7 +379,7 @@ MUTANTS: dict[str, Mutant] = {
     "client-key-lost": Mutant(
         "the client does not pass the idempotency key on",
         "",
-        {"job.idempotency_key = options.idempotency_key": "job.idempotency_key = None"},
+        {"idempotency_key=options.idempotency_key": "idempotency_key=None"},
         _LOST_ANSWERS,
         source="client/verbs.py",
         by=frozenset({"no ghosts", "one run per key"}),

@@ -11,15 +11,14 @@ set local role jobforge_sys;
 -- elements mean the default. Traces of calls say that each job is a call of its own, which came together with the others: each is
 -- audited by itself. Plans are kept: knowing that an array has one element makes a plan look so much better that the planner
 -- would run at every call. What cannot be answered here (no signature or a wrong one, a token with limits or restrictions, a
--- tenant with limits) enqueue_jobs answers.
+-- tenant with limits) enqueue_jobs answers. A row of the answer stands for neighbours that differ in their ids alone.
 create or replace function jobforge.enqueue_plain_jobs(
   p_tenant_id text, p_actor text, p_token_id text, p_tool text, p_trace_id text, p_token_claims text, p_key_id text,
   p_signed_until bigint, p_mac bytea, p_job_type text, p_payloads text[], p_call_traces text[] default null, p_priorities integer[] default null,
   p_trace_ids text[] default null, p_job_versions text[] default null, p_max_attempts integer[] default null,
   p_backoff_ms integer[] default null, p_backoff_multipliers float8[] default null, p_max_backoff_ms integer[] default null,
   p_timeout_ms integer[] default null, p_dry_runs boolean[] default null)
-returns table (ord integer, job_id uuid, outcome text, status text, version bigint, run_at timestamptz,
-  created_at timestamptz, lease_id uuid, lease_until timestamptz)
+returns table (job_ids uuid[], outcome text, status text, version bigint, run_at timestamptz, created_at timestamptz)
 language plpgsql volatile
 security definer set search_path = jobforge, pg_temp
 set plan_cache_mode = force_generic_plan
@@ -32,7 +31,7 @@ declare
     p_signed_until, p_mac, v_now);
   v_claims jsonb;
   v_count integer := cardinality(p_payloads);
-  v_ids uuid[];
+  v_id uuid;
   v_is_awake boolean;
   v_is_heard boolean;
   v_is_chosen boolean;
@@ -51,7 +50,8 @@ begin
 
   if v_is_awake is null or (v_count between 1 and 10000) is not true or array_position(p_payloads, null) is not null then
     return query
-    select e.* from jobforge.enqueue_jobs(p_tenant_id, array_fill(p_job_type, array[coalesce(v_count, 0)]), p_payloads,
+    select array[e.job_id], e.outcome, e.status, e.version, e.run_at, e.created_at
+    from jobforge.enqueue_jobs(p_tenant_id, array_fill(p_job_type, array[coalesce(v_count, 0)]), p_payloads,
       p_priorities => p_priorities, p_trace_ids => p_trace_ids, p_job_versions => p_job_versions,
       p_max_attempts => p_max_attempts, p_backoff_ms => p_backoff_ms, p_backoff_multipliers => p_backoff_multipliers,
       p_max_backoff_ms => p_max_backoff_ms, p_timeout_ms => p_timeout_ms, p_dry_runs => p_dry_runs,
@@ -80,40 +80,39 @@ begin
   status := 'queued';
   version := 2;
   if v_count = 1 and not v_is_chosen then
-    ord := 1;
-    job_id := jobforge.new_id();
+    v_id := jobforge.new_id();
+    job_ids := array[v_id];
     with audited as (
       insert into jobforge.audit_log (tenant_id, id, occurred_at, action, outcome, actor, token_id, tool, trace_id, job_id, job_type)
-      values (p_tenant_id, enqueue_plain_jobs.job_id, v_now, 'enqueue', 'created', p_actor, p_token_id, p_tool, p_trace_id,
-        enqueue_plain_jobs.job_id, p_job_type)
+      values (p_tenant_id, v_id, v_now, 'enqueue', 'created', p_actor, p_token_id, p_tool, p_trace_id,
+        v_id, p_job_type)
     ), queued as (
       insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no)
-      values (p_tenant_id, p_job_type, 2, v_now, enqueue_plain_jobs.job_id, 0, 0)
+      values (p_tenant_id, p_job_type, 2, v_now, v_id, 0, 0)
     )
     insert into jobforge.jobs (tenant_id, id, job_type, job_version, trace_id, created_by, payload, is_dry_run, priority,
       max_attempts, timeout_ms, backoff_ms, max_backoff_ms, backoff_multiplier, run_at, created_at)
-    values (p_tenant_id, enqueue_plain_jobs.job_id, p_job_type, '1', p_trace_ids[1], p_actor, p_payloads[1]::jsonb, false, 2,
+    values (p_tenant_id, v_id, p_job_type, '1', p_trace_ids[1], p_actor, p_payloads[1]::jsonb, false, 2,
       3, 300000, 1000, 60000, 2, v_now, v_now);
-    return next;
   else
-    v_ids := jobforge.new_ids(v_count);
+    job_ids := jobforge.new_ids(v_count);
     if v_count = 1 and p_call_traces is null then
       p_call_traces := array[p_trace_id];
     end if;
     -- elements are asked for by their place, which costs nothing where an array is null
     with audited as (
       insert into jobforge.audit_log (tenant_id, id, occurred_at, action, outcome, actor, token_id, tool, trace_id, job_id, job_type)
-      select p_tenant_id, v_ids[g.ord], v_now, 'enqueue', 'created', p_actor, p_token_id, p_tool, nullif(p_call_traces[g.ord], ''),
-        v_ids[g.ord], p_job_type
+      select p_tenant_id, job_ids[g.ord], v_now, 'enqueue', 'created', p_actor, p_token_id, p_tool, nullif(p_call_traces[g.ord], ''),
+        job_ids[g.ord], p_job_type
       from generate_series(1, case when p_call_traces is not null then v_count else 0 end) g(ord)
     ), queued as (
       insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no)
-      select p_tenant_id, p_job_type, coalesce(p_priorities[g.ord], 2), v_now, v_ids[g.ord], 0, 0
+      select p_tenant_id, p_job_type, coalesce(p_priorities[g.ord], 2), v_now, job_ids[g.ord], 0, 0
       from generate_series(1, v_count) g(ord)
     )
     insert into jobforge.jobs (tenant_id, id, job_type, job_version, trace_id, created_by, payload, is_dry_run, priority,
       max_attempts, timeout_ms, backoff_ms, max_backoff_ms, backoff_multiplier, run_at, created_at)
-    select p_tenant_id, v_ids[g.ord], p_job_type, coalesce(p_job_versions[g.ord], '1'), p_trace_ids[g.ord],
+    select p_tenant_id, job_ids[g.ord], p_job_type, coalesce(p_job_versions[g.ord], '1'), p_trace_ids[g.ord],
       p_actor, p_payloads[g.ord]::jsonb,
       coalesce(p_dry_runs[g.ord], false), coalesce(p_priorities[g.ord], 2), coalesce(p_max_attempts[g.ord], 3),
       coalesce(p_timeout_ms[g.ord], 300000), coalesce(p_backoff_ms[g.ord], 1000), coalesce(p_max_backoff_ms[g.ord], 60000),
@@ -124,12 +123,8 @@ begin
       values (p_tenant_id, jobforge.new_id(), v_now, 'enqueue', 'created', p_actor, p_token_id, p_tool, p_trace_id,
         jsonb_build_object('count', v_count, 'created', v_count));
     end if;
-    for v_ord in 1 .. v_count loop
-      ord := v_ord;
-      job_id := v_ids[v_ord];
-      return next;
-    end loop;
   end if;
+  return next;
   if not v_is_awake then
     perform jobforge.touch_lanes(array[p_tenant_id], array[p_job_type]);
   end if;

@@ -25,11 +25,11 @@ ECHO = NewJob("demo.echo", '{"a": 1}')
         (Limits(budget_units=1), ECHO, "BUDGET_USED_UP", False),
         (
             Limits(max_payload_bytes=20),
-            replace(ECHO, payload='{"a": "01234567890123456789"}'),
+            ECHO._replace(payload='{"a": "01234567890123456789"}'),
             "PAYLOAD_TOO_LARGE",
             False,
         ),
-        (Limits(max_priority=2), replace(ECHO, priority=1), "PRIORITY_TOO_HIGH", False),
+        (Limits(max_priority=2), ECHO._replace(priority=1), "PRIORITY_TOO_HIGH", False),
     ],
 )
 async def test_the_error_names_the_limit_and_when_to_try_again(

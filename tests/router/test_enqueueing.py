@@ -20,7 +20,7 @@ JOB = NewJob("demo.echo", '{"a": 1, "b": 2}', received='{"a": 1}', trace_id="t1"
 def function_of(
     job: NewJob, *, caller: Caller = CALLER, inline: InlineLease | None = None, is_plan: bool = False
 ) -> str:  # fmt: skip
-    query, values = enqueue_call(caller, [job], ORIGIN, SIGNER, inline=inline, is_plan=is_plan)
+    query, values, _ = enqueue_call(caller, [job], ORIGIN, SIGNER, inline=inline, is_plan=is_plan)
     assert query.count("%s") == len(values)
     return query.split("jobforge.")[1].split("(")[0]
 
@@ -33,13 +33,13 @@ def test_a_job_whose_input_was_filled_in_takes_the_short_way() -> None:
 @pytest.mark.parametrize("inline", [None, LEASE], ids=["queued", "leased"])
 def test_what_has_to_be_looked_up_takes_the_long_way(inline: InlineLease | None) -> None:
     for job in (
-        replace(JOB, idempotency_key="k"),
-        replace(JOB, ordering_key="o"),
-        replace(JOB, project_id="p1"),
-        replace(JOB, labels={"team": "a"}),
-        replace(JOB, cost=2),
-        replace(JOB, lane_type="demo.lane"),
-        replace(JOB, claim_limits="{}"),
+        JOB._replace(idempotency_key="k"),
+        JOB._replace(ordering_key="o"),
+        JOB._replace(project_id="p1"),
+        JOB._replace(labels={"team": "a"}),
+        JOB._replace(cost=2),
+        JOB._replace(lane_type="demo.lane"),
+        JOB._replace(claim_limits="{}"),
     ):
         assert function_of(job, inline=inline) == "enqueue_jobs"
     for caller in (

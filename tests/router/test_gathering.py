@@ -113,7 +113,7 @@ async def test_one_that_is_refused_takes_no_other_along(
     router: Router, acme: Caller, admin: psycopg.Connection
 ) -> None:
     jobs = [NewJob("demo.echo", "{}") for _ in range(MANY)]
-    jobs[17] = replace(jobs[17], priority=9)
+    jobs[17] = jobs[17]._replace(priority=9)
 
     answers = await enqueue_at_once(router, acme, jobs)
 
@@ -180,7 +180,7 @@ async def test_one_that_leaves_does_not_hold_up_the_others(
 async def test_a_key_that_somebody_holds_keeps_nobody_else_waiting(
     router: Router, acme: Caller, api_database: Database, key: str
 ) -> None:
-    held = replace(NewJob("demo.echo", "{}"), **{key: "k"})
+    held = NewJob("demo.echo", "{}")._replace(**{key: "k"})
     async with api_database.transaction() as transaction, anyio.create_task_group() as tasks:
         await transaction.fetch("select jobforge.enter_scope('acme')")
         await transaction.fetch(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 from uuid import uuid4
 
@@ -43,8 +42,8 @@ async def claim(worker_router: WorkerRouter, limit: int = 10) -> list[ClaimedJob
 async def test_a_claimed_job_brings_all_its_worker_needs(
     router: Router, worker_router: WorkerRouter, acme: Caller
 ) -> None:
-    job = replace(
-        ECHO, project_id="p1", trace_id="t", timeout_ms=99, max_attempts=7, is_dry_run=True
+    job = ECHO._replace(
+        project_id="p1", trace_id="t", timeout_ms=99, max_attempts=7, is_dry_run=True
     )
     enqueued = await router.enqueue_job(acme, job)
 
@@ -215,7 +214,7 @@ async def test_a_claim_can_reap_first(
 async def test_a_child_belongs_to_its_parent_and_its_key_makes_it_once(
     router: Router, worker_router: WorkerRouter, acme: Caller
 ) -> None:
-    parent = await router.enqueue_job(acme, replace(ECHO, project_id="p1", trace_id="t"))
+    parent = await router.enqueue_job(acme, ECHO._replace(project_id="p1", trace_id="t"))
     fence = (await claim(worker_router))[0].fence
     job = NewJob("demo.child", "{}", idempotency_key=f"{parent.job_id}:1", labels={"a": "b"})
 

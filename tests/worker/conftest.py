@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -195,7 +195,7 @@ def compose(database: ScratchDatabase, desk: Desk) -> Composer:
         job = NewJob(
             "acme.flow", json.dumps(input), job_version=version, lane_type=COMPOSITION_TYPE
         )
-        job = replace(job, **named)
+        job = job._replace(**named)
         enqueued = await desk.router.enqueue_job(
             caller or desk.caller, job, origin=CallOrigin("test")
         )

@@ -28,12 +28,12 @@ from jobforge_mcp.db.installation import open_installation
 from jobforge_mcp.db.notify import Listener
 from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.catalog import Catalog
-from jobforge_mcp.definitions.enqueuing import job_of
+from jobforge_mcp.definitions.enqueuing import job_like, job_of
 from jobforge_mcp.definitions.features import fires_triggers
 from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.definitions.json_limits import check_key
 from jobforge_mcp.definitions.model import BoundJob, is_job_name
-from jobforge_mcp.definitions.registry import Registry
+from jobforge_mcp.definitions.registry import Prepared, Registry
 from jobforge_mcp.errors import InvalidInputError
 from jobforge_mcp.evidence.stores import ContentStore, open_store
 from jobforge_mcp.permits import Permits
@@ -439,16 +439,21 @@ class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs, BulkVerbs):
 
     async def prepare(self, name: str, input: JsonValue, options: Options = DEFAULTS) -> NewJob:
         """Check that the caller may enqueue this job with this input, and return it ready for the router."""
-        return self._prepare_bound(await self._admit(name, options), input, options)
+        bound = await self._admit(name, options)
+        return self._new_job(bound, self._check_input(bound, input), options)
 
     async def _prepare_many(self, jobs: Iterable[tuple[str, JsonValue, Options]]) -> list[NewJob]:
         """Do the same for each; what does not depend on the input is asked once for neighbours that agree in it."""
         prepared: list[NewJob] = []
-        bound = admitted = None
+        bound = admitted = neighbour = None
         for name, input, options in jobs:
             if bound is None or bound.name != name or admitted is not options:
                 bound, admitted = await self._admit(name, options), options
-            prepared.append(self._prepare_bound(bound, input, options))
+                neighbour = None
+            checked = self._check_input(bound, input)
+            if neighbour is None:
+                neighbour = self._new_job(bound, checked, options)
+            prepared.append(job_like(neighbour, checked))
         return prepared
 
     async def _admit(self, name: str, options: Options) -> BoundJob:
@@ -476,20 +481,23 @@ class Client(DefinitionVerbs, EvidenceVerbs, QueueVerbs, BulkVerbs):
         )
         return bound
 
-    def _prepare_bound(self, bound: BoundJob, input: JsonValue, options: Options) -> NewJob:
+    def _check_input(self, bound: BoundJob, input: JsonValue) -> Prepared:
         prepared = self.registry.prepare_bound(bound, input)
         if bound.guards:
             ask_guards(self.caller, bound, JobAction.EXECUTE, json.loads(prepared.payload))
-        job = job_of(prepared, bound.lane_type)
-        job.idempotency_key = options.idempotency_key
-        job.ordering_key = options.ordering_key
-        job.priority = options.priority
-        job.run_at = options.run_at
-        job.project_id = options.project_id or _only_project(self.caller)
-        job.labels = options.labels
-        job.trace_id = options.trace_id
-        job.is_dry_run = options.is_dry_run
-        return job
+        return prepared
+
+    def _new_job(self, bound: BoundJob, prepared: Prepared, options: Options) -> NewJob:
+        return job_of(prepared, bound.lane_type)._replace(
+            idempotency_key=options.idempotency_key,
+            ordering_key=options.ordering_key,
+            priority=options.priority,
+            run_at=options.run_at,
+            project_id=options.project_id or _only_project(self.caller),
+            labels=options.labels,
+            trace_id=options.trace_id,
+            is_dry_run=options.is_dry_run,
+        )
 
 
 def _only_project(caller: Caller) -> str | None:

@@ -7,6 +7,14 @@ from jobforge_mcp.definitions.registry import Prepared
 from jobforge_mcp.types import NewJob
 
 
+def job_like(neighbour: NewJob, prepared: Prepared) -> NewJob:
+    """Return a job that differs in its input alone from another of the same definition; a bulk makes thousands."""
+    job = NewJob(neighbour[0], prepared[1], prepared[2], *neighbour[3:])
+    if job.claim_limits is None:
+        return job
+    return job._replace(claim_limits=claim_limits(prepared.definition, prepared.payload))
+
+
 def job_of(prepared: Prepared, lane_type: str | None = None) -> NewJob:
     """Return a job with nothing of its own yet but its input; ``lane_type`` is that of a registered definition."""
     definition = prepared.definition

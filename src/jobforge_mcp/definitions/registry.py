@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast
+from typing import Literal, NamedTuple, TypeAlias, cast
 
 import structlog
 from pydantic import BaseModel, ValidationError
@@ -40,8 +39,7 @@ from jobforge_mcp.types import JsonObject, JsonValue
 _log = structlog.stdlib.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """An input that may be enqueued."""
 
     definition: JobDefinition
@@ -187,8 +185,11 @@ class Registry:
         checked = _check_schema(bound, given)
         payload = checked
         if bound.definition.composition is None:
-            payload = {**_defaults(bound, _to_model(bound, checked), checked), **checked}
-        text = received if payload == given else dump_limited(payload, max_bytes=self._max_bytes)
+            defaults = _defaults(bound, _to_model(bound, checked))
+            payload = {**defaults, **checked} if defaults else checked
+        text = received
+        if payload is not given and payload != given:
+            text = dump_limited(payload, max_bytes=self._max_bytes)
         return Prepared(bound.definition, text, received)
 
     def check_input(self, bound: BoundJob, payload: str, fill: Fill | None = None) -> object:
@@ -336,11 +337,12 @@ def handler_values(bound: BoundJob, checked: JsonObject) -> JsonObject:
     return cast("JsonObject", evaluate(bound.definition.input, {"input": checked}))
 
 
-def _defaults(bound: BoundJob, model: BaseModel, checked: JsonObject) -> JsonObject:
+def _defaults(bound: BoundJob, model: BaseModel) -> JsonObject:
     """Return what the handler's type fills in. What the caller wrote stays as it was written."""
-    unset = type(model).__pydantic_fields__.keys() - model.__pydantic_fields_set__
-    if bound.definition.handler is not None or not unset:
+    fields = type(model).__pydantic_fields__.keys()
+    if bound.definition.handler is not None or fields <= model.__pydantic_fields_set__:
         return {}
+    unset = fields - model.__pydantic_fields_set__
     filled = cast("JsonObject", model.model_dump(mode="json", by_alias=True, include=unset))
     check_value(filled)
     return filled

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
-from typing import LiteralString, TypeAlias
+from typing import Any, LiteralString, NamedTuple
 
 from jobforge_mcp.router.rows import (
     chosen_arrays,
@@ -14,9 +13,11 @@ from jobforge_mcp.router.rows import (
     job_costs,
     job_lanes,
     text_array,
+    to_enqueued,
+    to_enqueued_together,
 )
 from jobforge_mcp.router.scope import ScopeSigner, scope_arguments, split_signature
-from jobforge_mcp.types import Caller, CallOrigin, InlineLease, NewJob
+from jobforge_mcp.types import Caller, CallOrigin, Enqueued, InlineLease, NewJob
 
 ENQUEUE_JOBS: LiteralString = """
     select r.* from jobforge.enqueue_jobs(%s, %s::text[], %s::text[], %s::text[], %s::text[],
@@ -39,7 +40,14 @@ _ENQUEUE_LEASED_JOB: LiteralString = """
       %s, %s, %s::int, %s::int, %s::float8, %s::int, %s::int, %s::boolean) as r"""
 """One job that a slot of the caller's own pool is kept for."""
 
-Call: TypeAlias = tuple[LiteralString, list[object]]
+
+class EnqueueCall(NamedTuple):
+    """A statement that enqueues."""
+
+    query: LiteralString
+    arguments: list[object]
+    read: Callable[[Iterable[Iterable[Any]]], list[Enqueued]]
+    """Makes the answers, in the order of the jobs, of the values of its rows."""
 
 
 def enqueue_call(
@@ -51,22 +59,25 @@ def enqueue_call(
     inline: InlineLease | None = None,
     is_plan: bool = False,
     traces: list[str | None] | None = None,
-) -> Call:
+) -> EnqueueCall:
     """Choose a statement and list what it takes; traces are those of calls that go together."""
     *scope, signature = scope_arguments(caller, origin, signer)
-    is_plain = not is_plan and _asks_nothing(caller) and _is_alike(jobs)
+    kinds = _kinds(jobs)
+    is_plain = not is_plan and _asks_nothing(caller) and _is_alike(kinds)
     if signature is not None and is_plain:
         signed = [*scope, *split_signature(signature), jobs[0].job_type]
         if inline is not None:
-            return _ENQUEUE_LEASED_JOB, [*signed, *_leased(jobs[0], inline)]
+            leased = [*signed, *_leased(jobs[0], inline)]
+            return EnqueueCall(_ENQUEUE_LEASED_JOB, leased, _read_each)
         values = [*signed, text_array([job.payload for job in jobs]), traces]
-        if all(_chosen(job) == _USUAL for job in jobs):
-            return _ENQUEUE_PLAIN_JOBS, values
-        return _ENQUEUE_CHOSEN_JOBS, [*values, *chosen_arrays(jobs)]
+        if all(_chosen(job) == _USUAL for job in kinds):
+            return EnqueueCall(_ENQUEUE_PLAIN_JOBS, values, to_enqueued_together)
+        values += chosen_arrays(jobs)
+        return EnqueueCall(_ENQUEUE_CHOSEN_JOBS, values, to_enqueued_together)
     tenant_id, *said = scope
     lease = [inline.worker_id, inline.lease_ms] if inline else [None, 30_000]
     limits = [job_costs(jobs), job_lanes(jobs), job_claim_limits(jobs)]
-    return ENQUEUE_JOBS, [
+    values = [
         tenant_id,
         *job_arrays(jobs),
         *lease,
@@ -76,6 +87,11 @@ def enqueue_call(
         *said,
         signature or "",
     ]
+    return EnqueueCall(ENQUEUE_JOBS, values, _read_each)
+
+
+def _read_each(rows: Iterable[Iterable[Any]]) -> list[Enqueued]:
+    return [to_enqueued(values) for _, *values in rows]
 
 
 def _leased(job: NewJob, inline: InlineLease) -> list[object]:
@@ -101,6 +117,13 @@ def _asks_nothing(caller: Caller) -> bool:
     )
 
 
+def _kinds(jobs: Sequence[NewJob]) -> Sequence[NewJob]:
+    """Return one job that stands for all where they differ in their inputs alone, as those of a bulk do, or else all."""
+    job_type, _, _, *others = jobs[0]
+    same = tuple(others)
+    return jobs[:1] if all(job[0] == job_type and job[3:] == same for job in jobs) else jobs
+
+
 def _is_alike(jobs: Sequence[NewJob]) -> bool:
     """Tell whether these are jobs of one type without anything that has to be looked up.
 
@@ -123,7 +146,7 @@ _CHOSEN = (
     "is_dry_run",
 )
 """In the order in which the short functions take them."""
-_defaults = {field.name: field.default for field in fields(NewJob) if field.name not in _PLAIN}
+_defaults = {name: value for name, value in NewJob._field_defaults.items() if name not in _PLAIN}
 _chosen = attrgetter(*_CHOSEN)
 _USUAL = tuple(_defaults[name] for name in _CHOSEN)
 _others = attrgetter(*sorted(_defaults.keys() - set(_CHOSEN)))

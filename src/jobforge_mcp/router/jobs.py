@@ -25,7 +25,6 @@ from jobforge_mcp.router.queues import QueueRouter
 from jobforge_mcp.router.rows import (
     to_attempt,
     to_cause,
-    to_enqueued,
     to_log_line,
     to_queue_stats,
     to_run,
@@ -343,16 +342,16 @@ class Router(ScopedRouter):
     ) -> list[Enqueued]:
         for job in jobs:
             refuse_foreign_project(caller, job)
-        query, arguments = enqueue_call(
+        call = enqueue_call(
             caller, jobs, origin, self.signer, inline=inline, is_plan=is_plan, traces=traces
         )
         with translated():
             rows = await self._database.fetch_tuples(
-                query,
-                arguments,
+                call.query,
+                call.arguments,
                 is_repeatable=is_plan or all(job.idempotency_key is not None for job in jobs),
             )
-        return [to_enqueued(row[1:]) for row in rows]  # which are in the order of the jobs
+        return call.read(rows)
 
     async def _enqueue_calls(
         self, caller: Caller, jobs: Sequence[NewJob], origins: Sequence[CallOrigin]

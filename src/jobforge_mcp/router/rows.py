@@ -58,6 +58,15 @@ def to_enqueued(row: Iterable[Any]) -> Enqueued:
     )
 
 
+def to_enqueued_together(rows: Iterable[Iterable[Any]]) -> list[Enqueued]:
+    """Read the answers to plain jobs: a row stands for neighbours that differ in their ids alone."""
+    found: list[Enqueued] = []
+    for job_ids, outcome, status, version, run_at, created_at in rows:
+        same = (_OUTCOMES[outcome], _STATUSES[status], version, run_at, created_at, None, None)
+        found += [_NEW(Enqueued, (job_id, *same)) for job_id in job_ids]
+    return found
+
+
 def to_run(row: Row) -> Run:
     """Read a row of the view ``runs``, with the result where it was asked for."""
     return Run(

@@ -22,7 +22,7 @@ from jobforge_mcp.router.enqueueing import enqueue_call
 from jobforge_mcp.router.errors import run_not_found, translated
 from jobforge_mcp.router.events import SUBMIT_EVENT, event_values, to_submitted
 from jobforge_mcp.router.jobs import CANCEL_JOB, GET_RUN, refuse_foreign_project
-from jobforge_mcp.router.rows import to_enqueued, to_run
+from jobforge_mcp.router.rows import to_run
 from jobforge_mcp.router.scope import ScopeSigner, scope_arguments
 from jobforge_mcp.router.scoped import NO_ORIGIN
 from jobforge_mcp.types import (
@@ -91,8 +91,10 @@ class OwnTransaction:
             PolicyDeniedError: the caller may not use the project.
         """
         refuse_foreign_project(self.caller, job)
-        query, arguments = enqueue_call(self.caller, [job], self.origin, self.signer)
-        return CallOnOwn(query, arguments, lambda rows: to_enqueued([*rows[0].values()][1:]))
+        call = enqueue_call(self.caller, [job], self.origin, self.signer)
+        return CallOnOwn(
+            call.query, call.arguments, lambda rows: call.read(row.values() for row in rows)[0]
+        )
 
     def get_run(self, job_id: JobId) -> CallOnOwn[Run]:
         """Read a run, also one that was enqueued in this transaction; whether it may be shown is for others to say."""

@@ -262,8 +262,7 @@ def _awaited(replay: Replay) -> str:
 
 def _with_overrides(job: NewJob, step: NextStep) -> NewJob:
     given = step.step
-    return replace(
-        job,
+    return job._replace(
         max_attempts=given.max_attempts or job.max_attempts,
         timeout_ms=given.timeout_ms or job.timeout_ms,
     )

@@ -9,7 +9,7 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, LiteralString, TypeVar, cast
 
 import anyio.to_thread
@@ -169,13 +169,11 @@ class Services:
         attempt.children += 1
         key = request.key or f"{attempt.fence.job_id}:{attempt.children}"
         # A secret that the handler passes on is stored as what it is called.
-        prepared = replace(
-            prepared,
+        prepared = prepared._replace(
             payload=attempt.redact_json(prepared.payload, mark="secret://{}"),
             received=attempt.redact_json(prepared.received, mark="secret://{}"),
         )
-        job = replace(
-            job_of(prepared),
+        job = job_of(prepared)._replace(
             idempotency_key=key,
             ordering_key=request.ordering_key,
             priority=request.priority,

@@ -114,8 +114,7 @@ def new_job(parts: ServerParts, call: Call, given: args.ExecuteJob, bound: Bound
             "labels": dict(given.labels or {}),
         }
     )
-    return replace(
-        job_of(prepared, bound.lane_type),
+    return job_of(prepared, bound.lane_type)._replace(
         idempotency_key=given.idempotency_key,
         ordering_key=given.ordering_key,
         priority=2 if given.priority is None else given.priority,
