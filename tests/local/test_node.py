@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 
-from jobforge_mcp.local import rendezvous
+from jobforge_mcp.db.context import create_key, enforce_keys
+from jobforge_mcp.local import node, rendezvous
 from jobforge_mcp.local.place import Place
 from jobforge_mcp.local.rendezvous import NodeError
 from jobforge_mcp.policy.keys import KeyFolder
 from jobforge_mcp.policy.scopes import ALL_SCOPES
 from jobforge_mcp.policy.tokens import Grant, issue_token
+from jobforge_mcp.settings import load_settings
 from tests.local.conftest import Home, environment_of, is_alive, until
+from tests.postgres import ADMIN, ScratchDatabase
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -75,6 +78,38 @@ def test_a_token_reaches_neither_the_node_s_environment_nor_its_log(home: Home) 
 
     assert token.encode() not in environment
     assert token not in home.log
+
+
+@pytest.mark.requirement("local.token", "sql.signed-scope")
+def test_a_node_signs_what_a_database_asks_to_be_signed(
+    home: Home, database: ScratchDatabase
+) -> None:
+    """A database of one's own that refuses unsigned scopes, and a chat that has the key."""
+    key = create_key(database.url(ADMIN))
+    enforce_keys(database.url(ADMIN))
+    environment = {
+        "JOBFORGE_TOKEN": token_of(home, "acme"),
+        "JOBFORGE_TOKEN_KEYS": str(home.settings.keys_dir),
+        "JOBFORGE_CONTEXT_KEY": key.text(),
+        "DATABASE_URL": database.url("jobforge_api"),
+        "JOBFORGE_WORKER_DATABASE_URL": database.url("jobforge_worker"),
+    }
+    settings = load_settings(
+        state_dir=home.state_dir,
+        database_url=environment["DATABASE_URL"],
+        worker_database_url=environment["JOBFORGE_WORKER_DATABASE_URL"],
+    )
+
+    try:
+        with home.chat(**environment) as chat:
+            chat.initialize()
+            run = chat.call("execute-job", name="demo.countdown", input={"seconds": 0})
+            log = Path(node.place_of(settings).log_path).read_text()
+    finally:
+        node.stop_node(settings)
+
+    assert run["status"] == "succeeded"
+    assert key.text() not in log
 
 
 @pytest.mark.requirement("local.own-user-only")

@@ -158,9 +158,9 @@ def _serve(place: Place, lock: int, listener: socket.socket, *, is_kept: bool) -
     from jobforge_mcp.logs import configure_logging
     from jobforge_mcp.settings import clear_token_from_environment, load_settings
 
-    # Each chat brings its own; nothing that runs here may find another's.
-    clear_token_from_environment()
+    os.environ.pop("JOBFORGE_TOKEN", None)  # each chat brings its own
     settings = load_settings(state_dir=Path(place.state_dir))
+    clear_token_from_environment()
     configure_logging(settings.log_level, settings.log_format)
     with postgres.result() or nullcontext() as cluster:
         node = Node(place, lock, listener, cluster, is_kept=is_kept)

@@ -58,7 +58,6 @@ _LONGEST_LOG = 1024 * 1024
 _BACKLOG = 128
 _STARTS = 3
 _RETRY_SECONDS = 0.01
-_SECRET_VARIABLES = frozenset({"JOBFORGE_TOKEN", "JOBFORGE_CONTEXT_KEY"})
 
 
 class NodeError(Exception):
@@ -362,8 +361,10 @@ def _become_node(place: Place, lock: int, listener: int, arguments: Sequence[str
     for fd, number in ((nothing, 0), (lock, LOCK_FD), (listener, SOCKET_FD)):
         os.dup2(fd, number)
     os.closerange(SOCKET_FD + 1, os.sysconf("SC_OPEN_MAX"))
-    environ = {name: value for name, value in os.environ.items() if name not in _SECRET_VARIABLES}
-    environ["JOBFORGE_STATE_DIR"] = place.state_dir
+    environ = {**os.environ, "JOBFORGE_STATE_DIR": place.state_dir}
+    environ.pop("JOBFORGE_TOKEN", None)  # each chat brings its own
+    if place.is_embedded:
+        environ.pop("JOBFORGE_CONTEXT_KEY", None)  # that one has a key of its own
     # -P: a module that lies in the chat's working directory must not be taken for one of ours.
     command = [sys.executable, "-P", "-m", "jobforge_mcp.local.node", "--handed-over", *arguments]
     os.execve(sys.executable, command, environ)  # noqa: S606 - a list, no shell
