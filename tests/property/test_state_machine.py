@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import ClassVar
+from typing import ClassVar, LiteralString
 from uuid import UUID
 
 import psycopg
@@ -34,6 +34,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from jobforge_mcp.db.context import ContextKey
 from tests.postgres import ScratchDatabase
 from tests.sql.acting import SUPERUSER, Acting, Connection, Queue, Row, fences, within
 
@@ -47,6 +48,18 @@ TENANTS = ["acme", "globex"]
 LEASE_SECONDS = 30
 LONG_SECONDS = 400 * 86_400
 """Longer than any run or key is kept."""
+SHORT: LiteralString = """
+    select e.* from jobforge.context_keys k
+    cross join lateral (select date_part('epoch', jobforge.now())::bigint + 30 as until) u
+    cross join lateral jobforge.{}(%s, 'agent', null, null, null, null, k.key_id, u.until,
+      jobforge.scope_digest(k.inner_pad, k.outer_pad, %s, 'agent', null, null, null, null, u.until::text), 'demo.echo', {}) e"""
+"""Call a short function with a scope that is signed at the moment where the clock stands."""
+LEASE: LiteralString = SHORT.format(
+    "enqueue_leased_job", "'{}', %s, 30000, p_max_attempts => %s, p_backoff_ms => 0"
+)
+PLAIN: LiteralString = SHORT.format(
+    "enqueue_plain_jobs", "array['{}'], p_max_attempts => array[%s::int], p_backoff_ms => array[0]"
+)
 BUNDLES = {"pair": [[], [1]], "chain": [[], [1], [2]], "join": [[], [], [1, 2]]}
 """What each item depends on, by place."""
 
@@ -145,6 +158,35 @@ class JobMachine(RuleBasedStateMachine):
             self.keys[tenant, project, key] = row.job_id
         job = Model(tenant, ordering_key, project, priority, due, max_attempts=max_attempts)
         self.add(row, job)
+
+    @rule(
+        tenant=st.sampled_from(TENANTS),
+        worker=st.none() | st.sampled_from(["w1", "w2"]),
+        max_attempts=st.integers(1, 3),
+    )
+    def enqueue_by_short_call(self, tenant: str, worker: str | None, max_attempts: int) -> None:
+        """Ask for nothing, and with a worker for a slot of its pool."""
+        if worker is None:
+            (row,) = self.queue.look(PLAIN, tenant, tenant, max_attempts)
+        else:
+            (row,) = self.queue.look(LEASE, tenant, tenant, worker, max_attempts)
+        is_held_up = any(each == tenant for each, _ in self.paused) or any(
+            job.tenant == tenant and job.status == "queued" and job.due <= self.seconds
+            for job in self.jobs.values()
+        )
+        assert (row.lease_id is not None) == (worker is not None and not is_held_up)
+        job = Model(tenant, None, due=self.seconds, max_attempts=max_attempts)
+        if row.lease_id is None:
+            self.add(row, job)
+            return
+        assert (row.outcome, row.status) == ("created", "running")
+        assert row.job_id not in self.jobs
+        job.status, job.epoch, job.attempt_no = "running", 1, 1
+        row.tenant_id, row.worker_id, row.is_suspect, row.epoch = tenant, worker, False, 1
+        row.until = self.seconds + LEASE_SECONDS
+        job.holder = row
+        self.jobs[row.job_id] = job
+        self.claims.append(row)
 
     @rule(
         tenant=st.sampled_from(TENANTS),
@@ -591,6 +633,11 @@ def stand_still(database: ScratchDatabase) -> datetime:
     with database.connect() as connection:
         row = connection.execute("select clock_timestamp()").fetchone()
         assert row is not None
+        connection.execute(
+            "insert into jobforge.context_keys (key_id, slot, inner_pad, outer_pad, is_enforced, created_at)"
+            " values ('k1', 1, %s, %s, false, jobforge.now())",
+            ContextKey("k1", bytes(range(32))).pads(),
+        )
         connection.execute(
             psycopg.sql.SQL(
                 "create or replace function jobforge.now() returns timestamptz language sql stable as"
