@@ -42,11 +42,14 @@ async def test_two_hundred_callers_of_one_connection_are_served_or_told_so(
             async with anyio.create_task_group() as tasks:
                 for number in range(CALLERS):
                     tasks.start_soon(call, number)
-        runs = await router.list_runs(acme, RunFilter(limit=100))
+    with database.connect() as connection:
+        stored = connection.execute("select count(*) from jobforge.jobs").fetchone()
 
     assert len(outcomes) == CALLERS
     assert set(outcomes) <= {"served", "told"}
-    assert outcomes.count("served") >= len(runs) > 0
+    assert stored is not None
+    # who was served has a job, and who was told to try again may have one
+    assert 0 < outcomes.count("served") <= stored[0] <= CALLERS
 
 
 @pytest.mark.requirement("faults.pool")
