@@ -1,7 +1,7 @@
 """Agents of a soak: MCP clients over streamable HTTP or stdio, as a model's host would run them.
 
 Each opens a connection, calls until something breaks, and opens another. A call without an answer is repeated with its
-idempotency key. Over stdio every connection is a bridge of its own to the one local node.
+idempotency key; one without a key is made once. Over stdio every connection is a bridge of its own to the one local node.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from soak.stage import EVENT
 
 CALL_SECONDS = 20.0
 STOP_SECONDS = 40.0
+UNKEYED = 0.6
+"""Share of the runs that are asked for without an idempotency key, as most models do: only these take the short way."""
 FINAL = frozenset({"succeeded", "failed", "dead", "canceled"})
 
 
@@ -83,12 +85,14 @@ class Agent:
             if not self._unfinished:
                 self._unfinished.append(self._next())
             call = self._unfinished[0]
+            if "idempotencyKey" not in call["arguments"]:
+                self._unfinished.pop(0)  # whatever comes of it
             with anyio.fail_after(CALL_SECONDS):
                 if call["tool"] == "execute-job":
                     is_done = await self._execute(client, call)
                 else:
                     is_done = await self._submit(client, call)
-            if is_done:
+            if is_done and self._unfinished:
                 self._unfinished.pop(0)
             await anyio.sleep(self._chance.random() * 0.2)
 
@@ -103,16 +107,20 @@ class Agent:
                 "nonce": nonce,
                 "arguments": {"type": EVENT, "payload": payload, "idempotencyKey": nonce},
             }
-        name = "soak.slow" if self._chance.random() < 0.3 else "soak.quick"
+        is_keyed = self._chance.random() >= UNKEYED
+        is_slow = self._chance.random() < 0.3
+        name = "soak.asked" if not is_keyed else "soak.slow" if is_slow else "soak.quick"
         self._history.note(
-            "enqueue", tenant=self._tenant, nonce=nonce, name=name, sequence=None, via=self._door
-        )
+            "enqueue", tenant=self._tenant, nonce=nonce, name=name, sequence=None, via=self._door,
+            keyed=is_keyed,
+        )  # fmt: skip
         arguments: dict[str, Any] = {
             "name": name,
-            "input": {"nonce": nonce, "milliseconds": 400 if name == "soak.slow" else 0},
-            "idempotencyKey": nonce,
+            "input": {"nonce": nonce, "milliseconds": 400 if is_slow else 0},
             "waitSeconds": self._chance.choice([0, 5]),
         }
+        if is_keyed:
+            arguments["idempotencyKey"] = nonce
         return {"tool": "execute-job", "nonce": nonce, "arguments": arguments}
 
     async def _execute(self, client: Client, call: dict[str, Any]) -> bool:
@@ -128,7 +136,9 @@ class Agent:
             return self._refused(nonce, run)
         self._history.note("told", nonce=nonce, run=run["runId"], door=self._door)
         self._seen(run)
-        if self._chance.random() < 0.2:  # as a model that does not trust its own memory
+        if (
+            "idempotencyKey" in call["arguments"] and self._chance.random() < 0.2
+        ):  # as a model that does not trust its own memory
             again = await client.call_tool("execute-job", call["arguments"])
             run = again.structured_content or {}
             if "runId" not in run:

@@ -1,7 +1,7 @@
 """Callers of a soak: several tenants that enqueue, repeat, cancel, retry and poll, and write down what they were told.
 
 An answer that did not come is neither yes nor no: the call is repeated with its key until there is one, as an agent that
-lost a connection would.
+lost a connection would. A call without a key is made once, whatever comes of it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ import psycopg
 
 from jobforge_mcp.client.options import Options
 from jobforge_mcp.client.verbs import Client
+from jobforge_mcp.db.context import ContextKey, ContextSigner
 from jobforge_mcp.db.pool import Database
 from jobforge_mcp.definitions.installed import load_registry
 from jobforge_mcp.errors import CallerError
 from jobforge_mcp.policy.scopes import ALL_SCOPES
 from jobforge_mcp.router.events import EventRouter
 from jobforge_mcp.router.jobs import Router
+from jobforge_mcp.router.scope import ScopeSigner
 from jobforge_mcp.settings import load_settings
 from jobforge_mcp.triggers.desk import EventDesk
 from jobforge_mcp.types import Caller, JobId, JsonValue, Run, RunStatus, TenantId
@@ -49,15 +51,26 @@ POISONS = float(os.environ.get("SOAK_POISONS", "0.001"))
 LOOK_SECONDS = 0.1
 RETRIED = 0.1
 """Share of the bad ends whose run is tried again by whoever sees them."""
+UNKEYED = 0.35
+"""Share of the jobs that are enqueued without an idempotency key."""
 T = TypeVar("T")
 
 
 class Crowd:
     """The callers of one tenant in this process."""
 
-    def __init__(self, client: Client, tenant: str, history: History, url: str, seed: int) -> None:
+    def __init__(
+        self,
+        client: Client,
+        tenant: str,
+        history: History,
+        url: str,
+        signer: ScopeSigner,
+        seed: int,
+    ) -> None:
         """Act through a client as one tenant."""
         self.client = client
+        self.signer = signer
         self.tenant = tenant
         self.history = history
         self.url = url
@@ -130,26 +143,29 @@ class Crowd:
         self._made += 1
         nonce = uuid4().hex
         work = {"nonce": nonce, **(more or {}), **({"sequence": sequence} if sequence else {})}
+        is_keyed = ordering_key is not None or self.chance.random() >= UNKEYED
         run_at = None
-        if sequence is None and self.chance.random() < 0.1:
+        if sequence is None and is_keyed and self.chance.random() < 0.1:
             run_at = datetime.now(UTC) + timedelta(seconds=self.chance.random() * 3)
         chosen = Options(
-            idempotency_key=nonce,
+            idempotency_key=nonce if is_keyed else None,
             run_at=run_at,
             priority=self.chance.choice([0, 1, 2, 2, 2, 3]),
             ordering_key=ordering_key,
         )
         self.history.note(
             "enqueue", tenant=self.tenant, nonce=nonce, name=name, sequence=sequence,
-            key=chosen.ordering_key, run_at=run_at.timestamp() if run_at else None,
+            key=chosen.ordering_key, run_at=run_at.timestamp() if run_at else None, keyed=is_keyed,
         )  # fmt: skip
         enqueued = await self.insist(
-            lambda: self.client.enqueue(name, cast("JsonValue", work), chosen), nonce
+            lambda: self.client.enqueue(name, cast("JsonValue", work), chosen),
+            nonce,
+            is_keyed=is_keyed,
         )
         if enqueued is None:
             return None
         self.told(nonce, enqueued.job_id)
-        if self.chance.random() < 0.1:
+        if is_keyed and self.chance.random() < 0.1:
             again = await self.insist(
                 lambda: self.client.enqueue(name, cast("JsonValue", work), chosen), nonce
             )
@@ -181,8 +197,11 @@ class Crowd:
     ) -> None:
         self._made += count
         nonces = [uuid4().hex for _ in range(count)]
+        is_keyed = ordering_key is not None or self.chance.random() >= UNKEYED
         for nonce in nonces:
-            self.history.note("enqueue", tenant=self.tenant, nonce=nonce, name=name, bulk=True)
+            self.history.note(
+                "enqueue", tenant=self.tenant, nonce=nonce, name=name, bulk=True, keyed=is_keyed
+            )
         works: list[dict[str, JsonValue]] = [{"nonce": nonce, **more} for nonce in nonces]
         if ordering_key is not None:
             works = [{**work, "sequence": sequence + at} for at, work in enumerate(works, 1)]
@@ -190,11 +209,13 @@ class Crowd:
             (
                 name,
                 cast("JsonValue", work),
-                Options(idempotency_key=nonce, ordering_key=ordering_key),
+                Options(idempotency_key=nonce if is_keyed else None, ordering_key=ordering_key),
             )
             for nonce, work in zip(nonces, works, strict=True)
         ]
-        answers = await self.insist(lambda: self.client.enqueue_many(jobs), nonces[0])
+        answers = await self.insist(
+            lambda: self.client.enqueue_many(jobs), nonces[0], is_keyed=is_keyed
+        )
         for nonce, answer in zip(nonces, answers or [], strict=False):
             self.told(nonce, answer.job_id)
 
@@ -279,8 +300,10 @@ class Crowd:
             except Exception:  # noqa: BLE001 - unknown is an outcome here
                 await anyio.sleep(0.1)
 
-    async def insist(self, call: Callable[[], Awaitable[T]], nonce: str) -> T | None:
-        """Repeat a call until it is answered; give up only when the soak does."""
+    async def insist(
+        self, call: Callable[[], Awaitable[T]], nonce: str, *, is_keyed: bool = True
+    ) -> T | None:
+        """Repeat a call until it is answered; give up only when the soak does, or at once where nobody would know it again."""
         deadline: float | None = None
         while True:
             try:
@@ -292,6 +315,8 @@ class Crowd:
                     return None
             except Exception as error:  # noqa: BLE001 - no answer: neither yes nor no
                 self.history.note("unknown", nonce=nonce, error=type(error).__name__)
+            if not is_keyed:
+                return None
             if self.is_stopping:
                 deadline = deadline or anyio.current_time() + 30
                 if anyio.current_time() > deadline:
@@ -309,14 +334,15 @@ async def main() -> None:
     registry = load_registry(settings)
     history = History(Path(folder), "caller")
     url = os.environ["DATABASE_URL"]
+    signer = ContextSigner(ContextKey.parse(os.environ["JOBFORGE_CONTEXT_KEY"]))
     async with Database(url, role="jobforge_api", max_size=10, name="soak") as database:
-        desk = EventDesk(EventRouter(database), registry)
+        desk = EventDesk(EventRouter(database, signer=signer), registry)
         crowds = [
             Crowd(
                 Client(
-                    Router(database), registry, Caller(TenantId(tenant), "soak", ALL_SCOPES), desk=desk
+                    Router(database, signer=signer), registry, Caller(TenantId(tenant), "soak", ALL_SCOPES), desk=desk
                 ),
-                tenant, history, url, int(seed) + number,
+                tenant, history, url, signer, int(seed) + number,
             )
             for number, tenant in enumerate(tenants)
         ]  # fmt: skip

@@ -111,6 +111,14 @@ async def poison(work: Work, job: JobContext) -> Outcome:
     raise AssertionError
 
 
+@job(name="soak.asked", timeout=TIMEOUT, retry=LONG)
+async def asked(work: Work, job: JobContext) -> Outcome:
+    """Do what an agent asked for: nothing else waits in this lane, so that the job begins where it was asked for."""
+    outcome = _begin(work, job)
+    await anyio.sleep(work.milliseconds / 1_000)
+    return outcome
+
+
 @job(
     name="soak.blocking",
     timeout=TIMEOUT,

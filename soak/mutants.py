@@ -254,13 +254,15 @@ MUTANTS: dict[str, Mutant] = {
         },
         _CRASHES,
         by=frozenset({"no loss", "atomic enqueue"}),
-        also=Mutant(
-            "",
-            "enqueue_plain_jobs",
-            {
-                "if p_token_claims <> '' then": "perform pg_catalog.set_config('synchronous_commit', 'off', true); if p_token_claims <> '' then"
-            },
-        ),
+    ),
+    "short-ack-before-commit": Mutant(
+        "a job that asks for nothing is acknowledged before it is on disk",
+        "enqueue_plain_jobs",
+        {
+            "if p_token_claims <> '' then": "perform pg_catalog.set_config('synchronous_commit', 'off', true); if p_token_claims <> '' then"
+        },
+        _CRASHES,
+        by=frozenset({"no loss", "atomic enqueue"}),
     ),
     "settle-before-commit": Mutant(
         "a result is shown before it is on disk",
@@ -279,13 +281,68 @@ MUTANTS: dict[str, Mutant] = {
             "coalesce(cardinality(v_new_ids), 0)) end);": "coalesce(cardinality(v_new_ids), 0)) end); end if;",
         },
         by=frozenset({"audit"}),
-        also=Mutant(
-            "",
-            "enqueue_plain_jobs",
-            {
-                "if p_call_traces is null then": "if p_call_traces is null and random() >= 0.1 then",
-            },
-        ),
+    ),
+    "short-no-audit": Mutant(
+        "one job in ten that asks for nothing is not in the audit log",
+        "enqueue_plain_jobs",
+        {
+            "case when p_call_traces is not null then v_count else 0 end": "case when p_call_traces is not null then v_count - (random() < 0.1)::integer else 0 end"
+        },
+        by=frozenset({"audit"}),
+    ),
+    "bulk-no-audit": Mutant(
+        "a bulk of jobs that ask for nothing is not in the audit log",
+        "enqueue_plain_jobs",
+        {"    if p_call_traces is null then\n      insert": "    if false then\n      insert"},
+        by=frozenset({"audit"}),
+    ),
+    "leased-no-audit": Mutant(
+        "one inline job in two is not in the audit log",
+        "enqueue_leased_job",
+        {
+            "values (p_tenant_id, enqueue_leased_job.job_id, v_now, 'enqueue'": "select p_tenant_id, enqueue_leased_job.job_id, v_now, 'enqueue'",
+            "enqueue_leased_job.job_id, p_job_type)": "enqueue_leased_job.job_id, p_job_type where random() < 0.5",
+        },
+        by=frozenset({"audit"}),
+        needs_agents=True,
+    ),
+    "leased-nowhere": Mutant(
+        "an inline job is inserted without its lease",
+        "enqueue_leased_job",
+        {
+            "values (p_tenant_id, enqueue_leased_job.lease_id": "select p_tenant_id, enqueue_leased_job.lease_id",
+            "array[v_deadline])": "array[v_deadline] where false",
+        },
+        by=frozenset({"no loss"}),
+        needs_agents=True,
+    ),
+    "leased-not-counted": Mutant(
+        "the attempt of an inline job is not counted",
+        "enqueue_leased_job",
+        {"array[1::smallint]": "array[0::smallint]"},
+        by=frozenset({"attempts", "claims"}),
+        needs_agents=True,
+    ),
+    "lanes-passed-over": Mutant(
+        "a claim passes over the first tenant of those that have anything",
+        "claim_jobs",
+        {"coalesce(v_busy.tenant_ids, '{}')": "coalesce(v_busy.tenant_ids[2:], '{}')"},
+        by=frozenset({"no loss"}),
+        poisons=0,
+        seconds=5,
+    ),
+    "backlog-forgets": Mutant(
+        "a worker forgets what it fetched ahead beyond three jobs of one tenant",
+        "",
+        {
+            "        queue.append(attempt)\n        self._count += 1": "        if len(queue) < 3:\n            queue.append(attempt)\n            self._count += 1"
+        },
+        _NO_WORKER_ENDS,
+        timeout="10m",
+        source="worker/backlog.py",
+        by=frozenset({"no loss"}),
+        poisons=0,
+        seconds=8,
     ),
     "version-shrinks": Mutant(
         "a retried run has an older version than before",

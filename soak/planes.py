@@ -14,6 +14,7 @@ import psycopg
 from jobforge_mcp.client.bundles import BundleRequest
 from jobforge_mcp.client.options import Options
 from jobforge_mcp.client.verbs import Client
+from jobforge_mcp.router.scope import ScopeSigner
 from jobforge_mcp.types import JobId, JsonValue
 from soak.history import History
 from soak.stage import CHAIN, EVENT
@@ -28,6 +29,7 @@ class Tenant(Protocol):
     tenant: str
     history: History
     url: str
+    signer: ScopeSigner
     chance: Random
     is_stopping: bool
 
@@ -70,7 +72,11 @@ class Planes:
         async def submit(nonce: str, payload: dict[str, JsonValue]) -> UUID:
             connection = await psycopg.AsyncConnection.connect(me.url, connect_timeout=3)
             async with connection:
-                await connection.execute("select jobforge.enter_scope(%s, 'soak')", [me.tenant])
+                signature = me.signer.sign(me.tenant, "soak", None, None, None, None)
+                await connection.execute(
+                    "select jobforge.enter_scope(%s, 'soak', p_signature => %s)",
+                    [me.tenant, signature],
+                )
                 cursor = await connection.execute(
                     "select event_id from jobforge.submit_event(%s, %s, %s::jsonb, p_idempotency_key => %s)",
                     [me.tenant, EVENT, json.dumps(payload), nonce],

@@ -22,6 +22,7 @@ from pathlib import Path
 import anyio
 import psycopg
 
+from jobforge_mcp.db.context import ContextKey, ContextSigner, create_key, enforce_keys
 from jobforge_mcp.db.migrate import migrate
 from jobforge_mcp.embedded import scratch_state_directory
 from soak.checker import EARLY, PROMISES, Breach, check
@@ -50,6 +51,8 @@ TENANTS = [["acme", "globex"], ["initech", "umbrella"]]
 _MUTANT_DOORS = {"http": ["acme", "initech"]}
 SCHEDULED = ["acme", "initech"]
 DOORS = {"http": ["acme", "initech"], "stdio": ["globex", "umbrella"]}
+ENOUGH_ANSWERS = 40
+"""Answers to agents among which one must have been of a job that began where it was asked for."""
 SHOWN = 20
 WATCH_SECONDS = 1.0
 """Between two looks whether a planted bug has shown itself."""
@@ -72,6 +75,10 @@ class Summary:
     bundles: int = 0
     chains: int = 0
     """Chains of registered jobs that succeeded."""
+    unkeyed: int = 0
+    """Jobs that were enqueued without an idempotency key, one by one or in bulk."""
+    inline: int = 0
+    """Those of them that were inserted already leased to the pool of a server or node."""
     answers: dict[str, int] = field(default_factory=dict[str, int])
     """Runs and events that agents were told, by door."""
     statuses: dict[str, int] = field(default_factory=dict[str, int])
@@ -106,11 +113,13 @@ async def soak(
     server.wait_until_ready()
     if template is None:
         await lay_out(server)
+    key = create_key(server.url())
+    enforce_keys(server.url())  # as an installation that is set up to the end does
     start_schedules(server)
     if mutant is not None and not options.unplanted:
         mutant.plant(server)
     proxy, port = Proxy(free_port(), server.port), free_port()
-    environment = _environment(folder, server, proxy, port)
+    environment = _environment(folder, server, proxy, port, key)
     if mutant is not None:
         environment |= {"SOAK_POISONS": str(mutant.poisons), "SOAK_TIMEOUT": mutant.timeout}
         if not options.unplanted:
@@ -150,7 +159,7 @@ async def soak(
                     stop_schedules(server)
                     summary.drain_seconds, summary.is_drained = await _drain(server, *drain)
                     if summary.is_drained and (mutant is None or "no loss" in mutant.by):
-                        await _lose_one_alone(server, folder)
+                        await _lose_one_alone(server, folder, key)
                         seconds, summary.is_drained = await _drain(server, *drain)
                         summary.drain_seconds += seconds
                 group.cancel_scope.cancel()
@@ -229,6 +238,17 @@ def _sum_up(summary: Summary, record: Record) -> None:
         job["job_type"] == CHAIN and job["final_status"] == "succeeded"
         for job in record.jobs.values()
     )
+    unkeyed = [
+        job
+        for job in record.jobs.values()
+        if job["nonce"] in record.enqueues and not record.enqueues[job["nonce"]].get("keyed", True)
+    ]
+    summary.unkeyed = len(unkeyed)
+    summary.inline = sum(
+        record.claims[job["id"]][0]["claimed_at"] == job["created_at"]
+        for job in unkeyed
+        if job["id"] in record.claims
+    )
     summary.answers = dict(record.doors)
     summary.statuses = dict(Counter(str(job["final_status"]) for job in record.jobs.values()))
     summary.stale_answers = sum(len(line["answers"]) for line in record.impostor)
@@ -244,6 +264,7 @@ def _idle(summary: Summary) -> list[Breach]:
         "times of schedules": summary.times,
         "bundles": summary.bundles,
         "chains": summary.chains,
+        "jobs without an idempotency key": summary.unkeyed,
         "answers over HTTP": summary.answers.get("http", 0),
         "answers over stdio": summary.answers.get("stdio", 0),
         "answers to a worker that had lost its jobs": summary.stale_answers,
@@ -251,6 +272,8 @@ def _idle(summary: Summary) -> list[Breach]:
     breaches = [
         Breach("idle", f"there were no {name}") for name, count in seen.items() if not count
     ]
+    if not summary.inline and sum(summary.answers.values()) >= ENOUGH_ANSWERS:
+        breaches.append(Breach("idle", "no job was inserted already leased"))
     if summary.schedules < len(SCHEDULED) * len(CATCH_UPS):
         breaches.append(Breach("idle", f"only {summary.schedules} schedules decided anything"))
     return breaches
@@ -296,19 +319,22 @@ async def _drain(server: Server, seconds: float, still_seconds: float) -> tuple[
     return time.monotonic() - began, False
 
 
-async def _lose_one_alone(server: Server, folder: Path) -> None:
+async def _lose_one_alone(server: Server, folder: Path, key: ContextKey) -> None:
     """Let the last job of all be lost with its worker, as often as it may be."""
     history = History(folder / "history", "caller")
     url = server.url("jobforge_api")
-    await enqueue_last(url, HERE / "jobs.py", TENANTS[0][0], history)
+    await enqueue_last(url, HERE / "jobs.py", TENANTS[0][0], history, ContextSigner(key))
 
 
-def _environment(folder: Path, server: Server, proxy: Proxy, port: int) -> dict[str, str]:
+def _environment(
+    folder: Path, server: Server, proxy: Proxy, port: int, key: ContextKey
+) -> dict[str, str]:
     return {
         "DATABASE_URL": server.url("jobforge_api", port=proxy.port),
         "JOBFORGE_WORKER_DATABASE_URL": server.url("jobforge_worker", port=proxy.port),
         "JOBFORGE_STATE_DIR": str(folder / "state"),
         "JOBFORGE_TOKEN_KEYS": str(folder / "keys"),
+        "JOBFORGE_CONTEXT_KEY": key.text(),
         "JOBFORGE_JOBS": str(HERE / "jobs.py"),
         "JOBFORGE_LEASE_MS": str(int(LEASE_SECONDS * 1_000)),
         "JOBFORGE_HEARTBEAT_MS": "700",
@@ -439,6 +465,9 @@ def _show(summary: Summary, breaches: list[Breach]) -> None:
     print(
         f"  {summary.events:,} events, {summary.times:,} times of schedules, {summary.bundles:,} bundles,"
         f" {summary.chains:,} chains"
+    )
+    print(
+        f"  {summary.unkeyed:,} jobs without an idempotency key, {summary.inline:,} of them inserted already leased"
     )
     print(f"  answers to agents by door: {summary.answers}")
     print(f"  {sum(summary.faults.values())} faults: {summary.faults}")

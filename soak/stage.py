@@ -16,6 +16,7 @@ from jobforge_mcp.policy.scopes import ALL_SCOPES
 from jobforge_mcp.policy.tokens import Grant, issue_token
 from jobforge_mcp.router.events import EventRouter
 from jobforge_mcp.router.jobs import Router
+from jobforge_mcp.router.scope import ScopeSigner
 from jobforge_mcp.settings import load_settings
 from jobforge_mcp.triggers.desk import EventDesk
 from jobforge_mcp.types import Caller, JsonObject, TenantId, TriggerKind, TriggerSpec
@@ -95,13 +96,15 @@ async def prepare(url: str, jobs: Path, tenants: list[str], scheduled: list[str]
                 )
 
 
-async def enqueue_last(url: str, jobs: Path, tenant: str, history: History) -> None:
+async def enqueue_last(
+    url: str, jobs: Path, tenant: str, history: History, signer: ScopeSigner
+) -> None:
     """Enqueue a job that kills its worker while nothing else is there."""
     nonce = uuid4().hex
     history.note("enqueue", tenant=tenant, nonce=nonce, name=POISON)
     async with Database(url, role="jobforge_api", max_size=1, name="soak") as database:
         caller = Caller(TenantId(tenant), "soak", ALL_SCOPES)
-        client = Client(Router(database), Registry(load_jobs([jobs])), caller)
+        client = Client(Router(database, signer=signer), Registry(load_jobs([jobs])), caller)
         enqueued = await client.enqueue(POISON, {"nonce": nonce}, Options(idempotency_key=nonce))
     history.note("told", nonce=nonce, run=str(enqueued.job_id))
 

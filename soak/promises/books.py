@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from soak.record import Breaches, Record
 
 
@@ -44,6 +46,7 @@ def audited(record: Record) -> Breaches:
     for run, job in record.jobs.items():
         if job["nonce"] in singles and job["trigger"] is None and audited.get(run, 0) != 1:
             yield f"run {run} has {audited.get(run, 0)} audit rows of its making"
+    yield from _audited_in_bulk(record)
     for row in record.rows(
         """
         select e.id::text as event, count(a.id) as n from jobforge.events e
@@ -62,3 +65,22 @@ def audited(record: Record) -> Breaches:
         group by 1, 2 having count(a.id) <> r.n"""
     ):
         yield f"run {row['run']} was retried {row['n']} times and has {row['found']} audit rows of that"
+
+
+def _audited_in_bulk(record: Record) -> Breaches:
+    """Compare what the one row of each call in bulk says it made with what is there."""
+    made = Counter(
+        job["tenant_id"]
+        for job in record.jobs.values()
+        if job["trigger"] is None and record.enqueues.get(job["nonce"], {}).get("bulk")
+    )
+    said = {
+        row["tenant_id"]: row["n"]
+        for row in record.rows(
+            "select a.tenant_id, sum((a.detail ->> 'created')::integer)::integer as n from jobforge.audit_log a"
+            " where a.action = 'enqueue' and a.outcome = 'created' and a.tool = 'client' and a.job_id is null group by 1"
+        )
+    }
+    for tenant in made.keys() | said.keys():
+        if made[tenant] != said.get(tenant, 0):
+            yield f"{made[tenant]} jobs of {tenant} were made in bulk, and audit rows tell of {said.get(tenant, 0)}"

@@ -68,7 +68,7 @@ def claims(record: Record) -> Breaches:
 
 
 SINGLE = frozenset(
-    f"soak.{name}" for name in ("quick", "slow", "flaky", "hopeless", "poison", "blocking", "limited", "event", "tick")
+    f"soak.{name}" for name in ("quick", "asked", "slow", "flaky", "hopeless", "poison", "blocking", "limited", "event", "tick")
 )  # fmt: skip
 """Jobs with a handler: a composition gives its run back without an attempt."""
 
