@@ -80,6 +80,33 @@ async def test_runs_of_one_customer_go_one_by_one(
     assert [each.payload for each in claimed] == ['{"customer": "a"}', '{"customer": "b"}']
 
 
+async def test_neighbours_in_one_call_share_nothing_but_what_they_are_given_together(
+    router: Router, worker_router: WorkerRouter
+) -> None:
+    client, usual, urgent = client_of(router), Options(), Options(priority=0, labels={"team": "a"})
+
+    enqueued = await client.enqueue_many(
+        [
+            ("test.sync", {"customer": "a"}, usual),
+            ("test.sync", {"customer": "b"}, usual),
+            ("test.sync", {"customer": "a"}, usual),
+            ("test.guarded", {"customer": "Ada"}, usual),
+            ("test.guarded", {"customer": "Ada Lovelace"}, urgent),
+            ("test.guarded", {"customer": "Countess Ada"}, usual),
+        ]
+    )
+
+    payloads = [await client.payload(one.job_id) for one in enqueued]
+    runs = [await client.get(one.job_id) for one in enqueued]
+    customers = ["a", "b", "a", "Ada", "Ada Lovelace", "Countess Ada"]
+    assert payloads == [{"customer": customer} for customer in customers]
+    assert [run.job_type for run in runs] == ["test.sync"] * 3 + ["test.guarded"] * 3
+    assert [run.priority for run in runs] == [2, 2, 2, 2, 0, 2]
+    assert [run.labels for run in runs[3:]] == [None, {"team": "a"}, None]
+    claimed = await worker_router.claim_jobs(WorkerId("w1"), ["test.sync"], 10)
+    assert [one.fence.job_id for one in claimed] == [enqueued[0].job_id, enqueued[1].job_id]
+
+
 @pytest.mark.requirement("sql.bulk")
 async def test_what_the_caller_may_not_cancel_is_left_out(router: Router) -> None:
     client = client_of(router)
