@@ -1,7 +1,7 @@
 -- What the database itself saw, written by triggers of the soak in the transaction that did it. No part of the product.
 create schema soak;
 create table soak.claims (seq bigint generated always as identity, tenant_id text, job_id uuid, epoch integer, lease_id uuid,
-  worker_id text, is_suspect boolean, claimed_at timestamptz, at timestamptz not null default clock_timestamp());
+  worker_id text, is_alone boolean, claimed_at timestamptz, at timestamptz not null default clock_timestamp());
 create index on soak.claims (at);
 create table soak.ends (seq bigint generated always as identity primary key, tenant_id text, job_id uuid, before text, after text, epoch integer,
   attempt_no integer, result_hash text, lsn pg_lsn, at timestamptz not null default clock_timestamp());
@@ -20,8 +20,8 @@ grant usage on schema soak to public;
 grant insert, select on soak.orders to jobforge_api;
 create function soak.note_claim() returns trigger language plpgsql security definer set search_path = soak, pg_temp as $$
 begin
-  insert into soak.claims (tenant_id, job_id, epoch, lease_id, worker_id, is_suspect, claimed_at)
-  select new.tenant_id, u.job_id, u.epoch, new.lease_id, new.worker_id, new.is_suspect, new.claimed_at from unnest(new.job_ids, new.epochs) u(job_id, epoch);
+  insert into soak.claims (tenant_id, job_id, epoch, lease_id, worker_id, is_alone, claimed_at)
+  select new.tenant_id, u.job_id, u.epoch, new.lease_id, new.worker_id, new.is_suspect and cardinality(new.job_ids) = 1, new.claimed_at from unnest(new.job_ids, new.epochs) u(job_id, epoch);
   return null;
 end $$;
 create trigger soak_claims after insert on jobforge.leases for each row execute function soak.note_claim();

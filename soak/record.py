@@ -90,7 +90,7 @@ def read_record(database: Snapshot, folder: Path, *, is_at_rest: bool = True) ->
     ):
         record.jobs[row["id"]] = row
     for row in record.rows(
-        "select c.job_id::text as run, c.epoch, c.worker_id, c.is_suspect, c.claimed_at, c.at from soak.claims c order by c.seq"
+        "select c.job_id::text as run, c.epoch, c.worker_id, c.is_alone, c.claimed_at, c.at from soak.claims c order by c.seq"
     ):
         record.claims[row["run"]].append(row)
     for line in read_histories(folder, "caller"):

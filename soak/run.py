@@ -28,6 +28,7 @@ from jobforge_mcp.embedded import scratch_state_directory
 from soak.checker import EARLY, PROMISES, Breach, check
 from soak.clock import speed_up, start_schedules, stop_schedules
 from soak.crew import GRACE_SECONDS, LEASE_SECONDS, Crew
+from soak.drain import describe, drain
 from soak.history import History, read_histories
 from soak.impostor import impersonate
 from soak.mutants import CHOSEN, MUTANTS, Mutant
@@ -89,6 +90,8 @@ class Summary:
     """Answers to a worker that had lost what it spoke of: each refused."""
     rescues: int = 0
     rescue_p99_seconds: float = 0
+    left: dict[str, int] = field(default_factory=dict[str, int])
+    """What was open when the callers had stopped, by place and kind."""
     drain_seconds: float = 0
     is_drained: bool = False
     breaches: dict[str, int] = field(default_factory=dict[str, int])
@@ -130,7 +133,7 @@ async def soak(
     nemesis = Nemesis(server, proxy, crew, history, chance, mutant.faults if mutant else {})
     phases = Phases(server, proxy, crew, history, folder).plan if options.long else ()
     summary = Summary(options.minutes * 60, options.seed)
-    drain = (
+    bounds = (
         (DRAIN_SECONDS, DRAIN_SECONDS)
         if mutant is None
         else (MUTANT_DRAIN_SECONDS, MUTANT_STILL_SECONDS)
@@ -157,11 +160,14 @@ async def soak(
                     fallen = crew.fallen()
                     await anyio.to_thread.run_sync(crew.stop_callers)
                     stop_schedules(server)
-                    summary.drain_seconds, summary.is_drained = await _drain(server, *drain)
-                    if summary.is_drained and (mutant is None or "no loss" in mutant.by):
+                    wait = partial(drain, server, history, *bounds, is_told=options.verbose)
+                    drained = await wait()
+                    summary.left, summary.drain_seconds = dict(drained.left), drained.seconds
+                    if drained.is_whole and (mutant is None or "no loss" in mutant.by):
                         await _lose_one_alone(server, folder, key)
-                        seconds, summary.is_drained = await _drain(server, *drain)
-                        summary.drain_seconds += seconds
+                        drained = await wait()
+                        summary.drain_seconds += drained.seconds
+                    summary.is_drained = drained.is_whole
                 group.cancel_scope.cancel()
             # While the proxy still serves: without a database none of them ends soon.
             await anyio.to_thread.run_sync(crew.stop, KILL if breaches else END)
@@ -301,24 +307,6 @@ async def _keep(crew: Crew) -> None:
         await anyio.sleep(0.2)
 
 
-async def _drain(server: Server, seconds: float, still_seconds: float) -> tuple[float, bool]:
-    """Wait until every place is empty, or nothing has moved for so long."""
-    began = moved = time.monotonic()
-    before: list[dict[str, int]] = []
-    while (now := time.monotonic()) < min(began + seconds, moved + still_seconds):
-        await anyio.sleep(0.5)
-        left = server.fetch(
-            "select (select count(*) from jobforge.ready) as ready, (select count(*) from jobforge.leases) as leases,"
-            " (select count(*) from jobforge.waiting) as waiting, (select count(*) from soak.claims) as claims,"
-            " (select count(*) from jobforge.events e where e.processed_at is null) as events"
-        )
-        if not any(count for place, count in left[0].items() if place != "claims"):
-            return time.monotonic() - began, True
-        if left != before:
-            before, moved = left, now
-    return time.monotonic() - began, False
-
-
 async def _lose_one_alone(server: Server, folder: Path, key: ContextKey) -> None:
     """Let the last job of all be lost with its worker, as often as it may be."""
     history = History(folder / "history", "caller")
@@ -367,7 +355,11 @@ def main(arguments: list[str]) -> int:
         action="store_true",
         help="a rolling restart, a migration and a failover as well; by itself from 5 minutes on",
     )
-    parser.add_argument("--verbose", action="store_true", help="tell how a bug was caught")
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="tell how a bug was caught, and every five seconds of the drain what is left",
+    )
     parser.add_argument("--keep", type=Path, help="write summary and histories here")
     parser.add_argument(
         "--mutant",
@@ -478,6 +470,7 @@ def _show(summary: Summary, breaches: list[Breach]) -> None:
     print(
         f"  {summary.rescues} leases taken apart after their end, p99 {summary.rescue_p99_seconds} s later"
     )
+    print(f"  left when all was mended: {describe(summary.left)}")
     print(f"  drained in {summary.drain_seconds:.1f} s: {'yes' if summary.is_drained else 'NO'}")
     print(f"  {len(breaches)} breaches: {summary.breaches}")
     for breach in breaches[:SHOWN]:

@@ -75,11 +75,11 @@ SINGLE = frozenset(
 
 def attempts(record: Record) -> Breaches:
     """I8: nothing is lost under a living lease; I9, I23: an attempt is charged when it should be, and only then."""
-    suspects = {
+    alone = {
         (run, claim["epoch"])
         for run, found in record.claims.items()
         for claim in found
-        if claim["is_suspect"]
+        if claim["is_alone"]
     }
     charged: dict[str, int] = defaultdict(int)
     failed: dict[str, int] = defaultdict(int)
@@ -89,7 +89,7 @@ def attempts(record: Record) -> Breaches:
         from jobforge.job_attempts a"""
     ):
         charged[row["run"]] += row["outcome"] not in ("released", "deferred")
-        is_lost_alone = row["outcome"] == "lost" and (row["run"], row["epoch"]) in suspects
+        is_lost_alone = row["outcome"] == "lost" and (row["run"], row["epoch"]) in alone
         failed[row["run"]] += row["outcome"] in ENDED or is_lost_alone
         if row["outcome"] == "lost" and row["lasted"] < LEASE_SECONDS:
             yield f"run {row['run']} was lost after {row['lasted']:.2f} s, under a living lease"

@@ -276,9 +276,8 @@ as $$
 #variable_conflict use_column
 declare
   v_now timestamptz;
-  v_start_at timestamptz;
   v_left integer := p_limit;
-  v_suspect record;
+  v_suspects record;
   v_taken record;
   v_may_wait boolean := true;
   v_round integer := 0;
@@ -295,7 +294,6 @@ begin
     v_may_wait := jobforge.reap_expired(100) = 0;  -- after that it holds locks already
   end if;
   v_now := jobforge.now();
-  v_start_at := v_now;
   -- All that a claim asks before it takes anything, in one statement: to make one ready costs more than what it reads.
   -- Alone in its transaction a claim need not wait for the disk: one lost in a crash took its lease id with it.
   for v_round in 1..3 loop
@@ -334,17 +332,20 @@ begin
   end loop;
 
   if v_look.has_suspect then
-    select * into v_suspect from jobforge.take_suspect(p_worker_id, p_job_types, p_tenant_ids, v_now);
-    if v_suspect.job_id is not null and jobforge.is_holding_back(array[v_suspect.tenant_id]) then
-      select a.job_ids[1], a.decided_at into v_suspect.job_id, v_start_at
-      from jobforge.admit_jobs(array[v_suspect.tenant_id], array[v_suspect.job_id], array[v_suspect.epoch],
-        array[v_suspect.attempt_no], 1, true, v_may_wait) a;
+    select array_agg(s.tenant_id) as tenant_ids, array_agg(s.job_id) as job_ids, array_agg(s.epoch) as epochs,
+      array_agg(s.attempt_no) as attempt_nos, v_now as decided_at
+    into v_suspects
+    from jobforge.take_suspects(p_worker_id, p_job_types, v_left, p_tenant_ids, v_now) s;
+    if v_suspects.job_ids is not null and jobforge.is_holding_back(v_suspects.tenant_ids) then
+      select a.tenant_ids, a.job_ids, a.epochs, a.attempt_nos, a.decided_at into v_suspects
+      from jobforge.admit_jobs(v_suspects.tenant_ids, v_suspects.job_ids, v_suspects.epochs, v_suspects.attempt_nos, v_left, true,
+        v_may_wait) a;
       v_may_wait := false;
     end if;
-    if v_suspect.job_id is not null then
-      v_left := v_left - 1;
-      return query select * from jobforge.lease_jobs(p_worker_id, array[v_suspect.tenant_id], array[v_suspect.job_id],
-        array[v_suspect.epoch], array[v_suspect.attempt_no], p_lease_ms, true, null, v_start_at);
+    if v_suspects.job_ids is not null then
+      v_left := v_left - cardinality(v_suspects.job_ids);
+      return query select * from jobforge.lease_jobs(p_worker_id, v_suspects.tenant_ids, v_suspects.job_ids, v_suspects.epochs,
+        v_suspects.attempt_nos, p_lease_ms, true, null, v_suspects.decided_at);
     end if;
   end if;
 
@@ -431,9 +432,12 @@ comment on function jobforge.claim_jobs(text, text[], integer, text, text[], int
   timestamptz[], uuid[]) is
   'Take a batch of due jobs for a worker, fairly between tenants, under leases.';
 
--- One suspect at a time for each worker, in a lease of its own: if the worker dies again, this job was the only suspect. A worker
--- may have lost thousands, so none of them is read but the oldest of each lane that has some.
-create or replace function jobforge.take_suspect(p_worker_id text, p_job_types text[], p_tenant_ids text[], p_now timestamptz)
+-- Suspects in a lease of their own, and a worker holds one such lease at a time: if it dies again, it was one of these or none.
+-- How many depends on how many were lost together; those that were lost as suspects go alone. A worker may have lost
+-- thousands, so none of them is read but the oldest of each lane that has some.
+drop function if exists jobforge.take_suspect(text, text[], text[], timestamptz);
+create or replace function jobforge.take_suspects(
+  p_worker_id text, p_job_types text[], p_limit integer, p_tenant_ids text[], p_now timestamptz)
 returns table (tenant_id text, job_id uuid, epoch integer, attempt_no smallint)
 language plpgsql volatile
 set search_path = jobforge, pg_temp
@@ -456,10 +460,11 @@ begin
         where r.is_suspect and (r.tenant_id, r.job_type) > (l.tenant_id, l.job_type)
         order by r.tenant_id, r.job_type, r.run_at limit 1) n
     )
-    select l.tenant_id, l.job_type, exists (select from jobforge.running_limits u where u.tenant_id = l.tenant_id) as is_limited
+    select l.tenant_id, l.job_type, h.most_together,
+      exists (select from jobforge.running_limits u where u.tenant_id = l.tenant_id) as is_limited
     from lanes l
     cross join lateral (
-      select r.run_at from jobforge.ready r
+      select r.run_at, r.most_together from jobforge.ready r
       where r.is_suspect and r.tenant_id = l.tenant_id and r.job_type = l.job_type and r.run_at <= p_now
       order by r.run_at limit 1) h
     where l.job_type = any (p_job_types) and (p_tenant_ids is null or l.tenant_id = any (p_tenant_ids))
@@ -468,16 +473,19 @@ begin
   loop
     return query
     delete from jobforge.ready d
-    where d.ctid = (
+    where d.ctid = any (array(
       select r.ctid from jobforge.ready r
       where r.is_suspect and r.tenant_id = v_lane.tenant_id and r.job_type = v_lane.job_type and r.run_at <= p_now
+        and (v_lane.is_limited or r.most_together is not distinct from v_lane.most_together)
         and (not v_lane.is_limited or jobforge.has_room(r.tenant_id, coalesce(r.own_type, r.job_type), r.job_id))
-      order by r.run_at limit 1 for update skip locked)
+      order by r.run_at limit case when v_lane.is_limited then 1 else least(coalesce(v_lane.most_together, 1), p_limit) end
+      for update skip locked))
     returning d.tenant_id::text, d.job_id, d.epoch + 1, (d.attempt_no + 1)::smallint;
     exit when found;
   end loop;
 end $$;
-comment on function jobforge.take_suspect(text, text[], text[], timestamptz) is 'Take one job out of ready that was lost before together with others.';
+comment on function jobforge.take_suspects(text, text[], integer, text[], timestamptz) is
+  'Take jobs out of ready that were lost before together with others.';
 
 create or replace function jobforge.heartbeat(p_worker_id text, p_tenant_ids text[], p_lease_ids uuid[], p_lease_ms integer default 30000)
 returns table (tenant_id text, lease_id uuid, lease_until timestamptz, cancel_ids uuid[])

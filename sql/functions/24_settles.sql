@@ -214,9 +214,10 @@ comment on function jobforge.retry_delay(integer, integer, real, integer, intege
 -- Settle attempts that did not succeed. p_kinds says what happened; what follows is decided here. An attempt is charged
 -- unless the handler asked for later, the worker gave the job back, or it was lost together with others.
 drop function if exists jobforge.close_jobs(text[], uuid[], uuid[], integer[], text[], boolean[], text[], text[], integer[]);
+drop function if exists jobforge.close_jobs(text[], uuid[], uuid[], integer[], text[], boolean[], text[], text[], integer[], text[]);
 create or replace function jobforge.close_jobs(
   p_tenant_ids text[], p_lease_ids uuid[], p_job_ids uuid[], p_epochs integer[], p_kinds text[], p_charged boolean[],
-  p_errors text[], p_tracebacks text[], p_delays_ms integer[], p_manifests text[] default null)
+  p_errors text[], p_tracebacks text[], p_delays_ms integer[], p_manifests text[] default null, p_most_together smallint[] default null)
 returns table (job_id uuid, epoch integer, outcome text, status text)
 language plpgsql volatile
 set search_path = jobforge, pg_temp
@@ -235,7 +236,7 @@ begin
   with gone as materialized (
     select * from jobforge.leave_leases(p_tenant_ids, p_lease_ids, p_job_ids, p_epochs)
   ), decided as materialized (
-    select g.*, d.kind, d.error::jsonb as error, d.traceback, g.attempt_no - (not d.is_charged)::integer as charged_no,
+    select g.*, d.kind, d.error::jsonb as error, d.traceback, d.most_together, g.attempt_no - (not d.is_charged)::integer as charged_no,
       case
         when d.kind = 'permanent' then 'failed'
         when g.is_cancel_requested then 'canceled'
@@ -248,8 +249,8 @@ begin
         else v_now + jobforge.retry_delay(g.attempt_no, j.backoff_ms, j.backoff_multiplier, j.max_backoff_ms, d.delay_ms)
       end as next_run_at
     from gone g
-    join unnest(p_kinds, p_charged, p_errors, p_tracebacks, p_delays_ms) with ordinality
-      d(kind, is_charged, error, traceback, delay_ms, ord) on d.ord = g.ord
+    join unnest(p_kinds, p_charged, p_errors, p_tracebacks, p_delays_ms, p_most_together) with ordinality
+      d(kind, is_charged, error, traceback, delay_ms, most_together, ord) on d.ord = g.ord
     cross join lateral (select * from jobforge.jobs x where x.tenant_id = g.tenant_id and x.id = g.job_id offset 0) j
   ), ended as (
     update jobforge.jobs j
@@ -265,11 +266,11 @@ begin
         and (select u from unnest(p_job_ids) u order by u desc limit 1)
       and j.tenant_id = d.tenant_id and j.id = d.job_id and j.final_status is null
     returning d.ord, j.tenant_id, j.id, j.job_type, j.lane_type, j.priority, j.run_at, j.ordering_key, j.slot_key, d.final_status, d.epoch, d.charged_no,
-      d.kind
+      d.kind, d.most_together
   ), requeued as (
-    insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, is_suspect, own_type)
+    insert into jobforge.ready (tenant_id, job_type, priority, run_at, job_id, epoch, attempt_no, is_suspect, own_type, most_together)
     select e.tenant_id, coalesce(e.lane_type, e.job_type), e.priority, e.run_at, e.id, e.epoch, e.charged_no, e.kind = 'lost',
-      case when e.lane_type is not null then e.job_type end
+      case when e.lane_type is not null then e.job_type end, e.most_together
     from ended e where e.final_status is null
   ), tried as (
     insert into jobforge.job_attempts (tenant_id, job_id, epoch, attempt_no, outcome, worker_id, started_at, finished_at, error, traceback)
@@ -324,7 +325,8 @@ begin
     select x.final_status, x.epoch from jobforge.jobs x where x.tenant_id = u.tenant_id and x.id = u.job_id offset 0) j on true
   order by u.ord;
 end $$;
-comment on function jobforge.close_jobs(text[], uuid[], uuid[], integer[], text[], boolean[], text[], text[], integer[], text[]) is
+comment on function jobforge.close_jobs(text[], uuid[], uuid[], integer[], text[], boolean[], text[], text[], integer[], text[],
+  smallint[]) is
   'Settle attempts that did not succeed: retry, failed, dead or canceled.';
 
 drop function if exists jobforge.fail_jobs(text[], uuid[], uuid[], integer[], text[], text[], text[], integer[]);
@@ -361,9 +363,11 @@ as $$
 $$;
 comment on function jobforge.release_jobs(text[], uuid[], uuid[], integer[]) is 'Give running jobs back at once, without using an attempt.';
 
--- Jobs of expired leases, and jobs past their own deadline in living ones. A job lost alone, or claimed alone as a suspect,
--- pays with its attempt; jobs lost together are requeued uncharged and marked suspect, since one of them may have killed
--- the worker and the others must not pay for it. "Together" is all that the worker held, in whatever leases.
+-- Jobs of expired leases, and jobs past their own deadline in living ones. A job lost alone, or as the only suspect of its
+-- worker, pays with its attempt; jobs lost together are requeued uncharged and marked suspect, since one of them may have
+-- killed the worker and the others must not pay for it. "Together" is all that the worker held, in whatever leases. Of n
+-- lost together the root of n are tried in one lease next, and those of such a lease that is lost each alone: the one
+-- that kills is found among the root of n leases and then among the root of n jobs, and most need not wait for each other.
 create or replace function jobforge.reap_leases(p_limit integer, p_tenant_id text) returns integer
 language plpgsql volatile
 set search_path = jobforge, pg_temp
@@ -379,9 +383,11 @@ begin
     order by l.tenant_id, l.lease_id limit p_limit for update skip locked
   ), lost as (
     select e.tenant_id, e.lease_id, h.job_id, h.epoch, e.lease_until <= v_now as is_lost,
-      e.is_suspect or (
-        select sum(cardinality(w.job_ids)) from jobforge.leases w where w.worker_id = e.worker_id) = 1 as is_alone
+      t.count = 1 or (e.is_suspect and cardinality(e.job_ids) = 1) as is_alone,
+      case when not e.is_suspect then nullif(trunc(sqrt(t.count)), 1)::smallint end as most_together
     from expired e
+    cross join lateral (
+      select sum(cardinality(w.job_ids)) as count from jobforge.leases w where w.worker_id = e.worker_id offset 0) t
     cross join lateral unnest(e.job_ids, e.epochs, e.deadlines) h(job_id, epoch, deadline)
     where e.lease_until <= v_now or h.deadline <= v_now
   )
@@ -392,12 +398,13 @@ begin
     array_agg(case when o.is_lost
       then '{"code": "WORKER_LOST", "message": "the worker was lost while it ran the job", "retryable": true}'
       else '{"code": "TIMED_OUT", "message": "the job passed its timeout and its worker did not stop it", "retryable": true}'
-      end) as errors
+      end) as errors,
+    array_agg(o.most_together) as most_together
   into v_lost
   from lost o;
   if v_lost.total > 0 then
     perform jobforge.close_jobs(v_lost.tenant_ids, v_lost.lease_ids, v_lost.job_ids, v_lost.epochs, v_lost.kinds,
-      v_lost.charged, v_lost.errors, null, null);
+      v_lost.charged, v_lost.errors, null, null, p_most_together => v_lost.most_together);
   end if;
   return v_lost.total;
 end $$;

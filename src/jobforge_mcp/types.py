@@ -516,7 +516,7 @@ class ClaimedJob(NamedTuple):
     timeout_ms: int
     is_dry_run: bool
     is_suspect: bool
-    """Lost before together with others, so claimed alone."""
+    """Lost before together with others, so claimed apart from what was not."""
     claimed_at: datetime
     lease_until: datetime
     lane_type: str | None = None

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from math import isqrt
 from typing import ClassVar, LiteralString
 from uuid import UUID
 
@@ -83,6 +85,8 @@ class Model:
     max_attempts: int = 2
     is_cancel_requested: bool = False
     is_suspect: bool = False
+    most_together: int = 1
+    """Of suspects: how many may be claimed at once."""
     holder: Row | None = None
     """The claim that lives, also while it is expired and nobody took the job out of it."""
     version: int = 0
@@ -168,6 +172,7 @@ class JobMachine(RuleBasedStateMachine):
         """Ask for nothing, and with a worker for a slot of its pool."""
         if worker is None:
             (row,) = self.queue.look(PLAIN, tenant, tenant, max_attempts)
+            (row.job_id,), row.lease_id = row.job_ids, None
         else:
             (row,) = self.queue.look(LEASE, tenant, tenant, worker, max_attempts)
         is_held_up = any(each == tenant for each, _ in self.paused) or any(
@@ -322,6 +327,7 @@ class JobMachine(RuleBasedStateMachine):
             assert row.epoch == job.epoch + 1
             assert row.attempt_no == job.attempt_no + 1 <= row.max_attempts == job.max_attempts
             assert row.is_suspect == job.is_suspect
+            assert not job.is_suspect or sum(r.is_suspect for r in claimed) <= job.most_together
             if job.ordering_key:
                 assert self.lines[job.tenant, job.ordering_key][0] == row.job_id
             row.worker_id = worker
@@ -581,15 +587,24 @@ class JobMachine(RuleBasedStateMachine):
         self.end(*ended)
 
     def reap_model(self, tenant: str | None) -> None:
-        held: dict[str, int] = {}
-        for job in self.jobs.values():
-            if job.holder:
-                held[job.holder.worker_id] = held.get(job.holder.worker_id, 0) + 1
+        holders = [job.holder for job in self.jobs.values() if job.holder]
+        held = Counter(row.worker_id for row in holders)
+        leased = Counter(row.lease_id for row in holders)
+        lost = [
+            (job_id, job, row)
+            for job_id, job in self.jobs.items()
+            if (row := job.holder) and not self.is_alive(row) and tenant in {None, job.tenant}
+        ]
+        for _, job, row in lost:
+            job.most_together = 1 if row.is_suspect else isqrt(held[row.worker_id])
         self.settle_model(
             [
-                (job_id, "lost", row.is_suspect or held[row.worker_id] == 1)
-                for job_id, job in self.jobs.items()
-                if (row := job.holder) and not self.is_alive(row) and tenant in {None, job.tenant}
+                (
+                    job_id,
+                    "lost",
+                    held[row.worker_id] == 1 or (row.is_suspect and leased[row.lease_id] == 1),
+                )
+                for job_id, _, row in lost
             ]
         )
 

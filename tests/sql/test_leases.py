@@ -128,6 +128,68 @@ def test_a_job_that_kills_its_worker_goes_dead_and_its_neighbours_do_not_pay(
     assert workers_lost == 4
 
 
+def test_of_many_lost_together_the_root_of_them_are_tried_in_one_lease(queue: Queue) -> None:
+    queue.enqueue_many(16)
+    queue.claim(16)
+    queue.lose_worker()
+
+    tried = queue.claim(16, "w2")
+    assert [row.is_suspect for row in tried] == [True] * 4
+    assert len({row.lease_id for row in tried}) == 1
+    assert queue.claim(16, "w2") == []
+    assert len(queue.claim(16, "w3")) == 4
+    assert len(queue.claim(2, "w4")) == 2
+    queue.complete(*tried)
+    assert len(queue.claim(16, "w2")) == 4
+
+
+def test_suspects_lost_together_do_not_pay_and_are_tried_alone(queue: Queue) -> None:
+    queue.enqueue_many(16)
+    queue.claim(16)
+    queue.lose_worker()
+    tried = {row.job_id for row in queue.claim(16, "w2")}
+
+    queue.lose_worker()
+
+    assert [queue.run(job_id).attempt_no for job_id in tried] == [0] * 4
+    alone = [row for number in range(7) for row in [queue.claim(16, f"w{number}")] if len(row) == 1]
+    assert {row.job_id for (row,) in alone} == tried
+
+
+def test_the_last_suspect_of_a_lease_pays_when_it_is_lost(queue: Queue) -> None:
+    queue.enqueue_many(16)
+    queue.claim(16)
+    queue.lose_worker()
+    *settled, last = queue.claim(16, "w2")
+    queue.complete(*settled)
+
+    queue.lose_worker()
+
+    assert queue.run(last.job_id).attempt_no == 1
+
+
+@pytest.mark.requirement("sql.poison")
+def test_a_job_that_kills_its_worker_is_found_among_many(queue: Queue) -> None:
+    poison, *others = queue.enqueue_many(100)
+    queue.claim(100)
+    queue.lose_worker()
+
+    workers_lost, claims = 1, 0
+    while claimed := queue.claim(100, f"w{claims}"):
+        claims += 1
+        if poison in [row.job_id for row in claimed]:
+            workers_lost += 1
+            queue.lose_worker()
+        else:
+            queue.complete(*claimed)
+
+    run = queue.run(poison)
+    assert (run.status, run.attempt_no) == ("dead", 3)
+    assert [queue.run(job_id).attempt_no for job_id in others] == [1] * 99
+    assert workers_lost == 5
+    assert claims < 30
+
+
 def test_a_job_past_its_deadline_is_taken_out_of_a_living_lease(queue: Queue) -> None:
     short, long = queue.enqueue_many(2, timeout_ms=[1000, 600_000])
     claimed = queue.claim(2)

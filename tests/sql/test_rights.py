@@ -274,7 +274,7 @@ def test_only_the_api_does_what_callers_do(
         "leave_leases",
         "end_lease",
         "close_jobs",
-        "take_suspect",
+        "take_suspects",
         "reap_leases",
         "reap_tenant",
         "small_runs",

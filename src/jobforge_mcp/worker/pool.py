@@ -493,8 +493,8 @@ class WorkerPool:
 
     def _hear_settled(self, attempt: Attempt, settled: Settled | None) -> None:
         self._heartbeat.drop(attempt)
-        if attempt.claimed.is_suspect:
-            # A worker holds one at a time: what a claim left behind for that can be had now, and nobody tells of it.
+        if attempt.claimed.is_suspect and not attempt.lease.attempts:
+            # A worker holds one lease of them: what a claim left behind for that can be had now, and nobody tells of it.
             self._hints.wake()
         if settled is None or settled.outcome is SettleOutcome.STALE:
             log.warning("settle_came_too_late", **attempt.names)
