@@ -7,10 +7,13 @@ import socket
 import sys
 from collections.abc import Iterable
 
+import anyio
 import pytest
+from anyio.abc import SocketStream
 
 from jobforge_mcp.local import rendezvous
 from jobforge_mcp.local.bridge import LineBuffer
+from jobforge_mcp.local.connections import Chat, ReadStream, WriteStream
 from tests.local.conftest import Home
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs Unix sockets")
@@ -99,3 +102,32 @@ def test_a_hello_that_is_none_is_not_answered(home: Home) -> None:
         heard = json.loads(stranger.recv(rendezvous.LONGEST_HELLO))
 
     assert "error" in heard
+
+
+@pytest.mark.requirement("local.node-lost")
+async def test_a_chat_that_left_with_a_question_open_hinders_nobody_s_end() -> None:
+    """A node that ends says farewell to all chats at once: one whose host has just gone must not cost the others theirs."""
+    ours, theirs = socket.socketpair()
+    stream = await SocketStream.from_socket(ours)
+    chat = Chat(stream, b'{"jsonrpc": "2.0", "id": 1, "method": "tools/list"}\n')
+    was_asked, has_left, may_end = anyio.Event(), anyio.Event(), anyio.Event()
+
+    async def serve(reading: ReadStream, _: WriteStream) -> None:
+        async for _message in reading:
+            was_asked.set()
+        has_left.set()
+        await may_end.wait()
+
+    async def handle() -> None:
+        async with stream:
+            await chat.run(serve)
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(handle)
+            await was_asked.wait()
+            theirs.close()
+            await has_left.wait()
+            tasks.start_soon(chat.end, 600)
+            await anyio.wait_all_tasks_blocked()
+            may_end.set()

@@ -204,6 +204,7 @@ class Chat:
             for stream in (into_server, from_client, into_client, from_server):
                 stream.close()
             self._done.set()
+            self._answered.set()  # nobody is to be waited for any more
 
     async def end(self, seconds: float) -> None:
         """Take no more requests, let those that were begun be answered for a time, say farewell, and end."""
@@ -212,7 +213,8 @@ class Chat:
         with anyio.move_on_after(seconds):
             while set(self._waiting.values()) - _NEVER_ANSWERED and not self._done.is_set():
                 await self._answered.wait()
-        with anyio.move_on_after(1, shield=True), suppress(anyio.BrokenResourceError):
+        gone = anyio.BrokenResourceError, anyio.ClosedResourceError
+        with anyio.move_on_after(1, shield=True), suppress(*gone):
             unanswered: JsonObject = {"jobforge": "bye", "unanswered": [*self._waiting]}
             async with self._send_lock:
                 await _send(self._stream, unanswered)
