@@ -37,11 +37,13 @@ from jobforge_mcp.types import Caller, JobId, JsonValue, Run, RunStatus, TenantI
 from soak.history import History
 from soak.planes import Planes
 
+LOAD = float(os.environ.get("SOAK_LOAD", "1"))
+"""Share of the usual calls that are made."""
 LOOPS = 6
-PAUSE_SECONDS = 0.15
+PAUSE_SECONDS = 0.15 / LOAD
 BULK, MOST_BULK = 20, 200
 """Jobs of one call in bulk."""
-JOBS_A_SECOND = 32
+JOBS_A_SECOND = 32 * LOAD
 """Of each tenant; what single calls do not make up is enqueued in bulk."""
 POLLED = 200
 BURST, BURST_MILLISECONDS = 8, 150
@@ -184,7 +186,7 @@ class Crowd:
             await self._enqueue_bulk("soak.limited", BURST, milliseconds=BURST_MILLISECONDS)
             await self._enqueue_bulk("soak.quick", BURST, ordering_key=key, sequence=sequence)
             sequence += BURST
-            await anyio.sleep(self.chance.uniform(0.5, 2.5))
+            await anyio.sleep(self.chance.uniform(0.5, 2.5) / LOAD)
 
     async def _enqueue_bulk(
         self,

@@ -52,6 +52,8 @@ class Mutant:
     """Whether it shows only through MCP."""
     poisons: float = 0.001
     """Share of the jobs that kill their worker."""
+    load: float = 1.0
+    """Share of the usual calls: where slots are seldom free no job is inserted already leased."""
     timeout: str = "30s"
     """What a job may take: what is stuck is taken from its worker then, and goes on."""
     also: Mutant | None = None
@@ -104,6 +106,13 @@ class Mutant:
 _FROZEN = {"worker stopped past its lease": 60.0}
 _CRASHES = {"PostgreSQL stopped at once": 100.0, "PostgreSQL killed": 20.0}
 _LOST_ANSWERS = {"replies swallowed": 100.0, "connections cut": 40.0}
+_SERVER_STAYS = {
+    "server killed": 0.0,
+    "server told to end": 0.0,
+    "PostgreSQL restarted": 0.0,
+    "PostgreSQL stopped at once": 0.0,
+    "PostgreSQL killed": 0.0,
+}
 _NO_WORKER_ENDS: dict[str, float] = {
     "worker killed": 0.0,
     "worker told to end": 0.0,
@@ -297,14 +306,18 @@ MUTANTS: dict[str, Mutant] = {
         by=frozenset({"audit"}),
     ),
     "leased-no-audit": Mutant(
-        "one inline job in two is not in the audit log",
+        "an inline job is not in the audit log",
         "enqueue_leased_job",
         {
             "values (p_tenant_id, enqueue_leased_job.job_id, v_now, 'enqueue'": "select p_tenant_id, enqueue_leased_job.job_id, v_now, 'enqueue'",
-            "enqueue_leased_job.job_id, p_job_type)": "enqueue_leased_job.job_id, p_job_type where random() < 0.5",
+            "enqueue_leased_job.job_id, p_job_type)": "enqueue_leased_job.job_id, p_job_type where false",
         },
+        _SERVER_STAYS,
         by=frozenset({"audit"}),
         needs_agents=True,
+        load=0.1,
+        seconds=25,
+        poisons=0,
     ),
     "leased-nowhere": Mutant(
         "an inline job is inserted without its lease",
@@ -313,15 +326,23 @@ MUTANTS: dict[str, Mutant] = {
             "values (p_tenant_id, enqueue_leased_job.lease_id": "select p_tenant_id, enqueue_leased_job.lease_id",
             "array[v_deadline])": "array[v_deadline] where false",
         },
+        _SERVER_STAYS,
         by=frozenset({"no loss"}),
         needs_agents=True,
+        load=0.1,
+        seconds=25,
+        poisons=0,
     ),
     "leased-not-counted": Mutant(
         "the attempt of an inline job is not counted",
         "enqueue_leased_job",
         {"array[1::smallint]": "array[0::smallint]"},
+        _SERVER_STAYS,
         by=frozenset({"attempts", "claims"}),
         needs_agents=True,
+        load=0.1,
+        seconds=25,
+        poisons=0,
     ),
     "lanes-passed-over": Mutant(
         "a claim passes over the first tenant of those that have anything",

@@ -52,7 +52,7 @@ TENANTS = [["acme", "globex"], ["initech", "umbrella"]]
 _MUTANT_DOORS = {"http": ["acme", "initech"]}
 SCHEDULED = ["acme", "initech"]
 DOORS = {"http": ["acme", "initech"], "stdio": ["globex", "umbrella"]}
-ENOUGH_ANSWERS = 40
+ENOUGH_ANSWERS = 80
 """Answers to agents among which one must have been of a job that began where it was asked for."""
 SHOWN = 20
 WATCH_SECONDS = 1.0
@@ -124,7 +124,11 @@ async def soak(
     proxy, port = Proxy(free_port(), server.port), free_port()
     environment = _environment(folder, server, proxy, port, key)
     if mutant is not None:
-        environment |= {"SOAK_POISONS": str(mutant.poisons), "SOAK_TIMEOUT": mutant.timeout}
+        environment |= {
+            "SOAK_POISONS": str(mutant.poisons),
+            "SOAK_TIMEOUT": mutant.timeout,
+            "SOAK_LOAD": str(mutant.load),
+        }
         if not options.unplanted:
             environment |= mutant.change_sources(folder / "mutated")
     tokens = issue_tokens(folder / "keys", _tenants())
