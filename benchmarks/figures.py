@@ -45,7 +45,8 @@ class Sizes:
     starts: int = 20
     cold_starts: int = 3
     passes: int = 3
-    rounds: int = 6
+    rounds: int = 10
+    round_jobs: int = 30_000
     definitions: int = 10_000
 
 
@@ -60,6 +61,7 @@ TINY = Sizes(
     cold_starts=1,
     passes=1,
     rounds=2,
+    round_jobs=60,
     definitions=50,
 )
 

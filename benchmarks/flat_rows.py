@@ -154,12 +154,12 @@ def _rounds(
     costs: list[float] = []
     contender.prepare()
     with running_workers(contender, 1) as workers:
-        _round(contender, workers, sizes.jobs)
+        _round(contender, workers, sizes.round_jobs)
         with _old_transaction(contender.stage.url(contender.database), is_held=is_held):
             for _ in range(sizes.rounds):
                 before = contender.stage.server_cpu()
-                rates.append(_round(contender, workers, sizes.jobs))
-                costs.append(1_000 * (contender.stage.server_cpu() - before) / sizes.jobs)
+                rates.append(_round(contender, workers, sizes.round_jobs))
+                costs.append(1_000 * (contender.stage.server_cpu() - before) / sizes.round_jobs)
     return rates, costs
 
 

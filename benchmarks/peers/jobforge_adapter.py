@@ -26,9 +26,10 @@ from jobforge_mcp.router.jobs import Router
 from jobforge_mcp.types import Caller, JsonValue, TenantId
 
 NOOP_JOB = Path(__file__).with_name("noop_job.py")
-CHUNK = 1_000
-CALLS = 2
-"""Bulk calls at a time: while the database works on one, this process makes the next."""
+CHUNK = 2_000
+"""Jobs of one bulk call."""
+CALLS = 3
+"""Bulk calls at a time: while the database works on some, this process makes the next."""
 KEYS = 500
 
 
