@@ -85,14 +85,15 @@ class Agent:
             if not self._unfinished:
                 self._unfinished.append(self._next())
             call = self._unfinished[0]
-            if "idempotencyKey" not in call["arguments"]:
+            is_keyed = "idempotencyKey" in call["arguments"]
+            if not is_keyed:
                 self._unfinished.pop(0)  # whatever comes of it
             with anyio.fail_after(CALL_SECONDS):
                 if call["tool"] == "execute-job":
                     is_done = await self._execute(client, call)
                 else:
                     is_done = await self._submit(client, call)
-            if is_done and self._unfinished:
+            if is_done and is_keyed:
                 self._unfinished.pop(0)
             await anyio.sleep(self._chance.random() * 0.2)
 

@@ -119,6 +119,22 @@ _NO_WORKER_ENDS: dict[str, float] = {
     "worker stopped past its lease": 0.0,
 }
 
+
+def _inline(what: str, changes: Mapping[str, str], by: Set[str]) -> Mutant:
+    """Plant a bug in the jobs that begin where an agent asks for them: for these a server has to live and slots to be free."""
+    return Mutant(
+        what,
+        "enqueue_leased_job",
+        changes,
+        _SERVER_STAYS,
+        by=by,
+        needs_agents=True,
+        load=0.1,
+        seconds=25,
+        poisons=0,
+    )
+
+
 MUTANTS: dict[str, Mutant] = {
     "no-fence": Mutant(
         "a settle is accepted from whoever held the job once",
@@ -305,44 +321,26 @@ MUTANTS: dict[str, Mutant] = {
         {"    if p_call_traces is null then\n      insert": "    if false then\n      insert"},
         by=frozenset({"audit"}),
     ),
-    "leased-no-audit": Mutant(
+    "leased-no-audit": _inline(
         "an inline job is not in the audit log",
-        "enqueue_leased_job",
         {
             "values (p_tenant_id, enqueue_leased_job.job_id, v_now, 'enqueue'": "select p_tenant_id, enqueue_leased_job.job_id, v_now, 'enqueue'",
             "enqueue_leased_job.job_id, p_job_type)": "enqueue_leased_job.job_id, p_job_type where false",
         },
-        _SERVER_STAYS,
         by=frozenset({"audit"}),
-        needs_agents=True,
-        load=0.1,
-        seconds=25,
-        poisons=0,
     ),
-    "leased-nowhere": Mutant(
+    "leased-nowhere": _inline(
         "an inline job is inserted without its lease",
-        "enqueue_leased_job",
         {
             "values (p_tenant_id, enqueue_leased_job.lease_id": "select p_tenant_id, enqueue_leased_job.lease_id",
             "array[v_deadline])": "array[v_deadline] where false",
         },
-        _SERVER_STAYS,
         by=frozenset({"no loss"}),
-        needs_agents=True,
-        load=0.1,
-        seconds=25,
-        poisons=0,
     ),
-    "leased-not-counted": Mutant(
+    "leased-not-counted": _inline(
         "the attempt of an inline job is not counted",
-        "enqueue_leased_job",
         {"array[1::smallint]": "array[0::smallint]"},
-        _SERVER_STAYS,
         by=frozenset({"attempts", "claims"}),
-        needs_agents=True,
-        load=0.1,
-        seconds=25,
-        poisons=0,
     ),
     "lanes-passed-over": Mutant(
         "a claim passes over the first tenant of those that have anything",

@@ -9,7 +9,7 @@ from jobforge_mcp.types import NewJob
 
 def job_like(neighbour: NewJob, prepared: Prepared) -> NewJob:
     """Return a job that differs in its input alone from another of the same definition; a bulk makes thousands."""
-    job = NewJob(neighbour[0], prepared[1], prepared[2], *neighbour[3:])
+    job = NewJob(neighbour.job_type, prepared.payload, prepared.received, *neighbour[3:])
     if job.claim_limits is None:
         return job
     return job._replace(claim_limits=claim_limits(prepared.definition, prepared.payload))

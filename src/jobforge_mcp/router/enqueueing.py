@@ -119,9 +119,9 @@ def _asks_nothing(caller: Caller) -> bool:
 
 def _kinds(jobs: Sequence[NewJob]) -> Sequence[NewJob]:
     """Return one job that stands for all where they differ in their inputs alone, as those of a bulk do, or else all."""
-    job_type, _, _, *others = jobs[0]
-    same = tuple(others)
-    return jobs[:1] if all(job[0] == job_type and job[3:] == same for job in jobs) else jobs
+    job_type, others = jobs[0].job_type, jobs[0][3:]
+    is_same = all(job.job_type == job_type and job[3:] == others for job in jobs)
+    return jobs[:1] if is_same else jobs
 
 
 def _is_alike(jobs: Sequence[NewJob]) -> bool:
